@@ -1,0 +1,28 @@
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: demo test check bench clean
+
+demo: $(INSTALLED)  ## prune the embedded model
+	$(BIN)/darwinlm demo
+
+test: $(INSTALLED)  ## all tests, on pico models
+	$(BIN)/python -m pytest
+
+check: $(INSTALLED)  ## style, types, import order
+	$(BIN)/ruff format --check src tests benchmarks recipes
+	$(BIN)/ruff check src tests benchmarks recipes
+	$(BIN)/pyright
+	$(BIN)/python -m pytest tests/test_import_order.py
+
+bench: $(INSTALLED)  ## the measurements of docs/benchmarks.md
+	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $(INSTALLED)
+
+clean:
+	rm -rf .venv build dist src/*.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,84 @@
+"""DarwinLM: training-aware, evolutionary structured pruning of large language models (arXiv 2502.07780).
+
+    import darwinlm
+
+    summary = darwinlm.prune("Qwen/Qwen3-0.6B", data="fineweb-edu", output="runs/qwen3", target={"level": 5})
+
+Every command of the command line has such a twin; settings are given as in `config.yaml`, groups as dictionaries.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from darwinlm.errors import CalibrationError, DamagedFileError, DarwinLMError, RequestError
+
+__version__ = "0.1.0"
+__all__ = [
+    "CalibrationError",
+    "DamagedFileError",
+    "DarwinLMError",
+    "RequestError",
+    "build_database",
+    "demo",
+    "evaluate",
+    "export_checkpoint",
+    "plan",
+    "prune",
+    "search_genome",
+]
+
+
+def _config(preset: str | None, settings: dict[str, Any]) -> Any:
+    from darwinlm.runtime.rundir import settled
+
+    return settled({key: value for key, value in settings.items() if value != ""}, preset=preset)
+
+
+def prune(model: str = "", *, preset: str | None = None, rebuild: bool = False, restart: bool = False, **settings: Any):
+    """Prune a model: all stages in order; returns what `summary.json` holds."""
+    from darwinlm.pipeline import run_prune
+
+    return run_prune(_config(preset, {"model": model, **settings}), rebuild=rebuild, restart=restart)
+
+
+def build_database(model: str = "", *, preset: str | None = None, rebuild: bool = False, **settings: Any):
+    """Build the level database of a run; returns it."""
+    from darwinlm.pipeline import run_database
+
+    return run_database(_config(preset, {"model": model, **settings}), rebuild=rebuild)
+
+
+def search_genome(output: str, *, preset: str | None = None, restart: bool = False, **settings: Any):
+    """Search on the database of a run directory; returns {module name: level}."""
+    from darwinlm.pipeline import run_search
+
+    return run_search(_config(preset, {"output": output, **settings}), restart=restart)
+
+
+def export_checkpoint(output: str, **settings: Any):
+    """Write the checkpoint of a run directory's genome; returns its folder."""
+    from darwinlm.pipeline import run_export
+
+    return run_export(_config(None, {"output": output, **settings}))
+
+
+def evaluate(model: str, *, against: str = "", **settings: Any):
+    """Perplexity of a checkpoint on held-out text, and its KL to the model it was pruned from."""
+    from darwinlm.evaluation import run_eval
+
+    return run_eval(_config(None, {"model": model, **settings}), against)
+
+
+def plan(model: str, *, preset: str | None = None, **settings: Any):
+    """Sizes, disk, memory and tokens of a run, from the model's configuration alone."""
+    from darwinlm.plan import make_plan
+
+    return make_plan(_config(preset, {"model": model, **settings}))
+
+
+def demo(output: str = "runs/demo", **settings: Any):
+    """Prune the embedded model and compare it with the dense and the uniformly pruned one."""
+    from darwinlm.demonstration import run_demo
+
+    return run_demo(_config("demo", {"output": output, **settings}))

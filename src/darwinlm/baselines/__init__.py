@@ -1,0 +1,1 @@
+"""Methods to compare with: one file each, each returns a genome of the same space."""

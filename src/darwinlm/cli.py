@@ -1,0 +1,205 @@
+"""The command line: reads settings, calls one function, prints a table. No logic of its own."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from jsonargparse import ArgumentError, ArgumentParser
+from rich.console import Console
+
+from darwinlm.config import PRESETS, RunConfig, settings_parser
+from darwinlm.errors import RequestError
+from darwinlm.runtime.progress import log, show_log
+from darwinlm.runtime.rundir import settled
+
+console = Console(width=None if sys.stdout.isatty() else 110)
+
+
+@dataclass(frozen=True)
+class Command:
+    """One subcommand."""
+
+    summary: str
+    call: Callable[[RunConfig, dict[str, Any]], None]
+    takes_model: bool = True
+    flags: tuple[str, ...] = ()
+    default_preset: str | None = None
+
+
+def _prune(config: RunConfig, flags: dict[str, Any]) -> None:
+    from darwinlm import tables
+    from darwinlm.pipeline import run_prune
+
+    summary = run_prune(config, rebuild=flags["rebuild"], restart=flags["restart"])
+    console.print(tables.summary(summary))
+    _next(f"darwinlm eval {config.output}/model --against {config.model} --data {config.data}")
+
+
+def _database(config: RunConfig, flags: dict[str, Any]) -> None:
+    from darwinlm import tables
+    from darwinlm.pipeline import run_database
+
+    console.print(tables.database(run_database(config, rebuild=flags["rebuild"])))
+    _next(f"darwinlm search --output {config.output} --target.level {config.target.level:g}")
+
+
+def _search(config: RunConfig, flags: dict[str, Any]) -> None:
+    from darwinlm import tables
+    from darwinlm.pipeline import run_search
+
+    console.print(tables.genome(run_search(config, restart=flags["restart"])))
+    _next(f"darwinlm export --output {config.output}")
+
+
+def _export(config: RunConfig, flags: dict[str, Any]) -> None:
+    from darwinlm.pipeline import run_export
+
+    folder = run_export(config)
+    console.print(f"The checkpoint lies in {folder}. It loads with transformers alone (trust_remote_code=True).")
+    _next(f"darwinlm eval {folder} --against {config.model}")
+
+
+def _eval(config: RunConfig, flags: dict[str, Any]) -> None:
+    from darwinlm import tables
+    from darwinlm.evaluation import run_eval
+
+    console.print(tables.qualities(run_eval(config, flags["against"] or "")))
+
+
+def _plan(config: RunConfig, flags: dict[str, Any]) -> None:
+    from darwinlm import tables
+    from darwinlm.plan import make_plan
+
+    for table in tables.plan(make_plan(config)):
+        console.print(table)
+
+
+def _demo(config: RunConfig, flags: dict[str, Any]) -> None:
+    from darwinlm import tables
+    from darwinlm.demonstration import run_demo
+
+    for table in tables.demo(run_demo(config)):
+        console.print(table)
+    _next(f"darwinlm prune MODEL --data DATA --preset quick --output runs/mine   (this run lies in {config.output})")
+
+
+COMMANDS = {
+    "prune": Command("all of it: database, search, export, evaluation", _prune, flags=("rebuild", "restart")),
+    "database": Command("second-order levels of every module", _database, flags=("rebuild",)),
+    "search": Command("evolution over levels, training-aware", _search, takes_model=False, flags=("restart",)),
+    "export": Command("a really smaller Hugging Face checkpoint", _export, takes_model=False),
+    "eval": Command("perplexity of a checkpoint, and its KL to the dense model", _eval, flags=("against",)),
+    "plan": Command("sizes, disk, memory and tokens, from the configuration alone", _plan),
+    "demo": Command(
+        "prune the embedded model, minutes on a laptop CPU", _demo, takes_model=False, default_preset="demo"
+    ),
+}
+_FLAG_HELP = {
+    "rebuild": "make damaged files of the database again",
+    "restart": "discard the search that lies in the output folder and begin anew",
+    "against": "the dense model to compare with: folder or hub id",
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of `darwinlm`; exits with 0 (done), 2 (the request is wrong) or 1 (anything else)."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help"):
+        console.print(overview(), highlight=False)
+        return
+    if arguments[0] == "--version":
+        from darwinlm import __version__
+
+        console.print(f"darwinlm {__version__}", highlight=False)
+        return
+    try:
+        command = _command(arguments[0])
+        config, flags = read_settings(arguments[0], command, arguments[1:])
+        show_log()
+        _quiet_libraries()
+        command.call(config, flags)
+    except RequestError as fault:
+        for message in fault.faults:
+            print(f"darwinlm: {message}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("darwinlm: stopped. The same command goes on from here.", file=sys.stderr)
+        sys.exit(130)
+
+
+def _command(name: str) -> Command:
+    if name not in COMMANDS:
+        raise RequestError(
+            f"There is no command '{name}'. The commands are: {', '.join(COMMANDS)}. See darwinlm --help."
+        )
+    return COMMANDS[name]
+
+
+def overview() -> str:
+    """What `darwinlm --help` prints."""
+    lines = [f"  darwinlm {name:<10} {command.summary}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "DarwinLM: really smaller and faster language models by training-aware evolutionary pruning.",
+            "",
+            *lines,
+            "",
+            "darwinlm COMMAND --help lists the settings. Begin with: darwinlm demo",
+        ]
+    )
+
+
+def read_settings(name: str, command: Command, arguments: list[str]) -> tuple[RunConfig, dict[str, Any]]:
+    """The settings and the command's own flags.
+
+    Raises:
+        RequestError: the arguments do not fit.
+    """
+    parser = _parser(name, command)
+    try:
+        typed = parser.parse_args(arguments, defaults=False).as_dict()
+    except ArgumentError as fault:
+        raise RequestError(f"{' '.join(str(fault).split())} See darwinlm {name} --help.") from fault
+    flags = {flag: typed.pop(flag, None) for flag in command.flags}
+    preset, file = typed.pop("preset", None), typed.pop("config", None)
+    if name == "demo":
+        typed.setdefault("output", "runs/demo")
+    return settled(_given(typed), preset=preset, file=file, default=command.default_preset), flags
+
+
+def _parser(name: str, command: Command) -> ArgumentParser:
+    parser = settings_parser(prog=f"darwinlm {name}", description=f"{command.summary[0].upper()}{command.summary[1:]}.")
+    if command.takes_model:
+        parser.add_argument("model", nargs="?", help="path or hub id of the model")
+    parser.add_argument("--preset", help=f"settings by name: {', '.join(PRESETS)}")
+    parser.add_argument("--config", help="YAML file with settings; flags override it")
+    for flag in command.flags:
+        if flag == "against":
+            parser.add_argument("--against", help=_FLAG_HELP[flag])
+        else:
+            parser.add_argument(f"--{flag}", action="store_true", help=_FLAG_HELP[flag])
+    return parser
+
+
+def _given(typed: dict[str, Any]) -> dict[str, Any]:
+    """Without what was not typed."""
+    given = {key: _given(value) if isinstance(value, dict) else value for key, value in typed.items()}
+    return {key: value for key, value in given.items() if value is not None and value != {}}
+
+
+def _next(command: str) -> None:
+    console.print(f"Next: {command}", highlight=False, soft_wrap=True)
+
+
+def _quiet_libraries() -> None:
+    """Progress bars and advice of libraries would tear ours apart; their warnings go to the log file."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", module="transformers")
+    log.debug("libraries are quiet")

@@ -1,0 +1,93 @@
+"""Token blocks of one length in four disjoint splits, so that nothing is scored on what it was fitted to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from darwinlm.config import BlocksConfig
+from darwinlm.data.sources import documents
+from darwinlm.errors import RequestError
+from darwinlm.runtime.seeds import torch_generator
+
+SPLITS = ("hessian", "train", "select", "held_out")
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Disjoint token blocks, each (blocks, sequence_length) int64."""
+
+    hessian: Tensor
+    train: Tensor
+    select: Tensor
+    held_out: Tensor
+
+
+def make_splits(source: str, config: BlocksConfig, tokenizer: Any, seed: int) -> Splits:
+    """Read, tokenize and cut a source, and draw the splits from it at random without replacement.
+
+    The held-out split comes from `config.held_out_data` where that is given, from the held-out files of `stdlib`, and
+    else from the same pool; in the first two cases from the beginning, in order.
+
+    Raises:
+        RequestError: the source cannot be read or has too few tokens; says how many are there and needed.
+    """
+    length = config.sequence_length
+    apart = config.held_out_data or ("stdlib" if source == "stdlib" else None)
+    drawn = [name for name in SPLITS if not (name == "held_out" and apart)]
+    needed = sum(getattr(config, name) for name in drawn)
+    pool_tokens = max(config.pool_tokens, needed * length)
+    pool = cut(documents(source, config.text_field), tokenizer, length, pool_tokens)
+    if len(pool) < needed:
+        counts = ", ".join(f"blocks.{name} {getattr(config, name)}" for name in drawn)
+        raise RequestError(
+            f"'{source}' has {len(pool) * length:,} tokens in whole blocks of {length}, but the splits need {needed * length:,} "
+            f"({counts}). Give more text, or lower these numbers or blocks.sequence_length."
+        )
+    order = torch.randperm(len(pool), generator=torch_generator(seed, "splits"))
+    taken, parts = 0, {}
+    for name in drawn:
+        count = getattr(config, name)
+        parts[name] = pool[order[taken : taken + count]]
+        taken += count
+    if apart:
+        parts["held_out"] = from_the_beginning(apart, config, tokenizer)
+    return Splits(**parts)
+
+
+def from_the_beginning(source: str, config: BlocksConfig, tokenizer: Any) -> Tensor:
+    """The first `config.held_out` blocks of a source, (blocks, sequence_length), in order.
+
+    Raises:
+        RequestError: the source cannot be read or has too few tokens.
+    """
+    length, needed = config.sequence_length, config.held_out
+    blocks = cut(documents(source, config.text_field, held_out=True), tokenizer, length, needed * length)
+    if len(blocks) < needed:
+        raise RequestError(
+            f"The held-out text '{source}' has {len(blocks) * length:,} tokens in whole blocks of {length}, but "
+            f"blocks.held_out = {needed} needs {needed * length:,}. Give more text or lower blocks.held_out."
+        )
+    return blocks[:needed]
+
+
+def cut(texts: Iterable[str], tokenizer: Any, length: int, at_most: int) -> Tensor:
+    """Tokenize documents, put the end token between them, and cut the stream into (blocks, length).
+
+    No other special tokens are added; a rest shorter than a block is left out. Reading stops at `at_most` tokens.
+    """
+    end = tokenizer.eos_token_id
+    stream: list[int] = []
+    waiting = iter(texts)
+    while len(stream) < at_most and (batch := list(islice(waiting, 64))):
+        for ids in tokenizer(batch, add_special_tokens=False, verbose=False)["input_ids"]:
+            if stream and end is not None:
+                stream.append(end)
+            stream += ids
+    count = min(len(stream), at_most) // length
+    return torch.tensor(stream[: count * length], dtype=torch.int64).view(count, length)

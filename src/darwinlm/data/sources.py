@@ -1,0 +1,121 @@
+"""Documents from a hub data set, from files, or from the Python source on this machine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as parquet
+from pyarrow import ArrowException
+
+from darwinlm.data.stdlib import stdlib_documents
+from darwinlm.errors import DamagedFileError, RequestError
+
+SUFFIXES = (".txt", ".jsonl", ".parquet")
+
+
+@dataclass(frozen=True)
+class HubPreset:
+    """A hub data set with the filter that it is known by."""
+
+    path: str
+    name: str
+    score_field: str
+    min_score: float
+
+
+HUB_PRESETS = {
+    # The paper keeps documents scored >= 0.9 (arXiv 2502.07780, section 4), on the scale of the language score.
+    "fineweb-edu": HubPreset("HuggingFaceFW/fineweb-edu", "sample-10BT", "language_score", 0.9),
+}
+
+
+def documents(source: str, text_field: str, *, held_out: bool = False) -> Iterator[str]:
+    """Yield the documents of a source in their order; a .txt file is one document.
+
+    Args:
+        source: see `RunConfig.data`.
+        text_field: field that holds the text in structured files.
+        held_out: of `stdlib`, the part that is never fitted to; other sources have no such part.
+
+    Raises:
+        RequestError: nothing readable is there.
+    """
+    if source == "stdlib":
+        return stdlib_documents(held_out=held_out)
+    path = Path(source).expanduser()
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.suffix in SUFFIXES and p.is_file())
+        if not files:
+            raise RequestError(f"The folder '{source}' holds no {', '.join(SUFFIXES)} file.")
+        return (text for file in files for text in _from_file(file, text_field))
+    if path.is_file():
+        if path.suffix not in SUFFIXES:
+            raise RequestError(
+                f"'{source}' is of no kind that can be read; give a {', '.join(SUFFIXES)} file or a folder of them."
+            )
+        return _from_file(path, text_field)
+    if source in HUB_PRESETS or _looks_like_hub_id(source):
+        return _from_hub(source, text_field)
+    raise RequestError(
+        f"There is no text at '{source}'. Give a file, a folder, a hub data set such as allenai/c4, or stdlib."
+    )
+
+
+def _looks_like_hub_id(source: str) -> bool:
+    return source.count("/") == 1 and not source.startswith((".", "/", "~")) and not source.endswith(SUFFIXES)
+
+
+def _from_file(path: Path, text_field: str) -> Iterator[str]:
+    try:
+        if path.suffix == ".txt":
+            yield path.read_text(encoding="utf-8")
+        elif path.suffix == ".jsonl":
+            with path.open(encoding="utf-8") as lines:
+                for number, line in enumerate(lines, 1):
+                    if line.strip():
+                        yield _field(json.loads(line), text_field, f"'{path}', line {number}")
+        else:
+            with parquet.ParquetFile(path) as file:
+                if text_field not in file.schema_arrow.names:
+                    raise _no_field(text_field, file.schema_arrow.names, f"'{path}'")
+                for batch in file.iter_batches(columns=[text_field]):
+                    yield from (text for text in batch[text_field].to_pylist() if text)
+    except UnicodeDecodeError as fault:
+        raise RequestError(f"'{path}' is not UTF-8 text: {fault}.") from fault
+    except (json.JSONDecodeError, ArrowException, OSError) as fault:
+        raise DamagedFileError(f"'{path}' cannot be read: {fault}.") from fault
+
+
+def _from_hub(source: str, text_field: str) -> Iterator[str]:
+    from datasets import load_dataset  # slow to import, and needed by this source alone
+
+    preset = HUB_PRESETS.get(source)
+    try:
+        if preset:
+            rows = load_dataset(preset.path, name=preset.name, split="train", streaming=True)
+        else:
+            rows = load_dataset(source, split="train", streaming=True)
+        for row in rows:
+            if preset is None or row[preset.score_field] >= preset.min_score:
+                yield _field(row, text_field, f"data set '{source}'")
+    except (OSError, ValueError) as fault:
+        reason = str(fault).splitlines()[0]
+        raise RequestError(
+            f"The hub data set '{source}' cannot be read ({reason}). Check its name and the connection."
+        ) from fault
+
+
+def _field(row: Any, text_field: str, where: str) -> str:
+    if not isinstance(row, dict) or not isinstance(row.get(text_field), str):
+        raise _no_field(text_field, list(row) if isinstance(row, dict) else [], where)
+    return row[text_field]
+
+
+def _no_field(text_field: str, fields: list[str], where: str) -> RequestError:
+    return RequestError(
+        f"{where} has no text in a field '{text_field}'; set blocks.text_field. Fields there: {', '.join(fields) or 'none'}."
+    )

@@ -1,0 +1,1 @@
+"""Second-order levels of every module: Hessians, Optimal Brain Surgeon, and the files they are kept in."""

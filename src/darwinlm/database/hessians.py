@@ -1,0 +1,92 @@
+"""Second moments of what the output matrices of a block are fed, accumulated as the block runs.
+
+Letters: S = sequences, T = tokens in a sequence, H = hidden size, C = columns of an output matrix.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from darwinlm.database.levels import MODULE_OF_KIND, OUTPUT_OF_KIND, Kind
+from darwinlm.errors import CalibrationError
+from darwinlm.models.blocks import BlockStream
+
+
+def block_hessians(
+    stream: BlockStream, block: nn.Module, hidden: Tensor, kinds: list[Kind], batch: int
+) -> dict[Kind, Tensor]:
+    """Run a block once over all sequences and accumulate H = X X^T / tokens for its output matrices.
+
+    Args:
+        stream: where the block came from.
+        block: one decoder layer.
+        hidden: (S, T, H) inputs of the block; replaced by its outputs.
+        kinds: the modules that are wanted, of those that the block has.
+        batch: sequences in a forward pass.
+
+    Returns:
+        float32 (C, C) per kind, undamped.
+    """
+    tokens = hidden.shape[0] * hidden.shape[1]
+    hessians: dict[Kind, Tensor] = {}
+    hooks = []
+    for kind in kinds:
+        matrix = _output_matrix(block, kind)
+        hessians[kind] = torch.zeros(matrix.in_features, matrix.in_features, device=stream.device)
+        hooks.append(matrix.register_forward_pre_hook(_accumulate(hessians[kind], tokens)))
+    try:
+        stream.forward(block, hidden, batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return hessians
+
+
+def _accumulate(hessian: Tensor, tokens: int):
+    def hook(module: nn.Module, arguments: tuple[Tensor]) -> None:
+        x = arguments[0].flatten(0, -2).float()
+        hessian.addmm_(x.T, x, alpha=1 / tokens)
+
+    return hook
+
+
+def damp(hessian: Tensor, rel_damp: float, name: str) -> float:
+    """Add rel_damp * mean(diag H) to the diagonal, in place; returns what was added.
+
+    Raises:
+        CalibrationError: the Hessian is not finite, or zero: nothing ever reached this module.
+    """
+    mean = hessian.diagonal().mean().item()
+    if not torch.isfinite(hessian).all():
+        raise CalibrationError(
+            f"{name}: the calibration inputs hold NaN or Inf. Run with --dtype float32, and check that the checkpoint "
+            "itself gives finite logits."
+        )
+    if mean == 0:
+        raise CalibrationError(f"{name}: all calibration inputs are zero. Check the checkpoint's weights and the data.")
+    hessian.diagonal().add_(rel_damp * mean)
+    return rel_damp * mean
+
+
+def drop_dead_columns(weight: Tensor, hessian: Tensor) -> tuple[Tensor, int]:
+    """Zero the columns whose inputs were never active, which changes no output: they then leave first, at no cost.
+
+    Args:
+        weight: (R, C), left unchanged.
+        hessian: (C, C), undamped.
+    """
+    dead = hessian.diagonal() == 0
+    return weight.masked_fill(dead, 0.0), int(dead.sum())
+
+
+def output_weights(block: nn.Module, kinds: list[Kind]) -> dict[Kind, Tensor]:
+    """The float32 (R, C) output matrix of each kind of module."""
+    return {kind: _output_matrix(block, kind).weight.detach().float() for kind in kinds}
+
+
+def _output_matrix(block: nn.Module, kind: Kind) -> nn.Linear:
+    matrix = block.get_submodule(f"layers.0.{MODULE_OF_KIND[kind]}.{OUTPUT_OF_KIND[kind]}")
+    if not isinstance(matrix, nn.Linear):
+        raise TypeError(f"the output matrix of {kind} is a {type(matrix).__name__}, not a Linear")
+    return matrix

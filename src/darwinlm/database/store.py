@@ -1,0 +1,149 @@
+"""The level database on disk: one safetensors file per module holding kept columns only, and a manifest.
+
+A file holds `order` (groups in the order they left, int64) and `level.<i>.weight` (R, kept columns) for every level
+between dense and gone. Levels are nested, so the order alone says which columns each of them keeps.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from darwinlm.database.levels import Ladder
+from darwinlm.database.obs import PrunedLevel
+from darwinlm.errors import DamagedFileError, RequestError
+from darwinlm.runtime.files import read_json, sha256_of_file, write_json, write_tensors
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class ModuleRecord:
+    """What the manifest says of one module."""
+
+    ladder: Ladder
+    file: str
+    sha256: str
+    bytes: int
+    errors: list[float]
+    """tr(dW H dW^T) at each level, with the damped Hessian."""
+    relative_errors: list[float]
+    """The same over tr(W H W^T): 0 is dense, 1 is gone."""
+    damping: float
+    """What was added to the diagonal of the Hessian."""
+    dead_columns: int
+    """Columns that no calibration token activated."""
+
+
+class Database:
+    """The levels of every module of one model.
+
+    Args:
+        folder: where it lies.
+        identity: what it was, or is to be, made from: model, data, settings.
+    """
+
+    def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
+        self.folder = folder
+        self.identity = identity
+        self.modules: dict[str, ModuleRecord] = {}
+
+    @classmethod
+    def open(cls, folder: Path) -> Database:
+        """The database in a folder, whole or begun.
+
+        Raises:
+            DamagedFileError: the manifest is missing or unreadable.
+        """
+        manifest = read_json(folder / MANIFEST)
+        try:
+            if manifest["format"] != FORMAT:
+                raise RequestError(f"'{folder}' was made by another version of DarwinLM (format {manifest['format']}).")
+            database = cls(folder, manifest["identity"])
+            for record in manifest["modules"]:
+                ladder = Ladder(**{**record["ladder"], "removed": tuple(record["ladder"]["removed"])})
+                database.modules[ladder.name] = ModuleRecord(**{**record, "ladder": ladder})
+        except (KeyError, TypeError) as fault:
+            raise DamagedFileError(
+                f"'{folder / MANIFEST}' is damaged: {fault}. Build the database anew in another --output."
+            ) from fault
+        return database
+
+    def add(
+        self, ladder: Ladder, levels: Iterable[PrunedLevel], dtype: torch.dtype, damping: float, dead_columns: int
+    ) -> ModuleRecord:
+        """Write one module's levels, then the manifest that names them."""
+        tensors: dict[str, Tensor] = {}
+        errors: list[float] = []
+        for number, level in enumerate(levels):
+            errors.append(level.error)
+            if 0 < number < ladder.top:
+                tensors[f"level.{number}.weight"] = level.weight.to("cpu", dtype)
+            tensors["order"] = torch.tensor(level.removed, dtype=torch.int64)
+        file = f"{ladder.name}.safetensors"
+        write_tensors(self.folder / file, tensors)
+        record = ModuleRecord(
+            ladder=ladder,
+            file=file,
+            sha256=sha256_of_file(self.folder / file),
+            bytes=(self.folder / file).stat().st_size,
+            errors=errors,
+            relative_errors=[error / errors[-1] if errors[-1] else 0.0 for error in errors],
+            damping=damping,
+            dead_columns=dead_columns,
+        )
+        self.modules[ladder.name] = record
+        self.save()
+        return record
+
+    def save(self) -> None:
+        """Write the manifest."""
+        modules = [dataclasses.asdict(self.modules[name]) for name in sorted(self.modules, key=_by_layer)]
+        write_json(self.folder / MANIFEST, {"format": FORMAT, "identity": self.identity, "modules": modules})
+
+    def damaged(self) -> list[str]:
+        """Names of the modules whose file is missing, cut short or altered."""
+        return [name for name, record in self.modules.items() if not self._is_whole(record)]
+
+    def _is_whole(self, record: ModuleRecord) -> bool:
+        path = self.folder / record.file
+        return path.is_file() and path.stat().st_size == record.bytes and sha256_of_file(path) == record.sha256
+
+    def ladders(self) -> list[Ladder]:
+        """The ladders in the order of the model."""
+        return [self.modules[name].ladder for name in sorted(self.modules, key=_by_layer)]
+
+    def kept(self, name: str, level: int) -> Tensor:
+        """(k,) int64: columns of the output matrix that a level keeps, ascending."""
+        ladder = self.modules[name].ladder
+        gone = self._read(name, "order")[: ladder.removed[level]]
+        stays = torch.ones(ladder.columns // ladder.group_size, dtype=torch.bool)
+        stays[gone] = False
+        return stays.repeat_interleave(ladder.group_size).nonzero().flatten()
+
+    def weight(self, name: str, level: int) -> Tensor:
+        """(R, k): the refitted output matrix of a level between dense and gone."""
+        return self._read(name, f"level.{level}.weight")
+
+    def _read(self, name: str, tensor: str) -> Tensor:
+        path = self.folder / self.modules[name].file
+        try:
+            with safe_open(path, framework="pt") as file:
+                return file.get_tensor(tensor).clone()
+        except (OSError, SafetensorError) as fault:
+            raise DamagedFileError(
+                f"'{path}' is missing or damaged: {fault}. Run `darwinlm database` with --rebuild."
+            ) from fault
+
+
+def _by_layer(name: str) -> tuple[int, int]:
+    _, _, layer, module = name.split(".")
+    return int(layer), 0 if module == "self_attn" else 1

@@ -1,0 +1,91 @@
+"""`darwinlm demo`: the whole method on the embedded model, minutes on a laptop CPU."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from darwinlm.assemble import Assembler
+from darwinlm.config import RunConfig
+from darwinlm.database.store import Database
+from darwinlm.measure.quality import HeldOut
+from darwinlm.pipeline import Run, opened
+
+DEMO_MODEL = Path(__file__).parent / "demo_model"
+PROMPT = "    def __init__(self, name, value=None):\n"
+"""What the three models complete."""
+
+
+@dataclass(frozen=True)
+class DemoRow:
+    """One of the three models."""
+
+    name: str
+    parameters: int
+    perplexity: float
+    kl: float
+    tokens_per_second: float
+    completion: str
+
+
+def run_demo(config: RunConfig) -> list[DemoRow]:
+    """Prune the embedded model; compare dense, uniform and DarwinLM.
+
+    Args:
+        config: the settings; the model is always the embedded one.
+    """
+    config = replace(config, model=str(DEMO_MODEL))
+    with opened(config) as run:
+        database = run.database()
+        genome = run.search(database)
+        run.export(database, genome)
+        run.evaluate(database, genome)
+        return _compare(run, database, genome)
+
+
+def _compare(run: Run, database: Database, genome: tuple[int, ...]) -> list[DemoRow]:
+    assembler = Assembler(run.source, database, keep_dense=True)
+    genomes = {"dense": (0,) * len(genome), "uniform": run.uniform_genome, "DarwinLM": genome}
+    models = {name: assembler.model(wanted, run.device) for name, wanted in genomes.items()}
+    held_out = HeldOut(run.splits.held_out, run.stream)
+    speeds = tokens_per_second(list(models.values()), run.splits.held_out[:8])
+    rows = []
+    for (name, model), speed in zip(models.items(), speeds):
+        quality = held_out.quality_of_model(model)
+        completion = complete(model, run.source.tokenizer, PROMPT)
+        rows.append(DemoRow(name, quality.parameters, quality.perplexity, quality.kl or 0.0, speed, completion))
+    return rows
+
+
+@torch.no_grad()
+def tokens_per_second(models: list[Any], tokens: Tensor, rounds: int = 7) -> list[float]:
+    """Median prefill speed of each model on `tokens` (S, T); the models take turns, so that drift hits all alike."""
+    seconds: list[list[float]] = [[] for _ in models]
+    for round_ in range(rounds + 1):
+        for model, taken in zip(models, seconds):
+            began = time.perf_counter()
+            model(input_ids=tokens.to(model.device), use_cache=False, logits_to_keep=1)
+            if round_:  # the first warms up
+                taken.append(time.perf_counter() - began)
+    return [tokens.numel() / statistics.median(taken) for taken in seconds]
+
+
+@torch.no_grad()
+def complete(model: Any, tokenizer: Any, prompt: str, new_tokens: int = 48) -> str:
+    """What a model writes after `prompt`, greedily but for a mild penalty on repetition."""
+    inputs = tokenizer(prompt, return_tensors="pt").to(model.device)
+    model.generation_config.pad_token_id = tokenizer.eos_token_id
+    output = model.generate(
+        input_ids=inputs["input_ids"],
+        attention_mask=inputs["attention_mask"],
+        max_new_tokens=new_tokens,
+        do_sample=False,
+        repetition_penalty=1.1,
+    )
+    return tokenizer.decode(output[0], skip_special_tokens=True)

@@ -1,0 +1,25 @@
+"""Faults that a person can mend: every message names what was given, why it cannot be, and what to do."""
+
+
+class DarwinLMError(Exception):
+    """Base of all faults that DarwinLM raises on purpose."""
+
+
+class RequestError(DarwinLMError):
+    """The request cannot be fulfilled as typed. The command line prints the message and exits with code 2.
+
+    Args:
+        faults: one message, or several that were found together.
+    """
+
+    def __init__(self, *faults: str) -> None:
+        self.faults = faults
+        super().__init__("\n".join(faults))
+
+
+class DamagedFileError(RequestError):
+    """A file of a run is missing, cut short or altered."""
+
+
+class CalibrationError(RequestError):
+    """The calibration data do not determine the problem: NaN, Inf, or a Hessian that is not positive definite."""

@@ -1,0 +1,82 @@
+"""Perplexity and KL to the dense model on held-out blocks; models are streamed, never whole in memory.
+
+Letters: S = sequences, T = tokens in a sequence, H = hidden size.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from darwinlm.errors import RequestError
+from darwinlm.losses import token_kl, token_nll
+from darwinlm.models.blocks import BlockStream
+
+
+@dataclass(frozen=True)
+class Quality:
+    """One model on held-out text."""
+
+    parameters: int
+    perplexity: float
+    kl: float | None
+    """Mean KL(dense || this) per token in nats; 0 for the dense model, None where it was not compared."""
+
+
+class HeldOut:
+    """Held-out blocks, with the dense model's final hidden states on them.
+
+    Args:
+        tokens: (S, T) ids.
+        dense: the model to compare with; None where only perplexity is wanted.
+        batch: sequences in a forward pass.
+    """
+
+    def __init__(self, tokens: Tensor, dense: BlockStream | None, batch: int = 8) -> None:
+        self.tokens, self.dense, self.batch = tokens, dense, batch
+        if dense is not None:
+            self.hidden = dense.final_hidden(tokens, batch)
+            self.head = dense.source.head().to(dense.device, dense.dtype)
+
+    def dense_quality(self) -> Quality:
+        """The dense model itself."""
+        if self.dense is None:
+            raise ValueError("there is no dense model here")
+        return Quality(self.dense.source.shape.parameters, self._perplexity(self.hidden, self.head), 0.0)
+
+    def quality(self, stream: BlockStream) -> Quality:
+        """A checkpoint, block by block.
+
+        Raises:
+            RequestError: it does not share the dense model's vocabulary.
+        """
+        shape = stream.source.shape
+        if self.dense is not None and shape.vocabulary != self.dense.source.shape.vocabulary:
+            raise RequestError(
+                f"'{stream.source.name}' has {shape.vocabulary:,} tokens and '{self.dense.source.name}' "
+                f"{self.dense.source.shape.vocabulary:,}; their predictions cannot be compared. Give the model it was pruned from."
+            )
+        hidden = stream.final_hidden(self.tokens, self.batch)
+        return self._of(shape.parameters, hidden, stream.source.head().to(stream.device, stream.dtype))
+
+    def _of(self, parameters: int, hidden: Tensor, head: Tensor) -> Quality:
+        kl = None
+        if self.dense is not None:
+            kl = token_kl(self.hidden.flatten(0, 1), hidden.flatten(0, 1), self.head, head)
+        return Quality(parameters, self._perplexity(hidden, head), kl)
+
+    @torch.no_grad()
+    def quality_of_model(self, model) -> Quality:
+        """A model in memory."""
+        head = model.lm_head.weight
+        parts = [
+            model.model(input_ids=part.to(head.device), use_cache=False).last_hidden_state.cpu()
+            for part in self.tokens.split(self.batch)
+        ]
+        return self._of(model.num_parameters(), torch.cat(parts), head)
+
+    def _perplexity(self, hidden: Tensor, head: Tensor) -> float:
+        return math.exp(token_nll(hidden[:, :-1].flatten(0, 1), head, self.tokens[:, 1:].flatten()))

@@ -1,0 +1,82 @@
+"""A decoder run one block at a time: only the block at work is in memory.
+
+Letters: S = sequences, T = tokens in a sequence, H = hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from darwinlm.models.heterogeneous import build_empty, fill, heterogeneous_config, modeling
+from darwinlm.models.source import ModelSource
+
+
+class BlockStream:
+    """The blocks of a checkpoint, each loaded when it is asked for and dropped when the next one is.
+
+    Args:
+        source: the checkpoint.
+        device: where a block computes.
+        dtype: what it computes in.
+    """
+
+    def __init__(self, source: ModelSource, device: torch.device, dtype: torch.dtype) -> None:
+        self.source, self.device, self.dtype = source, device, dtype
+
+    def __len__(self) -> int:
+        return len(self.source.shape.layers)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """(S, T) token ids -> (S, T, H) inputs of the first block, on the CPU."""
+        return self.source.embedding().to(self.dtype)[tokens]
+
+    def load(self, index: int) -> nn.Module:
+        """Block `index` as a decoder of one layer without a final norm; call it through `forward`."""
+        prefix = f"model.layers.{index}."
+        tensors = {f"layers.0.{name}": t.to(self.device, self.dtype) for name, t in self.source.module(prefix).items()}
+        block = build_empty(modeling(self.source.family).DarwinLMModel, self._one_layer_config(index), self.device)
+        block.norm, block.embed_tokens = nn.Identity(), nn.Identity()
+        return fill(block, tensors)
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        return map(self.load, range(len(self)))
+
+    @torch.no_grad()
+    def forward(self, block: nn.Module, hidden: Tensor, batch: int) -> None:
+        """Replace `hidden` (S, T, H) by the block's outputs, `batch` sequences at a time."""
+        for part in hidden.split(batch):
+            part.copy_(block(inputs_embeds=part.to(self.device), use_cache=False).last_hidden_state)
+
+    @torch.no_grad()
+    def final_norm(self, hidden: Tensor) -> Tensor:
+        """(S, T, H) outputs of the last block -> inputs of the head."""
+        weight = self.source.tensors(["model.norm.weight"])["model.norm.weight"]
+        norm_class = modeling(self.source.family)._Norm
+        norm = norm_class(self.source.shape.hidden, eps=self.source.config.rms_norm_eps).to(self.dtype)
+        norm.weight.copy_(weight)
+        return norm(hidden)
+
+    def final_hidden(self, tokens: Tensor, batch: int = 8) -> Tensor:
+        """(S, T) token ids -> (S, T, H) inputs of the head: the model's whole forward but the logits."""
+        hidden = self.embed(tokens)
+        for block in self:
+            self.forward(block, hidden, batch)
+        return self.final_norm(hidden)
+
+    def _one_layer_config(self, index: int) -> Any:
+        source = self.source
+        config = heterogeneous_config(source.family, source.config, source.shape.layers)
+        values = config.to_dict()
+        own = {int(layer): overrides for layer, overrides in values["per_layer_config"].items()}
+        values["per_layer_config"] = {"0": own[index]} if index in own else {}
+        values["num_hidden_layers"] = 1
+        if values.get("layer_types"):
+            values["layer_types"] = [values["layer_types"][index]]
+        values.pop("kv_sharing_modes", None)
+        one = type(config)(**values)
+        one._attn_implementation = "sdpa"
+        return one

@@ -1,0 +1,86 @@
+"""The shipped modeling file, written for one family and loaded here: searches run the code that users will run."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from darwinlm.models.family import Family
+from darwinlm.models.shape import LayerWidths
+
+MODELING_FILE = Path(__file__).parent / "modeling_darwinlm.py"
+_FAMILY_LINE = 'MODEL_TYPE, PREFIX = "llama", "Llama"'
+
+
+def modeling_source(family: Family) -> str:
+    """The text of the modeling file for one family."""
+    source = MODELING_FILE.read_text(encoding="utf-8")
+    if source.count(_FAMILY_LINE) != 1:
+        raise RuntimeError(f"{MODELING_FILE} must hold its family line exactly once")
+    return source.replace(_FAMILY_LINE, f'MODEL_TYPE, PREFIX = "{family.model_type}", "{family.prefix}"')
+
+
+@functools.cache
+def modeling(family: Family) -> ModuleType:
+    """The modeling file of one family as a module."""
+    module = ModuleType(f"darwinlm.models.modeling_darwinlm_{family.model_type}")
+    module.__file__ = str(MODELING_FILE)
+    sys.modules[module.__name__] = module  # decorators look classes' modules up by name
+    exec(compile(modeling_source(family), str(MODELING_FILE), "exec"), module.__dict__)
+    return module
+
+
+def heterogeneous_config(family: Family, dense_config: Any, widths: Sequence[LayerWidths]) -> Any:
+    """A configuration of `dense_config`'s model with layers of the given widths."""
+    values = dense_config.to_dict()
+    for key in ("architectures", "auto_map", "kv_sharing_modes", "transformers_version", "_name_or_path"):
+        values.pop(key, None)
+    values["head_dim"] = (
+        getattr(dense_config, "head_dim", None) or dense_config.hidden_size // dense_config.num_attention_heads
+    )
+    values["per_layer_config"] = {str(i): _overrides(layer) for i, layer in enumerate(widths)}
+    config = modeling(family).DarwinLMConfig(**values)
+    config._attn_implementation = "sdpa"
+    return config
+
+
+def _overrides(widths: LayerWidths) -> dict[str, Any]:
+    """One layer's entry of `per_layer_config`. Skipped modules still override a width, so that stock code, which
+    does not know `skip`, refuses the checkpoint instead of filling the layer with random weights."""
+    skip = [name for name, width in (("attention", widths.heads), ("mlp", widths.intermediate)) if width == 0]
+    values: dict[str, Any] = {
+        "num_attention_heads": widths.heads or 1,
+        "num_key_value_heads": widths.kv_heads or 1,
+        "intermediate_size": widths.intermediate or 1,
+    }
+    return {**values, "skip": skip} if skip else values
+
+
+def build_empty(model_class: type[nn.Module], config: Any, device: torch.device | str = "cpu") -> nn.Module:
+    """A model without weights (on the meta device) but with its computed buffers on `device`."""
+    with torch.device("meta"):
+        model = model_class(config)
+    decoder: Any = getattr(model, "model", model)
+    decoder.rotary_emb = type(decoder.rotary_emb)(config=decoder.rotary_emb.config).to(device)
+    return model
+
+
+def fill(model: nn.Module, tensors: dict[str, Tensor]) -> nn.Module:
+    """Give an empty model its weights, without a copy; each tensor becomes a parameter as it is.
+
+    Tied weights may be left out. Any other missing or surplus name is an error.
+    """
+    missing, unexpected = model.load_state_dict(tensors, strict=False, assign=True)
+    if getattr(model, "lm_head", None) is not None and "lm_head.weight" in missing:
+        model.tie_weights()  # type: ignore[operator]
+        missing.remove("lm_head.weight")
+    if missing or unexpected:
+        raise RuntimeError(f"weights do not fit the model: missing {missing}, unexpected {unexpected}")
+    return model.eval()

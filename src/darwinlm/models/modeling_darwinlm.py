@@ -1,0 +1,107 @@
+"""A decoder of transformers whose layers differ in width, or lack their attention or MLP.
+
+This file ships inside every checkpoint and needs transformers (>= 5.14) alone. Widths stand in the standard field
+`per_layer_config`; everything else is the stock code of the family below.
+"""
+
+import importlib
+
+import torch
+from huggingface_hub.dataclasses import strict
+from torch import nn
+from transformers import PreTrainedModel
+
+MODEL_TYPE, PREFIX = "llama", "Llama"  # written for each checkpoint; nothing else in this file depends on the family
+
+_configuration = importlib.import_module(f"transformers.models.{MODEL_TYPE}.configuration_{MODEL_TYPE}")
+_modeling = importlib.import_module(f"transformers.models.{MODEL_TYPE}.modeling_{MODEL_TYPE}")
+_Config = getattr(_configuration, f"{PREFIX}Config")
+_Layer, _Norm, _Rotary, _Model, _CausalLM = (
+    getattr(_modeling, PREFIX + name) for name in ("DecoderLayer", "RMSNorm", "RotaryEmbedding", "Model", "ForCausalLM")
+)
+
+
+@strict
+class DarwinLMConfig(_Config):
+    """The family's configuration; `model_type` stays the family's, so stock code may take over one day."""
+
+    def validate_architecture(self):
+        """The stock check reads one global head count, which does not exist here."""
+
+
+class AbsentNorm(nn.Module):
+    """The norm of a module that is gone."""
+
+    def forward(self, hidden_states):
+        return hidden_states
+
+
+class AbsentAttention(nn.Module):
+    """An attention that is gone: adds nothing and keeps no keys and values."""
+
+    def forward(self, hidden_states, **kwargs):
+        return torch.zeros_like(hidden_states), None
+
+
+class AbsentMLP(nn.Module):
+    """An MLP that is gone: adds nothing."""
+
+    def forward(self, hidden_states):
+        return torch.zeros_like(hidden_states)
+
+
+def _skips(layer_config, module):
+    return module in getattr(layer_config, "skip", ())
+
+
+def _layer(config, index):
+    layer_config = config.per_layer_config[index]
+    layer = _Layer(layer_config, index)
+    layer.self_attn.config = config  # not the layer's snapshot: set_attn_implementation() must reach every layer
+    if _skips(layer_config, "attention"):
+        layer.input_layernorm, layer.self_attn = AbsentNorm(), AbsentAttention()
+    if _skips(layer_config, "mlp"):
+        layer.post_attention_layernorm, layer.mlp = AbsentNorm(), AbsentMLP()
+    return layer
+
+
+class DarwinLMModel(_Model):
+    """The family's decoder with layers of their own widths."""
+
+    config_class = config = DarwinLMConfig
+    _can_set_attn_implementation = classmethod(lambda cls: True)  # the stock check searches this file's text
+
+    def __init__(self, config):
+        PreTrainedModel.__init__(self, config)  # not the stock constructor: it builds layers of one width
+        layer_configs = config.per_layer_config
+        if any(_skips(layer_config, "attention") for layer_config in layer_configs):
+            # Without a slot for them in the KV cache; else get_seq_length() reads an empty one.
+            config.kv_sharing_modes = ["reuse" if _skips(c, "attention") else None for c in layer_configs]
+        self.padding_idx = config.pad_token_id
+        self.vocab_size = config.vocab_size
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
+        self.layers = nn.ModuleList([_layer(config, index) for index in range(config.num_hidden_layers)])
+        self.norm = _Norm(config.hidden_size, eps=config.rms_norm_eps)
+        self.rotary_emb = _Rotary(config=layer_configs[0])
+        self.gradient_checkpointing = False
+        self.has_sliding_layers = "sliding_attention" in (getattr(config, "layer_types", None) or ())
+        self.post_init()
+
+
+class DarwinLMForCausalLM(_CausalLM):
+    """The family's language model over `DarwinLMModel`."""
+
+    config_class = config = DarwinLMConfig
+    _can_set_attn_implementation = classmethod(lambda cls: True)
+
+    def __init__(self, config):
+        PreTrainedModel.__init__(self, config)
+        self.model = DarwinLMModel(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+
+DarwinLMConfig.register_for_auto_class()
+DarwinLMModel.register_for_auto_class("AutoModel")
+DarwinLMForCausalLM.register_for_auto_class("AutoModelForCausalLM")

@@ -1,0 +1,99 @@
+"""Widths of a model, dense or already pruned, and its size, from its configuration alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from darwinlm.models.family import Family
+
+
+@dataclass(frozen=True)
+class LayerWidths:
+    """Widths of one decoder layer; 0 says that the module is absent."""
+
+    heads: int
+    kv_heads: int
+    intermediate: int
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """All that decides how many parameters a model has."""
+
+    family: Family
+    hidden: int
+    head_dim: int
+    vocabulary: int
+    tied: bool
+    qkv_bias: bool
+    o_bias: bool
+    mlp_bias: bool
+    layers: tuple[LayerWidths, ...]
+
+    @classmethod
+    def of(cls, family: Family, config: Any) -> ModelShape:
+        """Read the widths from a transformers configuration."""
+        layers = [_layer_widths(config.per_layer_config[i]) for i in range(config.num_hidden_layers)]
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return cls(
+            family=family,
+            hidden=config.hidden_size,
+            head_dim=head_dim,
+            vocabulary=config.vocab_size,
+            tied=bool(config.tie_word_embeddings),
+            qkv_bias=bool(family.qkv_bias(config)),
+            o_bias=bool(family.o_bias(config)),
+            mlp_bias=bool(family.mlp_bias(config)),
+            layers=tuple(layers),
+        )
+
+    def with_layers(self, layers: Sequence[LayerWidths]) -> ModelShape:
+        """The same model with other widths."""
+        return replace(self, layers=tuple(layers))
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the whole model; tied embeddings count once."""
+        embeddings = self.vocabulary * self.hidden * (1 if self.tied else 2)
+        return embeddings + self.hidden + self.layer_parameters
+
+    @property
+    def layer_parameters(self) -> int:
+        """Parameters of the decoder layers alone."""
+        return sum(
+            self.attention_parameters(w.heads, w.kv_heads) + self.mlp_parameters(w.intermediate) for w in self.layers
+        )
+
+    def attention_parameters(self, heads: int, kv_heads: int) -> int:
+        """Parameters of an attention module of this width with its norm; 0 where it is absent."""
+        if heads == 0:
+            return 0
+        rows = (heads + 2 * kv_heads) * self.head_dim
+        columns = heads * self.head_dim
+        weights = (rows + columns) * self.hidden + self.hidden
+        biases = rows * self.qkv_bias + self.hidden * self.o_bias
+        return weights + biases + 2 * self.head_dim * self.family.qk_norm
+
+    def mlp_parameters(self, intermediate: int) -> int:
+        """Parameters of an MLP of this width with its norm; 0 where it is absent."""
+        if intermediate == 0:
+            return 0
+        biases = (2 * intermediate + self.hidden) * self.mlp_bias
+        return 3 * intermediate * self.hidden + self.hidden + biases
+
+    @property
+    def kv_cache_values_per_token(self) -> int:
+        """Numbers that the KV cache holds for each token."""
+        return sum(2 * widths.kv_heads * self.head_dim for widths in self.layers)
+
+
+def _layer_widths(config: Any) -> LayerWidths:
+    skip = getattr(config, "skip", ())
+    attention = "attention" not in skip
+    return LayerWidths(
+        heads=config.num_attention_heads if attention else 0,
+        kv_heads=config.num_key_value_heads if attention else 0,
+        intermediate=config.intermediate_size if "mlp" not in skip else 0,
+    )

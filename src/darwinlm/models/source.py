@@ -1,0 +1,179 @@
+"""A checkpoint on disk or on the hub: configuration, tokenizer, and tensors read one by one."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import AutoConfig, AutoTokenizer
+
+from darwinlm.errors import DamagedFileError, RequestError
+from darwinlm.models.family import Family, family_of
+from darwinlm.models.shape import ModelShape
+
+_WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+_WORDS = ("*.json", "README.md", "*.jinja", "*.model", "*.txt", "LICENSE*", "NOTICE*")
+_SAMPLES, _SAMPLE_BYTES = 16, 1 << 16
+
+
+class ModelSource:
+    """A checkpoint whose tensors are streamed from safetensors; nothing is loaded before it is asked for.
+
+    Args:
+        name: folder or hub id.
+        weights: False where the configuration alone is needed (`plan`).
+        trust_remote_code: run Python code that ships with the checkpoint.
+
+    Raises:
+        RequestError: no such folder or hub repository, an unknown family, or weights that are not safetensors.
+    """
+
+    def __init__(self, name: str, *, weights: bool = True, trust_remote_code: bool = False) -> None:
+        self.name = name
+        self.trust_remote_code = trust_remote_code
+        self.folder = _locate(name, weights)
+        self.config = _read_config(self.folder, name, trust_remote_code)
+        self.family: Family = family_of(self.config.model_type, name)
+        self.shape = ModelShape.of(self.family, self.config)
+        if weights:
+            self.files: dict[str, Path] = _index(self.folder, name)
+
+    @functools.cached_property
+    def tokenizer(self) -> Any:
+        """The checkpoint's tokenizer.
+
+        Raises:
+            RequestError: there is none, or it has ids that the model's embedding has not.
+        """
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(self.folder, trust_remote_code=self.trust_remote_code)
+        except (OSError, ValueError, KeyError) as fault:
+            reason = str(fault).splitlines()[0]
+            raise RequestError(
+                f"'{self.name}' has no usable tokenizer ({reason}). Put its tokenizer files beside the weights."
+            ) from fault
+        if len(tokenizer) > self.shape.vocabulary:
+            raise RequestError(
+                f"The tokenizer of '{self.name}' does not fit the model: it has {len(tokenizer):,} tokens, but the embedding "
+                f"only {self.shape.vocabulary:,} rows. Use the tokenizer that the model was trained with."
+            )
+        return tokenizer
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over the configuration and a sample of the weights: tells other models apart without reading all bytes."""
+        digest = hashlib.sha256(json.dumps(self.config.to_dict(), sort_keys=True, default=str).encode())
+        for path in sorted(set(self.files.values())):
+            size = path.stat().st_size
+            digest.update(f"{path.name}:{size}".encode())
+            with path.open("rb") as file:
+                for sample in range(_SAMPLES):
+                    file.seek(max(0, size - _SAMPLE_BYTES) * sample // (_SAMPLES - 1))
+                    digest.update(file.read(_SAMPLE_BYTES))
+        return digest.hexdigest()
+
+    @functools.cached_property
+    def dtype(self) -> torch.dtype:
+        """The dtype that the weights are stored in, by the first decoder layer."""
+        return next(iter(self.module("model.layers.0.").values())).dtype
+
+    def tensors(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """Read tensors by their full names, each into memory of its own."""
+        by_file: dict[Path, list[str]] = {}
+        for name in names:
+            if name not in self.files:
+                raise DamagedFileError(
+                    f"'{self.name}' has no tensor '{name}'; its weights do not belong to its config.json."
+                )
+            by_file.setdefault(self.files[name], []).append(name)
+        found: dict[str, Tensor] = {}
+        for path, wanted in by_file.items():
+            try:
+                with safe_open(path, framework="pt") as file:
+                    found |= {name: file.get_tensor(name).clone() for name in wanted}
+            except (OSError, SafetensorError) as fault:
+                raise DamagedFileError(
+                    f"'{path}' is damaged: {fault}. Download or copy the checkpoint again."
+                ) from fault
+        return found
+
+    def module(self, prefix: str) -> dict[str, Tensor]:
+        """All tensors below a prefix such as `model.layers.3.mlp.`, keyed by the rest of their names."""
+        names = [name for name in self.files if name.startswith(prefix)]
+        return {name.removeprefix(prefix): tensor for name, tensor in self.tensors(names).items()}
+
+    def embedding(self) -> Tensor:
+        """(vocabulary, hidden): the token embedding."""
+        return self.tensors(["model.embed_tokens.weight"])["model.embed_tokens.weight"]
+
+    def head(self) -> Tensor:
+        """(vocabulary, hidden): the language-model head; the embedding where they are tied."""
+        return self.embedding() if self.shape.tied else self.tensors(["lm_head.weight"])["lm_head.weight"]
+
+
+def _locate(name: str, weights: bool) -> Path:
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.is_file() and folder.name == "config.json" and not weights:
+        return folder.parent
+    if folder.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise RequestError(
+            f"There is no model folder '{name}'. Give a folder with a config.json, or a hub id such as Qwen/Qwen3-0.6B."
+        )
+    patterns = [*_WORDS, *(_WEIGHTS if weights else ())]
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except (RepositoryNotFoundError, HFValidationError) as fault:
+        raise RequestError(
+            f"'{name}' is neither a folder here nor a model on the hub that you can read. "
+            "Check the spelling; for a gated model run `hf auth login` first."
+        ) from fault
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as fault:
+        raise RequestError(
+            f"'{name}' is no folder here, and the hub cannot be reached to download it. Check the path or the connection."
+        ) from fault
+
+
+def _read_config(folder: Path, name: str, trust_remote_code: bool) -> Any:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise RequestError(f"'{name}' has no config.json; it is not a Hugging Face checkpoint.")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        family = family_of(str(values.get("model_type")), name)
+        if "per_layer_config" in values:  # one of ours: the same class, without the code that ships with it
+            from darwinlm.models.heterogeneous import modeling
+
+            values.pop("auto_map", None)
+            return modeling(family).DarwinLMConfig(**values)
+        return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, TypeError) as fault:
+        raise RequestError(f"The config.json of '{name}' cannot be read: {str(fault).splitlines()[0]}.") from fault
+
+
+def _index(folder: Path, name: str) -> dict[str, Path]:
+    """Tensor name -> file, from the headers of all safetensors files."""
+    paths = sorted(folder.glob("*.safetensors"))
+    if not paths:
+        raise RequestError(
+            f"'{name}' holds no safetensors weights. DarwinLM reads no pickles; convert the checkpoint with "
+            "`save_pretrained(..., safe_serialization=True)`."
+        )
+    index: dict[str, Path] = {}
+    for path in paths:
+        try:
+            with safe_open(path, framework="pt") as file:
+                index |= dict.fromkeys(file.keys(), path)
+        except (OSError, SafetensorError) as fault:
+            raise DamagedFileError(f"'{path}' is damaged: {fault}. Download or copy the checkpoint again.") from fault
+    return index

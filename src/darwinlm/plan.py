@@ -1,0 +1,103 @@
+"""What a run will cost and give, from the configuration alone: sizes, disk, memory, tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from darwinlm.baselines.uniform import uniform
+from darwinlm.config import RunConfig, faults
+from darwinlm.cost import MemoryPlan, database_bytes, nominal_widths, plan_memory
+from darwinlm.database.levels import ladders
+from darwinlm.errors import RequestError
+from darwinlm.genome import Space
+from darwinlm.models.shape import ModelShape
+from darwinlm.models.source import ModelSource
+from darwinlm.runtime.device import choose_device, choose_dtype
+
+
+@dataclass(frozen=True)
+class SizeRow:
+    """The uniform model of one level."""
+
+    level: float
+    parameters: int
+    layer_parameters: int
+    kv_cache_values_per_token: int
+    checkpoint_bytes: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `darwinlm plan` prints."""
+
+    dense: SizeRow
+    levels: list[SizeRow]
+    target: SizeRow
+    steps: dict[str, int]
+    """Steps of each kind of module."""
+    database_bytes: int
+    memory: MemoryPlan
+    hessian_tokens: int
+    search_train_tokens: int
+    """Tokens that all candidates of the whole search are trained on."""
+    search_select_tokens: int
+    """Tokens that all candidates of the whole search are scored on."""
+
+
+def make_plan(config: RunConfig) -> Plan:
+    """Predict a run; reads the model's config.json and nothing else.
+
+    Raises:
+        RequestError: the settings do not fit the model, or each other.
+    """
+    if not config.model:
+        raise RequestError("No model is given: a folder with a config.json, or a hub id.")
+    if found := faults(config):
+        raise RequestError(*found)
+    source = ModelSource(config.model, weights=False, trust_remote_code=config.trust_remote_code)
+    device = choose_device(config.device)
+    stored = getattr(source.config, "dtype", None) or torch.float32
+    rungs = ladders(source.shape, config.database)
+    space = Space(tuple(rungs))
+
+    def row(level: float) -> SizeRow:
+        genome = uniform(space, level / config.database.levels, config.seed)
+        return _row(level, source.shape.with_layers(nominal_widths(source.shape, rungs, genome)), stored.itemsize)
+
+    target = uniform(space, config.target.level / config.database.levels, config.seed)
+    pruned = source.shape.with_layers(nominal_widths(source.shape, rungs, target))
+    compute = choose_dtype(config.dtype, device)
+    train, select = _search_tokens(config)
+    return Plan(
+        dense=row(0),
+        levels=[row(level) for level in range(1, config.database.levels)],
+        target=row(config.target.level),
+        steps={kind: max(space.ladders[i].top for i in space.members(kind)) for kind in space.kinds},
+        database_bytes=database_bytes(source.shape, rungs, stored.itemsize),
+        memory=plan_memory(source.shape, pruned, config, stored.itemsize, compute.itemsize),
+        hessian_tokens=config.blocks.hessian * config.blocks.sequence_length,
+        search_train_tokens=train,
+        search_select_tokens=select,
+    )
+
+
+def _row(level: float, shape: ModelShape, value_bytes: int) -> SizeRow:
+    return SizeRow(
+        level=level,
+        parameters=shape.parameters,
+        layer_parameters=shape.layer_parameters,
+        kv_cache_values_per_token=shape.kv_cache_values_per_token,
+        checkpoint_bytes=shape.parameters * value_bytes,
+    )
+
+
+def _search_tokens(config: RunConfig) -> tuple[int, int]:
+    """Tokens of all candidates of all generations: (trained on, scored on)."""
+    entering = [config.search.offspring, *config.search.survivors[:-1]]
+    entering[-1] += 1  # the parent joins the last step
+    stages = list(zip(entering, config.search.stages))
+    train = sum(count * stage.train_tokens for count, stage in stages)
+    select = sum(count * stage.select_tokens for count, stage in stages)
+    return train * config.search.generations, select * config.search.generations

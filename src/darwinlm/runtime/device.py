@@ -1,0 +1,42 @@
+"""Which device and dtype a run computes with, and how much memory it took."""
+
+import resource
+import sys
+
+import torch
+
+from darwinlm.errors import RequestError
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` is the first GPU where there is one.
+
+    Raises:
+        RequestError: no such device is here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as fault:
+        reason = str(fault).splitlines()[0]
+        raise RequestError(
+            f"Device '{name}' cannot be used ({reason}). Leave --device at auto, or choose cpu."
+        ) from fault
+    return device
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """`auto` is bfloat16 on a GPU and float32 on a CPU, where bfloat16 is usually emulated."""
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Most memory held so far by this process: on the GPU where one is used, else resident memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,124 @@
+"""The run directory: what lies where, who may write, and whether it belongs to what is asked."""
+
+from __future__ import annotations
+
+import fcntl
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from darwinlm.config import RunConfig, preset_values, read_yaml, resolve
+from darwinlm.errors import RequestError
+from darwinlm.runtime.files import read_json, write_json, write_text
+from darwinlm.runtime.progress import log_to
+
+
+class RunDirectory:
+    """A folder that holds one run: paths, lock, settings and timings.
+
+    Args:
+        path: the folder; made when it is first locked.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        self.blocks = path / "blocks.safetensors"
+        self.database = path / "database"
+        self.search = path / "search"
+        self.genome = path / "genome.json"
+        self.model = path / "model"
+        self.summary = path / "summary.json"
+        self.timings = path / "timings.json"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Be the only process that writes here, and log to `log.txt`.
+
+        Raises:
+            RequestError: the folder cannot be made, holds something else, or another process is writing to it.
+        """
+        try:
+            foreign = self.path.is_dir() and any(self.path.iterdir()) and not (self.path / ".lock").exists()
+            if foreign and not self.config.exists():
+                raise RequestError(f"'{self.path}' holds files that are no run of DarwinLM. Choose another --output.")
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = (self.path / ".lock").open("w")
+        except OSError as fault:
+            raise RequestError(f"Cannot write to '{self.path}': {fault.strerror}. Choose another --output.") from fault
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as fault:
+                raise RequestError(
+                    f"Another process is working in '{self.path}'. Wait for it, or choose another --output."
+                ) from fault
+            with log_to(self.path / "log.txt"):
+                yield
+
+    def settings(self) -> dict[str, Any]:
+        """The settings of the run that lies here; empty where there is none."""
+        return read_yaml(self.config) if self.config.exists() else {}
+
+    def save_settings(self, settings: dict[str, Any]) -> None:
+        """Write `config.yaml`."""
+        text = yaml.safe_dump(settings, sort_keys=False)
+        if not self.config.exists() or self.config.read_text(encoding="utf-8") != text:
+            write_text(self.config, text)
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add the time that a stage takes to `timings.json`, also when it is interrupted."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            seconds = self.seconds()
+            write_json(
+                self.timings, {**seconds, stage: round(seconds.get(stage, 0.0) + time.perf_counter() - began, 3)}
+            )
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds that each stage has taken so far."""
+        return read_json(self.timings) if self.timings.exists() else {}
+
+
+def settled(
+    values: Mapping[str, Any], *, preset: str | None = None, file: str | None = None, default: str | None = None
+) -> RunConfig:
+    """The settings of a run. Later layers win: default preset, the run that lies in the output folder, preset, file, values.
+
+    Args:
+        values: what was typed, nested as in `config.yaml`.
+        preset: name of a preset.
+        file: path of a YAML file with settings.
+        default: preset that stands below everything else.
+    """
+    chosen = preset_values(preset) if preset else {}
+    from_file = read_yaml(Path(file)) if file else {}
+    output = values.get("output") or from_file.get("output")
+    stored = RunDirectory(Path(output)).settings() if output else {}
+    return resolve(preset_values(default) if default else {}, stored, chosen, from_file, values)
+
+
+def require_same(stored: dict[str, Any], asked: dict[str, Any], where: Path, what: str, remedy: str) -> None:
+    """Check that what lies in a run was made from what is asked now.
+
+    Raises:
+        RequestError: it was not; names every setting that differs.
+    """
+    differing = [key for key in {**stored, **asked} if stored.get(key) != asked.get(key)]
+    if differing:
+        listed = "; ".join(
+            f"{key}: there {_short(stored.get(key))}, asked {_short(asked.get(key))}" for key in differing
+        )
+        raise RequestError(f"'{where}' holds {what} made from something else ({listed}). {remedy}")
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,153 @@
+"""The search loop: Algorithm 1 of arXiv 2502.07780."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from darwinlm.config import SearchConfig, Stage
+from darwinlm.errors import DamagedFileError
+from darwinlm.genome import Genome, Space
+from darwinlm.runtime.files import read_json, write_json, write_text
+from darwinlm.runtime.progress import log, progress
+from darwinlm.runtime.seeds import python_random
+from darwinlm.search.mutation import offspring
+
+
+class Fitness(Protocol):
+    """Scores candidates of one selection step on the same tokens; lower is better."""
+
+    def __call__(self, candidates: list[Genome], stage: Stage, generation: int, index: int) -> list[float]: ...
+
+
+@dataclass(frozen=True)
+class SearchState:
+    """All that the next generation depends on, besides the settings."""
+
+    generation: int
+    """Generations done."""
+    parent: Genome
+    kl: float
+    """The parent's score in the last selection step; infinite before the first one."""
+    seconds: float
+    """Time spent so far."""
+
+
+class SearchRecord:
+    """The search on disk: `state.json`, replaced after every generation, and `history.jsonl`, a line for each.
+
+    Args:
+        folder: where they lie.
+        identity: the settings that the search belongs to.
+        space: the modules.
+    """
+
+    def __init__(self, folder: Path, identity: dict[str, Any], space: Space) -> None:
+        self.folder, self.identity, self.space = folder, identity, space
+
+    @property
+    def state_file(self) -> Path:
+        """Where the state lies."""
+        return self.folder / "state.json"
+
+    def stored_identity(self) -> dict[str, Any] | None:
+        """The settings of the search that lies there; None where there is none."""
+        return read_json(self.state_file).get("identity") if self.state_file.exists() else None
+
+    def load(self) -> SearchState | None:
+        """The last saved state; None where the search has not begun."""
+        if not self.state_file.exists():
+            return None
+        saved = read_json(self.state_file)
+        try:
+            kl = math.inf if saved["kl"] is None else saved["kl"]
+            state = SearchState(saved["generation"], self.space.genome(saved["parent"]), kl, saved["seconds"])
+        except (KeyError, TypeError) as fault:
+            raise DamagedFileError(
+                f"'{self.state_file}' is damaged ({fault}). Run the search again with --restart."
+            ) from fault
+        self._cut_history(state.generation)
+        return state
+
+    def save(self, state: SearchState, line: dict[str, Any] | None = None) -> None:
+        """Append the generation's line to the history, then replace the state."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if line is not None:
+            with (self.folder / "history.jsonl").open("a", encoding="utf-8") as history:
+                history.write(json.dumps(line) + "\n")
+        saved = {
+            "generation": state.generation,
+            "kl": state.kl if math.isfinite(state.kl) else None,
+            "seconds": round(state.seconds, 3),
+            "parent": self.space.named(state.parent),
+            "identity": self.identity,
+        }
+        write_json(self.state_file, saved)
+
+    def _cut_history(self, generations: int) -> None:
+        """Drop lines of generations that the saved state does not know: they will be made again."""
+        path = self.folder / "history.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        if len(lines) != generations:
+            write_text(path, "".join(line + "\n" for line in lines[:generations]))
+
+
+def evolve(
+    start: Callable[[], Genome], space: Space, config: SearchConfig, seed: int, fitness: Fitness, record: SearchRecord
+) -> SearchState:
+    """Run the search to its last generation, from where it stopped or from the start.
+
+    Args:
+        start: gives the first parent.
+        space: the modules.
+        config: generations, offspring and selection steps.
+        seed: of the mutations.
+        fitness: trains and scores candidates.
+        record: where every generation is saved.
+
+    Returns:
+        The last state; its parent is the result.
+    """
+    state = record.load()
+    if state is None:
+        state = SearchState(0, start(), math.inf, 0.0)
+        record.save(state)
+    if state.generation >= config.generations:
+        return state
+    with progress("Search", config.generations, done=state.generation) as advance:
+        while state.generation < config.generations:
+            began = time.perf_counter()
+            rng = python_random(seed, "mutation", state.generation)
+            candidates = offspring(state.parent, config.offspring, space, config.switches, rng)
+            children, scores = len(candidates), []
+            for index, stage in enumerate(config.stages):
+                if index == len(config.stages) - 1:
+                    candidates = [*candidates, state.parent]  # elitism: the parent must be beaten
+                scores = fitness(candidates, stage, state.generation, index)
+                best = sorted(range(len(candidates)), key=lambda i: (scores[i], i))[: stage.survivors]
+                candidates, scores = [candidates[i] for i in best], [scores[i] for i in best]
+            seconds = time.perf_counter() - began
+            improved = candidates[0] != state.parent
+            line = {"generation": state.generation, "kl": scores[0], "improved": improved, "seconds": round(seconds, 3)}
+            line |= {"children": children, "changes": _changes(space, state.parent, candidates[0])}
+            state = replace(
+                state,
+                generation=state.generation + 1,
+                parent=candidates[0],
+                kl=scores[0],
+                seconds=state.seconds + seconds,
+            )
+            record.save(state, line)
+            advance(f"KL {state.kl:.4f}")
+    log.info("Search: %d generations, KL %.4f on the tokens of the last selection.", state.generation, state.kl)
+    return state
+
+
+def _changes(space: Space, before: Genome, after: Genome) -> dict[str, int]:
+    """{module: steps} of what the winner changed."""
+    return {l.name: new - old for l, old, new in zip(space.ladders, before, after) if new != old}
