@@ -191,7 +191,7 @@ def _stage_faults(search: SearchConfig, blocks: BlocksConfig) -> list[str]:
             f"{search.offspring} candidates; raise the one or lower the other."
         )
     for name, pool in (("train_tokens", blocks.train), ("select_tokens", blocks.select)):
-        floor = 0 if name == "train_tokens" else blocks.sequence_length
+        floor = 0 if name == "train_tokens" else 2
         wrong = [tokens for tokens in getattr(search, name) if not floor <= tokens <= pool * blocks.sequence_length]
         if wrong:
             split = name.removesuffix("_tokens")
@@ -205,7 +205,7 @@ def _stage_faults(search: SearchConfig, blocks: BlocksConfig) -> list[str]:
 def settings_parser(**options: Any) -> ArgumentParser:
     """A parser whose flags are the fields of `RunConfig`; the command line adds its own on top."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(exit_on_error=False, **options)
+    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, **options)
     parser.add_class_arguments(RunConfig)
     return parser
 

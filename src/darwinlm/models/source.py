@@ -55,7 +55,9 @@ class ModelSource:
             RequestError: there is none, or it has ids that the model's embedding has not.
         """
         try:
-            tokenizer = AutoTokenizer.from_pretrained(self.folder, trust_remote_code=self.trust_remote_code)
+            tokenizer = AutoTokenizer.from_pretrained(
+                self.folder, config=self.config, trust_remote_code=self.trust_remote_code
+            )
         except (OSError, ValueError, KeyError) as fault:
             reason = str(fault).splitlines()[0]
             raise RequestError(

@@ -1,0 +1,74 @@
+"""DarwinLM on pep-llama with the settings that the authors' public code was measured with, beside its results.
+
+    python benchmarks/reference.py [--shared ../shared] [--seeds 0 1 2] [--level 4]
+
+Prints a table and writes benchmarks/results/reference_level<N>.json. Quality, not speed: seconds are those of this
+machine and are only to be read against each other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+import darwinlm
+from darwinlm.config import read_yaml
+from darwinlm.runtime.progress import show_log
+
+HERE = Path(__file__).parent
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shared", type=Path, default=HERE.parent.parent / "shared")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--level", type=int, default=4)
+    parser.add_argument("--runs", type=Path, help="where the runs are kept; by default nowhere")
+    args = parser.parse_args()
+    if not (args.shared / "models/pep-llama").is_dir():
+        print(f"skipped: '{args.shared}' has no models/pep-llama")
+        return
+    show_log()
+    settings = read_yaml(HERE.parent / "recipes/pep_llama_reference.yaml")
+    settings["blocks"]["held_out_data"] = str(args.shared / "text/peps-valid.txt")
+    settings["target"] = {"level": args.level}
+    rows = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for seed in args.seeds:
+            summary = darwinlm.prune(
+                str(args.shared / "models/pep-llama"),
+                data=str(args.shared / "text/peps-train.txt"),
+                output=str((args.runs or Path(scratch)) / f"level{args.level}_seed{seed}"),
+                seed=seed,
+                **settings,
+            )
+            rows.append({"seed": seed, **{key: summary[key] for key in ("dense", "uniform", "pruned", "seconds")}})
+    authors = json.loads((args.shared / "reference/results.json").read_text())
+    report(args.level, rows, authors)
+
+
+def report(level: int, rows: list[dict], authors: dict) -> None:
+    theirs = {row["seed"]: row for row in authors["darwinlm_authors" if level == 4 else f"darwinlm_authors_level{level}"]}
+    print(f"pep-llama, level {level} of 8, held out; {platform.processor()}, torch {torch.__version__}", file=sys.stderr)
+    print("| seed | KL, ours | perplexity, ours | search seconds | KL, authors | perplexity, authors |")
+    print("|---|---|---|---|---|---|")
+    for row in rows:
+        other = theirs.get(row["seed"], {"kl": float("nan"), "perplexity": float("nan")})
+        ours = row["pruned"]
+        print(
+            f"| {row['seed']} | {ours['kl']:.4f} | {ours['perplexity']:.2f} | {row['seconds']['search']:.0f} "
+            f"| {other['kl']:.4f} | {other['perplexity']:.2f} |"
+        )
+    results = HERE / "results"
+    results.mkdir(exist_ok=True)
+    (results / f"reference_level{level}.json").write_text(json.dumps({"level": level, "rows": rows}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""Pico models: a random checkpoint of every family, its level database, and the truth its candidates are held to."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from darwinlm.config import DatabaseConfig
+from darwinlm.database.build import build_database
+from darwinlm.database.levels import ladders
+from darwinlm.database.store import Database
+from darwinlm.models.blocks import BlockStream
+from darwinlm.models.source import ModelSource
+
+END = "<|end|>"
+BYTES = 256  # the tokenizer: one token per byte, then END
+VOCABULARY = 264  # a few rows more than tokens, as in real models
+
+COMMON: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "bos_token_id": BYTES,
+    "eos_token_id": BYTES,
+    "tie_word_embeddings": False,
+}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama_mha": {"model_type": "llama", "num_attention_heads": 4, "num_key_value_heads": 4},
+    "llama_gqa": {"model_type": "llama", "head_dim": 6},
+    "llama_bias": {"model_type": "llama", "num_key_value_heads": 4, "attention_bias": True, "mlp_bias": True},
+    "llama_tied": {"model_type": "llama", "head_dim": 8, "tie_word_embeddings": True},
+    "mistral": {"model_type": "mistral", "head_dim": 8, "sliding_window": None},
+    "qwen2": {"model_type": "qwen2", "num_key_value_heads": 4},
+    "qwen2_tied": {"model_type": "qwen2", "tie_word_embeddings": True},
+    "qwen3": {"model_type": "qwen3", "head_dim": 8},
+    "qwen3_bias": {"model_type": "qwen3", "head_dim": 8, "attention_bias": True, "tie_word_embeddings": True},
+}
+"""Name -> what differs from `COMMON`. A new model family is one line."""
+UNITS = ("kv_group", "balanced", "query_head")
+CPU = torch.device("cpu")
+
+
+def is_grouped(family: str) -> bool:
+    """Whether query heads share KV heads; else all attention units are the same."""
+    values = COMMON | FAMILIES[family]
+    return values["num_attention_heads"] != values["num_key_value_heads"]
+
+
+FAMILIES_AND_UNITS = [(family, unit) for family in FAMILIES for unit in (UNITS if is_grouped(family) else ["auto"])]
+
+
+def config(family: str, **overrides: Any) -> Any:
+    """The stock configuration of a pico model."""
+    return AutoConfig.for_model(**{**COMMON, **FAMILIES[family], **overrides})
+
+
+def random_model(family: str, seed: int = 0, **overrides: Any) -> Any:
+    """A stock model in which no weight, norm or bias is trivially zero or one."""
+    model = AutoModelForCausalLM.from_config(config(family, **overrides), dtype=torch.float32).eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(noise * 1.4 * parameter.shape[1] ** -0.5 if parameter.ndim == 2 else noise * 0.3 + 0.7)
+    return model
+
+
+def make_checkpoint(
+    folder: Path, family: str, seed: int = 0, dtype: torch.dtype = torch.float32, **overrides: Any
+) -> Path:
+    """Write a random pico model and its tokenizer into `folder`."""
+    random_model(family, seed, **overrides).to(dtype).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """Bytes as tokens 0 to 255, then the end token: any text can be tokenized."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    fast = Tokenizer(models.BPE(vocab={byte: i for i, byte in enumerate(alphabet)}, merges=[]))
+    fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    fast.decoder = decoders.ByteLevel()
+    fast.add_special_tokens([AddedToken(END, special=True)])
+    return PreTrainedTokenizerFast(tokenizer_object=fast, eos_token=END)
+
+
+def random_tokens(sequences: int, length: int, seed: int = 0) -> Tensor:
+    """(sequences, length) token ids without the end token."""
+    return torch.randint(BYTES, (sequences, length), generator=torch.Generator().manual_seed(seed))
+
+
+def stream(source: ModelSource) -> BlockStream:
+    """The blocks of a checkpoint on the CPU in float32."""
+    return BlockStream(source, CPU, torch.float32)
+
+
+def make_database(
+    folder: Path, source: ModelSource, unit: str = "auto", start: Database | None = None, **settings: Any
+) -> Database:
+    """The levels of a pico checkpoint, calibrated on random tokens; the MLP has 6 steps by default.
+
+    `start` is a database to complete; by default an empty one in `folder`.
+    """
+    config = DatabaseConfig(**{"attention_unit": unit, "levels": 6, "multiple_of": 8, **settings})
+    database = start or Database(folder, {"model": source.fingerprint, "attention_unit": unit})
+    build_database(database, ladders(source.shape, config), stream(source), random_tokens(8, 32), config)
+    return database
+
+
+def random_genome(database: Database, seed: int) -> tuple[int, ...]:
+    """A level for every module, absent ones included."""
+    rng = random.Random(seed)
+    return tuple(rng.randint(0, ladder.top) for ladder in database.ladders())
+
+
+def zero_masked(checkpoint: Path, database: Database, genome: Sequence[int]) -> Any:
+    """What a genome means: the stock dense model, masked."""
+    return mask(AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval(), database, genome)
+
+
+@torch.no_grad()
+def mask(model: Any, database: Database, genome: Sequence[int]) -> Any:
+    """Put refitted output columns into a dense model, and zeros where columns are gone."""
+    for ladder, level in zip(database.ladders(), genome, strict=True):
+        output = model.get_submodule(ladder.name + {"attention": ".o_proj", "mlp": ".down_proj"}[ladder.kind])
+        if level == 0:
+            continue
+        output.weight.zero_()
+        if level < ladder.top:
+            output.weight[:, database.kept(ladder.name, level)] = database.weight(ladder.name, level).float()
+        elif output.bias is not None:
+            output.bias.zero_()
+    return model

@@ -1,0 +1,173 @@
+"""Bad input as a user types it: one message with the remedy, exit code 2, before any long work."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pico
+import pytest
+
+from darwinlm.cli import COMMANDS, main
+
+SIZES = "--blocks.sequence_length 32 --blocks.hessian 8 --blocks.train 4 --blocks.select 4 --blocks.held_out 4".split()
+SEARCH = "--search.generations 1 --search.offspring 2 --search.survivors [1] --search.train_tokens [32]".split()
+LEVELS = "--database.levels 4 --database.multiple_of 4 --target.level 2".split()
+PRUNE = [*SIZES, *SEARCH, "--search.select_tokens", "[32]", *LEVELS]
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_text("some text that repeats; " * 200)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def no_long_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is refused must be refused before the database is begun."""
+
+    def begun(*arguments: object, **options: object) -> None:
+        raise AssertionError("long work began")
+
+    monkeypatch.setattr("darwinlm.pipeline.build_database", begun)
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """What the command line says when it exits with code 2."""
+    with pytest.raises(SystemExit) as exit_:
+        main([str(argument) for argument in arguments])
+    assert exit_.value.code == 2
+    printed = capsys.readouterr()
+    assert "Traceback" not in printed.err
+    return printed.err
+
+
+def test_no_model_there(capsys, text, tmp_path):
+    said = refused(capsys, "prune", "./no-such-model", "--data", text, "--output", tmp_path / "run")
+    assert "There is no model folder './no-such-model'" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_hub_id_that_cannot_be_had(capsys, text, tmp_path, monkeypatch):
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    def offline(*arguments: object, **options: object) -> None:
+        raise LocalEntryNotFoundError("no network")
+
+    monkeypatch.setattr("darwinlm.models.source.snapshot_download", offline)
+    said = refused(capsys, "prune", "nobody/nothing", "--data", text, "--output", tmp_path / "run")
+    assert "the hub cannot be reached" in said
+
+
+def test_unknown_family_lists_those_we_know(capsys, text, tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/config.json").write_text(json.dumps({"model_type": "mamba"}))
+    said = refused(capsys, "prune", tmp_path / "model", "--data", text, "--output", tmp_path / "run")
+    assert "'mamba'" in said
+    assert "llama, mistral, qwen2, qwen3" in said
+
+
+def test_tokenizer_that_does_not_fit(capsys, text, tmp_path):
+    folder = pico.make_checkpoint(tmp_path / "model", "llama_gqa", vocab_size=200, bos_token_id=0, eos_token_id=0)
+    said = refused(capsys, "prune", folder, "--data", text, "--output", tmp_path / "run", *PRUNE)
+    assert "257 tokens, but the embedding only 200 rows" in said
+
+
+def test_too_few_tokens_says_how_many(capsys, checkpoint, tmp_path):
+    (tmp_path / "short.txt").write_text("x" * 100)
+    said = refused(
+        capsys, "prune", checkpoint("llama_gqa"), "--data", tmp_path / "short.txt", "--output", tmp_path / "r", *PRUNE
+    )
+    assert "has 96 tokens in whole blocks of 32, but the splits need 640" in said
+
+
+@pytest.mark.parametrize("level", ["0", "4", "-1", "7.5"])
+def test_target_out_of_reach(level, capsys, checkpoint, text, tmp_path):
+    arguments = ["--data", text, "--output", tmp_path / "run", *PRUNE, f"--target.level={level}"]
+    said = refused(capsys, "prune", checkpoint("llama_gqa"), *arguments)
+    assert "must lie between 0 (dense) and 4 (nothing left)" in said
+
+
+@pytest.mark.parametrize("survivors", ["[2,2,1]", "[4,2]", "[1,2]", "[]"])
+def test_survivors_must_decrease_to_one(survivors, capsys, checkpoint, text, tmp_path):
+    arguments = ["--data", text, "--output", tmp_path / "run", *PRUNE, "--search.survivors", survivors]
+    assert "search.survivors" in refused(capsys, "prune", checkpoint("llama_gqa"), *arguments)
+
+
+def test_all_faults_at_once(capsys, checkpoint, tmp_path):
+    said = refused(capsys, "prune", checkpoint("llama_gqa"), "--target.level", 99, "--search.offspring", 0, "--seed", 1)
+    assert said.count("darwinlm: ") >= 2
+
+
+def test_data_and_output_are_asked_for(capsys, checkpoint):
+    said = refused(capsys, "prune", checkpoint("llama_gqa"))
+    assert "No data is given" in said
+    assert "No output is given" in said
+
+
+@pytest.mark.parametrize("data", ["missing.txt", "no-such-folder", "picture.png", "empty/"])
+def test_data_that_is_not_there(data, capsys, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("picture.png").write_bytes(b"png")
+    Path("empty").mkdir()
+    said = refused(capsys, "prune", checkpoint("llama_gqa"), "--data", data, "--output", "run", *PRUNE)
+    assert data.rstrip("/") in said
+
+
+def test_nothing_is_there_yet(capsys, checkpoint, text, tmp_path):
+    asked = ["--model", checkpoint("llama_gqa"), "--data", text, "--output", tmp_path / "run", *PRUNE]
+    assert "holds no database yet. Run `darwinlm database" in refused(capsys, "search", *asked)
+    assert "holds no database yet" in refused(capsys, "export", "--output", tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (["prun"], "no command 'prun'. The commands are: prune, database"),
+        (["prune", "m", "--search.generation", "3"], "See darwinlm prune --help"),
+        (["prune", "m", "--search.generations", "many"], "search.generations"),
+        (["prune", "m", "--preset", "huge"], "the presets are: demo, quick, paper"),
+        (["prune", "m", "--config", "none.yaml"], "Cannot read the settings in 'none.yaml'"),
+        (["plan"], "No model is given"),
+        (["eval", "m"], "There is no model folder 'm'"),
+    ],
+)
+def test_mistyped(typed, said, capsys):
+    assert said in refused(capsys, *typed)
+
+
+def test_unknown_setting_in_a_file(capsys, tmp_path):
+    (tmp_path / "settings.yaml").write_text("search: {generatoins: 3}")
+    assert "generatoins" in refused(capsys, "prune", "m", "--config", tmp_path / "settings.yaml")
+
+
+def test_another_process_is_working_there(capsys, checkpoint, text, tmp_path):
+    import fcntl
+
+    (tmp_path / "run").mkdir()
+    with (tmp_path / "run/.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        said = refused(capsys, "prune", checkpoint("llama_gqa"), "--data", text, "--output", tmp_path / "run", *PRUNE)
+    assert "Another process is working" in said
+
+
+def test_pickles_are_not_read(capsys, checkpoint, text, tmp_path):
+    folder = shutil.copytree(checkpoint("llama_gqa"), tmp_path / "model")
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    said = refused(capsys, "prune", folder, "--data", text, "--output", tmp_path / "run", *PRUNE)
+    assert "holds no safetensors weights" in said
+
+
+def test_help_of_every_command(capsys):
+    main(["--help"])
+    overview = capsys.readouterr().out
+    for name, command in COMMANDS.items():
+        assert name in overview
+        with pytest.raises(SystemExit) as exit_:
+            main([name, "--help"])
+        assert exit_.value.code == 0
+        printed = capsys.readouterr().out
+        assert command.summary.split()[0].lower() in printed.lower()
+        assert "--search.generations" in printed

@@ -1,0 +1,170 @@
+"""The whole way on a pico model: what a run directory holds, that kill -9 changes nothing, that runs are not mixed up."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pico
+import pytest
+import torch
+import yaml
+from torch.nn.functional import cross_entropy, kl_div, log_softmax
+from transformers import AutoModelForCausalLM
+
+import darwinlm
+from darwinlm.errors import DamagedFileError, RequestError
+from darwinlm.models.source import ModelSource
+from darwinlm.runtime.files import read_tensors
+
+SETTINGS = {
+    "blocks": {"sequence_length": 32, "hessian": 24, "train": 8, "select": 8, "held_out": 8},
+    "database": {"levels": 4, "multiple_of": 4},
+    "target": {"level": 2},
+    "search": {
+        "generations": 4,
+        "offspring": 4,
+        "survivors": [2, 1],
+        "train_tokens": [64, 128],
+        "select_tokens": [64, 128],
+        "learning_rate": 1e-3,
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text("".join(f"{number} and {number * number}; " for number in range(1000)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(checkpoint, text, tmp_path_factory) -> Path:
+    """A run that nothing interrupted."""
+    output = tmp_path_factory.mktemp("runs") / "whole"
+    darwinlm.prune(str(checkpoint("llama_gqa")), data=str(text), output=str(output), **SETTINGS)
+    return output
+
+
+def answer(run: Path) -> dict[str, bytes]:
+    """The genome and all weights of a run, byte for byte."""
+    paths = [run / "genome.json", *(run / "database").glob("*.safetensors"), *(run / "model").glob("*")]
+    return {str(path.relative_to(run)): path.read_bytes() for path in sorted(paths)}
+
+
+def test_a_run_directory_holds_what_the_contract_names(finished):
+    for name in ("config.yaml", "blocks.safetensors", "database/manifest.json", "search/state.json", "log.txt"):
+        assert (finished / name).is_file(), name
+    assert len((finished / "search/history.jsonl").read_text().splitlines()) == SETTINGS["search"]["generations"]
+    genome = json.loads((finished / "genome.json").read_text())
+    assert genome["totals"]["attention"] == sum(v for k, v in genome["levels"].items() if k.endswith("attn"))
+    assert ModelSource(str(finished / "model")).shape.parameters == genome["totals"]["parameters"]
+    assert yaml.safe_load((finished / "config.yaml").read_text())["search"]["offspring"] == 4
+
+
+def test_the_summary_says_what_stock_transformers_measure(finished, checkpoint):
+    summary = json.loads((finished / "summary.json").read_text())
+    tokens = read_tensors(finished / "blocks.safetensors")[0]["held_out"].long()
+    dense = AutoModelForCausalLM.from_pretrained(checkpoint("llama_gqa"), dtype=torch.float64)
+    pruned = AutoModelForCausalLM.from_pretrained(finished / "model", dtype=torch.float64, trust_remote_code=True)
+    with torch.no_grad():
+        p, q = (log_softmax(model(tokens).logits, -1) for model in (dense, pruned))
+    for key, log_probabilities, model in (("dense", p, dense), ("pruned", q, pruned)):
+        loss = cross_entropy(log_probabilities[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+        assert summary[key]["perplexity"] == pytest.approx(math.exp(loss), rel=1e-4)
+        assert summary[key]["parameters"] == sum(parameter.numel() for parameter in model.parameters())
+    kl = kl_div(q, p, log_target=True, reduction="none").sum(-1).mean().item()
+    assert summary["pruned"]["kl"] == pytest.approx(kl, rel=1e-3)
+    assert summary["dense"]["kl"] == 0
+
+
+KILLERS = {
+    "database": ("darwinlm.database.store", "write_tensors", 3),
+    "manifest": ("darwinlm.database.store", "write_json", 4),
+    "history": ("darwinlm.search.evolution", "write_json", 3),
+    "trial": ("darwinlm.search.selection", "train_briefly", 11),
+    "export": ("darwinlm.export.huggingface", "_copy_words", 1),
+    "summary": ("darwinlm.pipeline", "peak_memory_bytes", 1),
+}
+KILL = """
+import importlib, os, signal, sys, torch
+torch.set_num_threads(1)
+module, name, last = importlib.import_module(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+original, calls = getattr(module, name), 0
+def fatal(*arguments, **options):
+    global calls
+    calls += 1
+    if calls == last:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return original(*arguments, **options)
+setattr(module, name, fatal)
+from darwinlm.cli import main
+main(sys.argv[4:])
+"""
+
+
+@pytest.mark.parametrize("killer", KILLERS)
+def test_kill_9_and_the_same_command_give_the_same_bytes(killer, finished, checkpoint, text, tmp_path):
+    settings, output = tmp_path / "settings.yaml", tmp_path / "killed"
+    settings.write_text(yaml.safe_dump(SETTINGS))
+    command = [str(checkpoint("llama_gqa")), "--data", str(text), "--config", str(settings), "--output", str(output)]
+    module, name, call = KILLERS[killer]
+    died = subprocess.run([sys.executable, "-c", KILL, module, name, str(call), "prune", *command], capture_output=True)
+    assert died.returncode == -signal.SIGKILL, died.stderr.decode()
+    darwinlm.prune(str(checkpoint("llama_gqa")), data=str(text), output=str(output), **SETTINGS)
+    assert answer(output) == answer(finished)
+
+
+def test_a_search_goes_on_when_generations_are_raised(finished, checkpoint, text, tmp_path):
+    """Two and then two more generations are the same as four at once."""
+    output = tmp_path / "staged"
+    common = {"data": str(text), "output": str(output)}
+    fewer = {**SETTINGS, "search": {**SETTINGS["search"], "generations": 2}}
+    darwinlm.prune(str(checkpoint("llama_gqa")), **common, **fewer)
+    darwinlm.prune(str(checkpoint("llama_gqa")), **common, **SETTINGS)
+    assert answer(output) == answer(finished)
+
+
+def test_a_run_of_another_model_is_refused(finished, checkpoint, text):
+    with pytest.raises(RequestError, match="made from something else .*model"):
+        darwinlm.prune(str(checkpoint("llama_tied")), data=str(text), output=str(finished), **SETTINGS)
+    assert (finished / "summary.json").exists()
+
+
+def test_other_settings_are_refused_by_name(finished):
+    with pytest.raises(RequestError, match=r"target.level: there 2.0, asked 3.0.*--restart"):
+        darwinlm.search_genome(str(finished), target={"level": 3})
+    with pytest.raises(RequestError, match=r"database.levels: there 4, asked 5.*another --output"):
+        darwinlm.search_genome(str(finished), database={"levels": 5})
+
+
+def test_a_damaged_database_is_named_and_rebuilt_only_when_asked(finished, checkpoint, text, tmp_path):
+    output = tmp_path / "damaged"
+    subprocess.run(["cp", "-r", finished, output], check=True)
+    before = answer(output)
+    victim = next((output / "database").glob("*.safetensors"))
+    victim.write_bytes(victim.read_bytes()[:-1] + b"\x7f")
+    asked = {"data": str(text), "output": str(output), **SETTINGS}
+    with pytest.raises(DamagedFileError, match=f"{victim.name}.*--rebuild"):
+        darwinlm.prune(str(checkpoint("llama_gqa")), **asked)
+    darwinlm.prune(str(checkpoint("llama_gqa")), rebuild=True, **asked)
+    assert answer(output) == before
+
+
+def test_a_folder_of_other_things_is_left_alone(checkpoint, text, tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(RequestError, match="no run of DarwinLM"):
+        darwinlm.prune(str(checkpoint("llama_gqa")), data=str(text), output=str(tmp_path), **SETTINGS)
+    assert os.listdir(tmp_path) == ["thesis.tex"]
+
+
+def test_a_full_disk_is_found_before_the_work(checkpoint, text, tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000})())
+    with pytest.raises(RequestError, match="only 0.00 GB are free"):
+        darwinlm.prune(str(checkpoint("llama_gqa")), data=str(text), output=str(tmp_path / "run"), **SETTINGS)

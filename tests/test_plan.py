@@ -1,0 +1,54 @@
+"""Sizes from configurations alone, against the paper's numbers and stock transformers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pico
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from darwinlm.plan import make_plan
+from darwinlm.runtime.rundir import settled
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+PAPER = {  # model -> (recipe, billions of parameters at its target)
+    "llama-3.1-8b": ("llama3.1_8b_to_4.6b.yaml", 4.6),
+    "qwen2.5-14b": ("qwen2.5_14b_to_8.4b.yaml", 8.4),
+}
+
+
+def plan_of(shape: str, recipe: str, **values):
+    model = str(RECIPES / "shapes" / shape)
+    return make_plan(settled({"model": model, **values}, preset="paper", file=str(RECIPES / recipe)))
+
+
+@pytest.mark.parametrize(("shape", "recipe", "billions"), [(k, *v) for k, v in PAPER.items()])
+def test_sizes_of_the_paper(shape, recipe, billions):
+    plan = plan_of(shape, recipe)
+    assert round(plan.target.parameters / 1e9, 1) == billions
+    stock = AutoConfig.from_pretrained(RECIPES / "shapes" / shape)
+    with torch.device("meta"):
+        assert plan.dense.parameters == AutoModelForCausalLM.from_config(stock).num_parameters()
+
+
+def test_llama_2_at_levels_5_and_6():
+    """32 of 128 columns each: level 5 keeps 16 heads and 5504 columns, level 6 keeps 13 heads and 4416 (eq. 5 and 6)."""
+    plan = plan_of("llama-2-7b", "llama2_7b_to_2.7b.yaml")
+    outside = 2 * 32000 * 4096 + 4096
+    norms = 2 * 4096
+    for level, heads, columns in ((5, 16, 5504), (6, 13, 4416)):
+        by_hand = outside + 32 * (4 * heads * 128 * 4096 + 3 * columns * 4096 + norms)
+        assert plan.levels[level - 1].parameters == by_hand
+    assert plan.target.parameters == plan.levels[5].parameters
+
+
+@pytest.mark.parametrize("family", pico.FAMILIES)
+def test_database_bytes_are_those_on_disk(family, checkpoint, database):
+    levels = database(family, "auto")
+    on_disk = sum(
+        levels.weight(ladder.name, level).numel() * 4 for ladder in levels.ladders() for level in range(1, ladder.top)
+    )
+    values = {"model": str(checkpoint(family)), "database": {"levels": 6, "multiple_of": 8}}
+    assert make_plan(settled(values)).database_bytes == on_disk
