@@ -13,6 +13,7 @@ from rich.console import Console
 
 from darwinlm.config import PRESETS, RunConfig, settings_parser
 from darwinlm.errors import RequestError
+from darwinlm.runtime import ranks
 from darwinlm.runtime.progress import log, show_log
 from darwinlm.runtime.rundir import settled
 
@@ -119,7 +120,9 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         command = _command(arguments[0])
         config, flags = read_settings(arguments[0], command, arguments[1:])
-        show_log()
+        ranks.join()
+        show_log(speak=ranks.is_first())
+        console.quiet = not ranks.is_first()
         _quiet_libraries()
         command.call(config, flags)
     except RequestError as fault:
@@ -129,6 +132,8 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("darwinlm: stopped. The same command goes on from here.", file=sys.stderr)
         sys.exit(130)
+    finally:
+        ranks.leave()
 
 
 def _command(name: str) -> Command:

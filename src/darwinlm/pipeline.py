@@ -7,7 +7,7 @@ import functools
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from darwinlm.genome import Genome, Space, is_valid
 from darwinlm.measure.quality import HeldOut, Quality
 from darwinlm.models.blocks import BlockStream
 from darwinlm.models.source import ModelSource
+from darwinlm.runtime import ranks
 from darwinlm.runtime.device import choose_device, choose_dtype, peak_memory_bytes
 from darwinlm.runtime.files import read_json, read_tensors, require_room, sha256_of, write_json, write_tensors
 from darwinlm.runtime.progress import log
@@ -74,8 +75,8 @@ class Run:
         needed = 0
         if not self.directory.blocks.exists():
             needed += 8 * self.config.blocks.sequence_length * sum(getattr(self.config.blocks, name) for name in SPLITS)
-        if not self.directory.database.exists():
-            needed += database_bytes(self.source.shape, self.ladders, value_bytes)
+        built = sum(file.stat().st_size for file in self.directory.database.glob("*.safetensors"))
+        needed += max(0, database_bytes(self.source.shape, self.ladders, value_bytes) - built)
         if not self.directory.model.exists():
             target = self.source.shape.with_layers(nominal_widths(self.source.shape, self.ladders, self.uniform_genome))
             needed += int(1.1 * target.parameters * value_bytes)
@@ -115,15 +116,14 @@ class Run:
     def splits(self) -> Splits:
         """The token blocks; made once per run and kept, so that a continued run reads the same."""
         path = self.directory.blocks
-        if path.exists():
-            tensors, _ = read_tensors(path)
-            return Splits(**{name: tensors[name].long() for name in SPLITS})
-        self.source.tokenizer  # noqa: B018  a tokenizer that does not fit is found before the text is read
-        log.info("Reading '%s'.", self.config.data)
-        splits = make_splits(self.config.data, self.config.blocks, self.source.tokenizer, self.config.seed)
-        tensors = {name: getattr(splits, name).to(torch.int32) for name in SPLITS}
-        write_tensors(path, tensors, {"identity": json.dumps(self.blocks_identity)})
-        return splits
+        if ranks.is_first() and not path.exists():
+            log.info("Reading '%s'.", self.config.data)
+            splits = make_splits(self.config.data, self.config.blocks, self.source.tokenizer, self.config.seed)
+            tensors = {name: getattr(splits, name).to(torch.int32) for name in SPLITS}
+            write_tensors(path, tensors, {"identity": json.dumps(self.blocks_identity)})
+        ranks.barrier()
+        tensors, _ = read_tensors(path)
+        return Splits(**{name: tensors[name].long() for name in SPLITS})
 
     def database(self, *, rebuild: bool = False) -> Database:
         """The finished database; built as far as it is missing.
@@ -154,8 +154,9 @@ class Run:
             restart: discard a search that lies here.
         """
         record = SearchRecord(self.directory.search, self.search_identity, self.space)
-        if restart:
+        if restart and ranks.is_first():
             self._discard_search()
+        ranks.barrier()
         if (stored := record.stored_identity()) is not None:
             require_same(stored, self.search_identity, self.directory.path, "a search", _RESTART)
         assembler = Assembler(self.source, database, keep_dense=True)
@@ -174,7 +175,8 @@ class Run:
                 state = done
         levels = self.space.named(state.parent)
         totals = {**self.space.totals(state.parent), "parameters": assembler.shape(state.parent).parameters}
-        write_json(self.directory.genome, {"levels": levels, "totals": totals})
+        if ranks.is_first():
+            write_json(self.directory.genome, {"levels": levels, "totals": totals})
         return state.parent
 
     def _fitness(self, assembler: Assembler) -> TrainedFitness:
@@ -283,11 +285,14 @@ def opened(config: RunConfig) -> Iterator[Run]:
         raise RequestError(*found)
     directory = RunDirectory(config.path)
     ModelSource(config.model, weights=False, trust_remote_code=config.trust_remote_code)  # before a folder is made
-    with directory.locked():
+    ranks.join()
+    with directory.locked() if ranks.is_first() else nullcontext():
         run = Run(config, directory)
-        run.splits  # noqa: B018  too few tokens are found now
-        directory.save_settings(to_dict(config))
+        run.splits  # noqa: B018  a tokenizer that does not fit and too few tokens are found now
+        if ranks.is_first():
+            directory.save_settings(to_dict(config))
         yield run
+        ranks.barrier()
 
 
 def run_database(config: RunConfig, *, rebuild: bool = False) -> Database:
@@ -303,17 +308,20 @@ def run_search(config: RunConfig, *, restart: bool = False) -> dict[str, int]:
 
 
 def run_export(config: RunConfig) -> Path:
-    """Write the checkpoint of a finished search; returns its folder."""
+    """Write the checkpoint of a finished search; returns its folder. One rank does it all."""
     with opened(config) as run:
-        run.export(_finished(run), run.genome())
+        if ranks.is_first():
+            run.export(_finished(run), run.genome())
         return run.directory.model
 
 
 def run_prune(config: RunConfig, *, rebuild: bool = False, restart: bool = False) -> dict[str, Any]:
-    """All stages; returns what `summary.json` holds."""
+    """All stages; returns what `summary.json` holds. Ranks other than the first leave after the search, with nothing."""
     with opened(config) as run:
         database = run.database(rebuild=rebuild)
         genome = run.search(database, restart=restart)
+        if not ranks.is_first():
+            return {}
         run.export(database, genome)
         return run.evaluate(database, genome)
 

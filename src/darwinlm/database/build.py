@@ -1,19 +1,22 @@
 """Build the level database: blocks stream through the device, each is calibrated, pruned and written.
 
 Levels of all modules come from the dense model's activations, so they can be mixed freely (arXiv 2502.07780, 3.2).
+Under torchrun the ranks share out the calibration sequences, add up their Hessians, and share out the modules of each
+block; every rank writes the files of its own modules.
 """
 
 from __future__ import annotations
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from darwinlm.config import DatabaseConfig
-from darwinlm.database.hessians import block_hessians, damp, drop_dead_columns, output_weights
-from darwinlm.database.levels import Kind, Ladder
+from darwinlm.database.hessians import block_hessians, damp, drop_dead_columns, output_weight
+from darwinlm.database.levels import Ladder
 from darwinlm.database.obs import prune_groups
-from darwinlm.database.store import Database
+from darwinlm.database.store import Database, ModuleRecord
 from darwinlm.errors import CalibrationError
 from darwinlm.models.blocks import BlockStream
+from darwinlm.runtime import ranks
 from darwinlm.runtime.progress import log, progress
 
 
@@ -23,10 +26,10 @@ def build_database(
     """Complete a database, module by module; those that it already has are not made again.
 
     Args:
-        database: empty or begun; every finished module is on disk at once.
+        database: empty or begun; the modules of every finished block are on disk at once.
         ladders: the modules wanted.
         stream: the dense model.
-        tokens: (S, T) calibration blocks.
+        tokens: (S, T) calibration blocks, the same on all ranks.
         config: damping and batch.
 
     Raises:
@@ -35,32 +38,59 @@ def build_database(
     missing = [ladder for ladder in ladders if ladder.name not in database.modules]
     if not missing:
         return
+    _warn_of_few_tokens(missing, tokens.numel(), config.rel_damp)
     last = max(ladder.layer for ladder in missing)
-    hidden = stream.embed(tokens)
+    hidden = stream.embed(tokens[ranks.rank() :: ranks.world_size()])
     with progress("Database", total=last + 1) as advance:
-        for layer in range(last + 1):
-            block = stream.load(layer)
-            wanted: dict[Kind, Ladder] = {ladder.kind: ladder for ladder in missing if ladder.layer == layer}
-            kinds = list(wanted)
-            hessians = block_hessians(stream, block, hidden, kinds, config.batch_sequences)
-            weights = output_weights(block, kinds)
-            for kind, ladder in wanted.items():
-                _add_module(database, ladder, weights[kind], hessians.pop(kind), config, stream)
+        for layer, block in enumerate(stream.blocks(last + 1)):
+            wanted = [ladder for ladder in missing if ladder.layer == layer]
+            records = _prune_block(database, wanted, stream, block, hidden, tokens.numel(), config)
+            database.admit(records, save=bool(records) and ranks.is_first())
             advance(f"layer {layer}")
+    ranks.barrier()
 
 
-def _add_module(
+def _prune_block(
+    database: Database,
+    wanted: list[Ladder],
+    stream: BlockStream,
+    block: nn.Module,
+    hidden: Tensor,
+    tokens: int,
+    config: DatabaseConfig,
+) -> list[ModuleRecord]:
+    """Run a block, leave its outputs in `hidden`, and write the levels of its wanted modules."""
+    hessians = block_hessians(stream, block, hidden, [ladder.kind for ladder in wanted], tokens, config.batch_sequences)
+    own = []
+    for ladder in ranks.mine(wanted):
+        weight = output_weight(block, ladder.kind)
+        own.append(_write_module(database, ladder, weight, hessians.pop(ladder.kind), config, stream))
+    return ranks.in_turn(ranks.gathered(own))
+
+
+def _write_module(
     database: Database, ladder: Ladder, weight: Tensor, hessian: Tensor, config: DatabaseConfig, stream: BlockStream
-) -> None:
+) -> ModuleRecord:
     weight, dead = drop_dead_columns(weight, hessian)
     damping = damp(hessian, config.rel_damp, ladder.name)
     levels = prune_groups(weight, hessian, group_size=ladder.group_size, counts=ladder.removed, rounds=ladder.rounds)
     try:
-        record = database.add(ladder, levels, stream.source.dtype, damping, dead)
+        record = database.write(ladder, levels, stream.source.dtype, damping, dead)
     except CalibrationError as fault:
         raise CalibrationError(f"{ladder.name}: {fault}") from fault
-    middle = record.relative_errors[ladder.top // 2]
-    dead_note = f", {dead} dead columns" if dead else ""
-    log.debug(
-        "%s: relative error %.4f at level %d of %d%s", ladder.name, middle, ladder.top // 2, ladder.top, dead_note
-    )
+    if dead:
+        log.info("%s: %d columns were never active; they leave first.", ladder.name, dead)
+    return record
+
+
+def _warn_of_few_tokens(ladders: list[Ladder], tokens: int, rel_damp: float) -> None:
+    """With fewer tokens than columns a Hessian has no full rank: damping alone decides between its null directions."""
+    widest = max(ladder.columns for ladder in ladders)
+    if tokens < widest:
+        log.warning(
+            "The Hessians of %d columns see only %d tokens, so they are rank-deficient and rest on rel_damp = %g. "
+            "Calibrate on more tokens (blocks.hessian).",
+            widest,
+            tokens,
+            rel_damp,
+        )

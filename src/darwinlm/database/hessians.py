@@ -11,44 +11,70 @@ from torch import Tensor, nn
 from darwinlm.database.levels import MODULE_OF_KIND, OUTPUT_OF_KIND, Kind
 from darwinlm.errors import CalibrationError
 from darwinlm.models.blocks import BlockStream
+from darwinlm.runtime import ranks
+
+PANEL = 512
+"""Columns of H that are accumulated together; only panels on and below the diagonal are, the rest is their mirror."""
 
 
 def block_hessians(
-    stream: BlockStream, block: nn.Module, hidden: Tensor, kinds: list[Kind], batch: int
+    stream: BlockStream, block: nn.Module, hidden: Tensor, kinds: list[Kind], tokens: int, batch: int
 ) -> dict[Kind, Tensor]:
     """Run a block once over all sequences and accumulate H = X X^T / tokens for its output matrices.
 
     Args:
         stream: where the block came from.
         block: one decoder layer.
-        hidden: (S, T, H) inputs of the block; replaced by its outputs.
+        hidden: (S, T, H) inputs of the block on this rank; replaced by its outputs.
         kinds: the modules that are wanted, of those that the block has.
+        tokens: calibration tokens of all ranks.
         batch: sequences in a forward pass.
 
     Returns:
-        float32 (C, C) per kind, undamped.
+        float32 (C, C) per kind, undamped, summed over the ranks.
     """
-    tokens = hidden.shape[0] * hidden.shape[1]
     hessians: dict[Kind, Tensor] = {}
     hooks = []
     for kind in kinds:
-        matrix = _output_matrix(block, kind)
+        matrix = output_matrix(block, kind)
         hessians[kind] = torch.zeros(matrix.in_features, matrix.in_features, device=stream.device)
-        hooks.append(matrix.register_forward_pre_hook(_accumulate(hessians[kind], tokens)))
+        hooks.append(matrix.register_forward_pre_hook(_accumulating(hessians[kind], tokens)))
     try:
         stream.forward(block, hidden, batch)
     finally:
         for hook in hooks:
             hook.remove()
+    for hessian in hessians.values():
+        mirror(hessian)
+        ranks.sum_over_ranks(hessian)
     return hessians
 
 
-def _accumulate(hessian: Tensor, tokens: int):
+def _accumulating(hessian: Tensor, tokens: int):
     def hook(module: nn.Module, arguments: tuple[Tensor]) -> None:
-        x = arguments[0].flatten(0, -2).float()
-        hessian.addmm_(x.T, x, alpha=1 / tokens)
+        accumulate(hessian, arguments[0].flatten(0, -2).float(), 1 / tokens)
 
     return hook
+
+
+def accumulate(hessian: Tensor, x: Tensor, scale: float) -> None:
+    """Add scale * X^T X to the panels of `hessian` on and below the diagonal.
+
+    Args:
+        hessian: (C, C) float32.
+        x: (tokens, C) float32.
+        scale: of the sum.
+    """
+    for start in range(0, hessian.shape[0], PANEL):
+        panel = slice(start, start + PANEL)
+        hessian[start:, panel].addmm_(x[:, start:].T, x[:, panel], alpha=scale)
+
+
+def mirror(hessian: Tensor) -> None:
+    """Copy what lies below the diagonal panels to above them, in place."""
+    for start in range(0, hessian.shape[0], PANEL):
+        stop = start + PANEL
+        hessian[start:stop, stop:] = hessian[stop:, start:stop].T
 
 
 def damp(hessian: Tensor, rel_damp: float, name: str) -> float:
@@ -80,12 +106,13 @@ def drop_dead_columns(weight: Tensor, hessian: Tensor) -> tuple[Tensor, int]:
     return weight.masked_fill(dead, 0.0), int(dead.sum())
 
 
-def output_weights(block: nn.Module, kinds: list[Kind]) -> dict[Kind, Tensor]:
-    """The float32 (R, C) output matrix of each kind of module."""
-    return {kind: _output_matrix(block, kind).weight.detach().float() for kind in kinds}
+def output_weight(block: nn.Module, kind: Kind) -> Tensor:
+    """The float32 (R, C) output matrix of a kind of module."""
+    return output_matrix(block, kind).weight.detach().float()
 
 
-def _output_matrix(block: nn.Module, kind: Kind) -> nn.Linear:
+def output_matrix(block: nn.Module, kind: Kind) -> nn.Linear:
+    """The module whose input columns are pruned: o_proj or down_proj."""
     matrix = block.get_submodule(f"layers.0.{MODULE_OF_KIND[kind]}.{OUTPUT_OF_KIND[kind]}")
     if not isinstance(matrix, nn.Linear):
         raise TypeError(f"the output matrix of {kind} is a {type(matrix).__name__}, not a Linear")

@@ -77,10 +77,10 @@ class Database:
             ) from fault
         return database
 
-    def add(
+    def write(
         self, ladder: Ladder, levels: Iterable[PrunedLevel], dtype: torch.dtype, damping: float, dead_columns: int
     ) -> ModuleRecord:
-        """Write one module's levels, then the manifest that names them."""
+        """Write one module's levels; the record that it returns is not in the manifest before it is admitted."""
         tensors: dict[str, Tensor] = {}
         errors: list[float] = []
         for number, level in enumerate(levels):
@@ -90,7 +90,7 @@ class Database:
             tensors["order"] = torch.tensor(level.removed, dtype=torch.int64)
         file = f"{ladder.name}.safetensors"
         write_tensors(self.folder / file, tensors)
-        record = ModuleRecord(
+        return ModuleRecord(
             ladder=ladder,
             file=file,
             sha256=sha256_of_file(self.folder / file),
@@ -100,12 +100,17 @@ class Database:
             damping=damping,
             dead_columns=dead_columns,
         )
-        self.modules[ladder.name] = record
-        self.save()
-        return record
 
-    def save(self) -> None:
-        """Write the manifest."""
+    def admit(self, records: Iterable[ModuleRecord], *, save: bool = True) -> None:
+        """Take finished modules in and write the manifest that names them.
+
+        Args:
+            records: from `write`, of this process or of another rank.
+            save: False on the ranks that do not write the manifest.
+        """
+        self.modules |= {record.ladder.name: record for record in records}
+        if not save:
+            return
         modules = [dataclasses.asdict(self.modules[name]) for name in sorted(self.modules, key=_by_layer)]
         write_json(self.folder / MANIFEST, {"format": FORMAT, "identity": self.identity, "modules": modules})
 

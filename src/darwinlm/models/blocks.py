@@ -6,6 +6,7 @@ Letters: S = sequences, T = tokens in a sequence, H = hidden size.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -36,14 +37,24 @@ class BlockStream:
 
     def load(self, index: int) -> nn.Module:
         """Block `index` as a decoder of one layer without a final norm; call it through `forward`."""
-        prefix = f"model.layers.{index}."
-        tensors = {f"layers.0.{name}": t.to(self.device, self.dtype) for name, t in self.source.module(prefix).items()}
+        return self._build(index, self.source.module(f"model.layers.{index}."))
+
+    def blocks(self, count: int | None = None) -> Iterator[nn.Module]:
+        """The first `count` blocks, all by default; the next one is read while the caller works on this one."""
+        last = len(self) if count is None else count
+        with ThreadPoolExecutor(max_workers=1) as reader:
+            waiting = reader.submit(self.source.module, "model.layers.0.")
+            for index in range(last):
+                tensors = waiting.result()
+                if index + 1 < last:
+                    waiting = reader.submit(self.source.module, f"model.layers.{index + 1}.")
+                yield self._build(index, tensors)
+
+    def _build(self, index: int, weights: dict[str, Tensor]) -> nn.Module:
+        tensors = {f"layers.0.{name}": tensor.to(self.device, self.dtype) for name, tensor in weights.items()}
         block = build_empty(modeling(self.source.family).DarwinLMModel, self._one_layer_config(index), self.device)
         block.norm, block.embed_tokens = nn.Identity(), nn.Identity()
         return fill(block, tensors)
-
-    def __iter__(self) -> Iterator[nn.Module]:
-        return map(self.load, range(len(self)))
 
     @torch.no_grad()
     def forward(self, block: nn.Module, hidden: Tensor, batch: int) -> None:
@@ -63,7 +74,7 @@ class BlockStream:
     def final_hidden(self, tokens: Tensor, batch: int = 8) -> Tensor:
         """(S, T) token ids -> (S, T, H) inputs of the head: the model's whole forward but the logits."""
         hidden = self.embed(tokens)
-        for block in self:
+        for block in self.blocks():
             self.forward(block, hidden, batch)
         return self.final_norm(hidden)
 

@@ -1,5 +1,6 @@
 """Which device and dtype a run computes with, and how much memory it took."""
 
+import os
 import resource
 import sys
 
@@ -9,13 +10,15 @@ from darwinlm.errors import RequestError
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` is the first GPU where there is one.
+    """`auto` is a GPU where there is one: under torchrun each rank has its own.
 
     Raises:
         RequestError: no such device is here.
     """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "auto" and not torch.cuda.is_available():
+        return torch.device("cpu")
+    if name in ("auto", "cuda"):
+        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     try:
         device = torch.device(name)
         torch.empty(1, device=device)

@@ -16,14 +16,18 @@ console = Console(stderr=True)
 Advance = Callable[[str], None]
 
 
-def show_log() -> None:
-    """Send DarwinLM's log to the terminal; the command line calls this, a library user need not."""
+def show_log(*, speak: bool = True) -> None:
+    """Send DarwinLM's log to the terminal; the command line calls this, a library user need not.
+
+    Args:
+        speak: False leaves warnings alone; for all ranks but the first.
+    """
     if not any(isinstance(handler, RichHandler) for handler in log.handlers):
         handler = RichHandler(
             console=console, show_path=False, show_level=False, omit_repeated_times=False, log_time_format="[%X]"
         )
         log.addHandler(handler)
-    log.setLevel(logging.INFO)
+    log.setLevel(logging.INFO if speak else logging.WARNING)
     log.propagate = False
 
 

@@ -13,6 +13,7 @@ import yaml
 
 from darwinlm.config import RunConfig, preset_values, read_yaml, resolve
 from darwinlm.errors import RequestError
+from darwinlm.runtime import ranks
 from darwinlm.runtime.files import read_json, write_json, write_text
 from darwinlm.runtime.progress import log_to
 
@@ -77,10 +78,10 @@ class RunDirectory:
         try:
             yield
         finally:
-            seconds = self.seconds()
-            write_json(
-                self.timings, {**seconds, stage: round(seconds.get(stage, 0.0) + time.perf_counter() - began, 3)}
-            )
+            if ranks.is_first():
+                seconds = self.seconds()
+                seconds[stage] = round(seconds.get(stage, 0.0) + time.perf_counter() - began, 3)
+                write_json(self.timings, seconds)
 
     def seconds(self) -> dict[str, float]:
         """Seconds that each stage has taken so far."""

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from darwinlm.config import SearchConfig, Stage
 from darwinlm.errors import DamagedFileError
 from darwinlm.genome import Genome, Space
+from darwinlm.runtime import ranks
 from darwinlm.runtime.files import read_json, write_json, write_text
 from darwinlm.runtime.progress import log, progress
 from darwinlm.runtime.seeds import python_random
@@ -75,7 +76,9 @@ class SearchRecord:
         return state
 
     def save(self, state: SearchState, line: dict[str, Any] | None = None) -> None:
-        """Append the generation's line to the history, then replace the state."""
+        """Append the generation's line to the history, then replace the state; the first rank does it for all."""
+        if not ranks.is_first():
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
         if line is not None:
             with (self.folder / "history.jsonl").open("a", encoding="utf-8") as history:
@@ -93,7 +96,7 @@ class SearchRecord:
         """Drop lines of generations that the saved state does not know: they will be made again."""
         path = self.folder / "history.jsonl"
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        if len(lines) != generations:
+        if len(lines) != generations and ranks.is_first():
             write_text(path, "".join(line + "\n" for line in lines[:generations]))
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from darwinlm.assemble import Assembler
 from darwinlm.config import SearchConfig, Stage
 from darwinlm.genome import Genome
+from darwinlm.runtime import ranks
 from darwinlm.search.fitness import Teacher, kl_to_teacher
 from darwinlm.search.samples import draw
 from darwinlm.search.trial import train_briefly
@@ -32,12 +33,12 @@ class TrainedFitness:
         self.config, self.seed, self.dtype = config, seed, dtype
 
     def __call__(self, candidates: list[Genome], stage: Stage, generation: int, index: int) -> list[float]:
-        """The KL of each candidate; all see the same tokens."""
+        """The KL of each candidate; all see the same tokens. The ranks share the candidates out and exchange scores."""
         train = draw(self.train, stage.train_tokens, self.seed, "train", generation, index)
         select = draw(self.teacher.tokens, stage.select_tokens, self.seed, "select", generation, index)
         scores = []
-        for genome in candidates:
+        for genome in ranks.mine(candidates):
             model = self.assembler.model(genome, self.teacher.head.device)
             train_briefly(model, self.train, train, self.config.learning_rate, self.config.batch_sequences, self.dtype)
             scores.append(kl_to_teacher(model, self.teacher, select, self.dtype))
-        return scores
+        return ranks.in_turn(ranks.gathered(scores))

@@ -1,0 +1,80 @@
+"""One process or many under torchrun: who am I, who else is there, and what do we exchange.
+
+Without torchrun there is one rank and every exchange is the identity, so that callers need no second path.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+T = TypeVar("T")
+_TIMEOUT = timedelta(hours=2)
+"""How long a rank waits for the others: the work between two exchanges is of this order at most."""
+
+
+def join() -> None:
+    """Join the ranks that torchrun started; does nothing in a single process, or the second time."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=_TIMEOUT)
+
+
+def leave() -> None:
+    """Leave the ranks again."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """This process among the ranks; 0 is the one that writes and speaks."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """How many ranks there are."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_first() -> bool:
+    """Whether this is the rank that writes and speaks."""
+    return rank() == 0
+
+
+def barrier() -> None:
+    """Wait until all ranks are here."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def sum_over_ranks(tensor: Tensor) -> Tensor:
+    """Add up a tensor over all ranks, in place."""
+    if dist.is_initialized():
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def gathered(value: T) -> list[T]:
+    """The value of every rank, in their order, on every rank."""
+    if not dist.is_initialized():
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def mine(items: list[T]) -> list[T]:
+    """This rank's share of a list that all ranks hold: every world_size-th item."""
+    return items[rank() :: world_size()]
+
+
+def in_turn(shares: list[list[T]]) -> list[T]:
+    """Put the shares of all ranks, each as `mine` dealt them, back into one list."""
+    longest = max(map(len, shares), default=0)
+    return [share[i] for i in range(longest) for share in shares if i < len(share)]
