@@ -54,8 +54,12 @@ def main() -> None:
 
 
 def report(level: int, rows: list[dict], authors: dict) -> None:
-    theirs = {row["seed"]: row for row in authors["darwinlm_authors" if level == 4 else f"darwinlm_authors_level{level}"]}
-    print(f"pep-llama, level {level} of 8, held out; {platform.processor()}, torch {torch.__version__}", file=sys.stderr)
+    theirs = {
+        row["seed"]: row for row in authors["darwinlm_authors" if level == 4 else f"darwinlm_authors_level{level}"]
+    }
+    print(
+        f"pep-llama, level {level} of 8, held out; {platform.processor()}, torch {torch.__version__}", file=sys.stderr
+    )
     print("| seed | KL, ours | perplexity, ours | search seconds | KL, authors | perplexity, authors |")
     print("|---|---|---|---|---|---|")
     for row in rows:

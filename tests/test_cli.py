@@ -6,15 +6,32 @@ import json
 import shutil
 from pathlib import Path
 
-import pico
 import pytest
 
+import pico
 from darwinlm.cli import COMMANDS, main
 
-SIZES = "--blocks.sequence_length 32 --blocks.hessian 8 --blocks.train 4 --blocks.select 4 --blocks.held_out 4".split()
-SEARCH = "--search.generations 1 --search.offspring 2 --search.survivors [1] --search.train_tokens [32]".split()
-LEVELS = "--database.levels 4 --database.multiple_of 4 --target.level 2".split()
-PRUNE = [*SIZES, *SEARCH, "--search.select_tokens", "[32]", *LEVELS]
+
+def flags(**values: object) -> list[str]:
+    """`--group.name value` for group__name=value."""
+    return [word for name, value in values.items() for word in (f"--{name.replace('__', '.')}", str(value))]
+
+
+PRUNE = flags(
+    blocks__sequence_length=32,
+    blocks__hessian=8,
+    blocks__train=4,
+    blocks__select=4,
+    blocks__held_out=4,
+    database__levels=4,
+    database__multiple_of=4,
+    target__level=2,
+    search__generations=1,
+    search__offspring=2,
+    search__survivors=[1],
+    search__train_tokens=[32],
+    search__select_tokens=[32],
+)
 
 
 @pytest.fixture

@@ -7,11 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pico
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import pico
 from darwinlm.assemble import Assembler
 from darwinlm.export.huggingface import export_checkpoint
 
@@ -64,7 +64,9 @@ def test_checkpoints_load_without_darwinlm_and_are_equal(family, source, databas
                 expected[str(folder)] = pico.zero_masked(checkpoint(family), levels, genome)(tokens).logits
     exchange = tmp_path / "exchange.safetensors"
     save_file({"tokens": tokens}, exchange)
-    clean = subprocess.run([sys.executable, "-W", "ignore", "-c", WITHOUT_US, exchange, *expected], capture_output=True, text=True)
+    clean = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", WITHOUT_US, exchange, *expected], capture_output=True, text=True
+    )
     assert clean.returncode == 0, clean.stderr
     results = load_file(exchange)
     for folder, logits in expected.items():

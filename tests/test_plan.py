@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pico
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+import pico
 from darwinlm.plan import make_plan
 from darwinlm.runtime.rundir import settled
 

@@ -170,7 +170,10 @@ def faults(config: RunConfig) -> list[str]:
         0 < target.level < database.levels,
         f"target.level is {target.level:g}; it must lie between 0 (dense) and {database.levels} (nothing left), both excluded.",
     )
-    check(search.learning_rate >= 0, f"search.learning_rate is {search.learning_rate}; it cannot be negative.")
+    check(
+        search.learning_rate >= 0 and math.isfinite(search.learning_rate),
+        f"search.learning_rate is {search.learning_rate}; it must be 0 or positive, such as 1e-5.",
+    )
     found += _stage_faults(search, blocks)
     return found
 
@@ -216,15 +219,33 @@ def resolve(*layers: Mapping[str, Any]) -> RunConfig:
     Raises:
         RequestError: a setting is unknown, ill-typed or impossible; all impossible ones are named at once.
     """
-    parser = settings_parser()
+    parser, asked = settings_parser(), merge(*layers)
+    if found := _misnamed(asked, to_dict(RunConfig())):
+        raise RequestError(*found)
     try:
-        values = parser.parse_object(merge(*layers))
+        values = parser.parse_object(asked)
     except ArgumentError as fault:
         raise RequestError(f"The settings do not fit: {' '.join(str(fault).split())}") from fault
     config = RunConfig(**vars(parser.instantiate(values)))
     if found := faults(config):
         raise RequestError(*found)
     return config
+
+
+def _misnamed(asked: Mapping[str, Any], known: Mapping[str, Any], group: str = "") -> list[str]:
+    """Settings that do not exist, groups that are none, and values that are empty but must not be."""
+    found: list[str] = []
+    for key, value in asked.items():
+        name = f"{group}{key}"
+        if key not in known:
+            found.append(f"There is no setting '{name}'; there are: {', '.join(known)}.")
+        elif isinstance(known[key], dict) and not isinstance(value, Mapping):
+            found.append(f"'{name}' is {value!r}; it must be a group of settings: {', '.join(known[key])}.")
+        elif isinstance(known[key], dict):
+            found += _misnamed(value, known[key], f"{name}.")
+        elif value is None and known[key] is not None:
+            found.append(f"'{name}' is empty; leave it out for its default, {known[key]!r}.")
+    return found
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -239,10 +260,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
         RequestError: the file cannot be read or is not a mapping.
     """
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as fault:
         raise RequestError(f"Cannot read the settings in '{path}': {fault.strerror}.") from fault
-    except yaml.YAMLError as fault:
+    except (yaml.YAMLError, UnicodeDecodeError) as fault:
         raise RequestError(f"'{path}' is not valid YAML: {fault}") from fault
     if not isinstance(values, dict):
         raise RequestError(f"'{path}' must hold settings as `name: value` lines.")

@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow.parquet as parquet
 from pyarrow import ArrowException
+from pyarrow.types import is_large_string, is_string
 
 from darwinlm.data.stdlib import stdlib_documents
 from darwinlm.errors import DamagedFileError, RequestError
@@ -77,17 +78,30 @@ def _from_file(path: Path, text_field: str) -> Iterator[str]:
             with path.open(encoding="utf-8") as lines:
                 for number, line in enumerate(lines, 1):
                     if line.strip():
-                        yield _field(json.loads(line), text_field, f"'{path}', line {number}")
+                        where = f"'{path}', line {number}"
+                        yield _field(_parsed(line, where), text_field, where)
         else:
             with parquet.ParquetFile(path) as file:
-                if text_field not in file.schema_arrow.names:
-                    raise _no_field(text_field, file.schema_arrow.names, f"'{path}'")
+                names = file.schema_arrow.names
+                if text_field not in names or not _is_text(file.schema_arrow.field(text_field).type):
+                    raise _no_field(text_field, names, f"'{path}'")
                 for batch in file.iter_batches(columns=[text_field]):
                     yield from (text for text in batch[text_field].to_pylist() if text)
     except UnicodeDecodeError as fault:
         raise RequestError(f"'{path}' is not UTF-8 text: {fault}.") from fault
-    except (json.JSONDecodeError, ArrowException, OSError) as fault:
+    except (ArrowException, OSError) as fault:
         raise DamagedFileError(f"'{path}' cannot be read: {fault}.") from fault
+
+
+def _is_text(kind: Any) -> bool:
+    return is_string(kind) or is_large_string(kind)
+
+
+def _parsed(line: str, where: str) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as fault:
+        raise DamagedFileError(f"{where} is not valid JSON: {fault}.") from fault
 
 
 def _from_hub(source: str, text_field: str) -> Iterator[str]:
@@ -103,7 +117,7 @@ def _from_hub(source: str, text_field: str) -> Iterator[str]:
             if preset is None or row[preset.score_field] >= preset.min_score:
                 yield _field(row, text_field, f"data set '{source}'")
     except (OSError, ValueError) as fault:
-        reason = str(fault).splitlines()[0]
+        reason = (str(fault) or type(fault).__name__).splitlines()[0]
         raise RequestError(
             f"The hub data set '{source}' cannot be read ({reason}). Check its name and the connection."
         ) from fault

@@ -117,7 +117,7 @@ def _removed(
     if len(set(counts)) < len(counts):
         raise RequestError(
             f"The {kind} of {units} units of {unit} columns has no {config.levels} different levels. "
-            f"Lower database.levels to at most {units}, or use database.rounding equal."
+            f"Lower database.levels to at most {columns // unit}, or use database.rounding equal."
         )
     return counts
 

@@ -74,9 +74,10 @@ class DarwinLMModel(_Model):
     def __init__(self, config):
         PreTrainedModel.__init__(self, config)  # not the stock constructor: it builds layers of one width
         layer_configs = config.per_layer_config
-        if any(_skips(layer_config, "attention") for layer_config in layer_configs):
-            # Without a slot for them in the KV cache; else get_seq_length() reads an empty one.
-            config.kv_sharing_modes = ["reuse" if _skips(c, "attention") else None for c in layer_configs]
+        skipped = [_skips(layer_config, "attention") for layer_config in layer_configs]
+        if any(skipped) and not all(skipped):
+            # No slot in the KV cache for layers that would leave it empty: get_seq_length() must not read one of those.
+            config.kv_sharing_modes = ["reuse" if skip else None for skip in skipped]
         self.padding_idx = config.pad_token_id
         self.vocab_size = config.vocab_size
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)

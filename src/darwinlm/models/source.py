@@ -11,7 +11,13 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    StrictDataclassError,
+)
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer
@@ -20,8 +26,9 @@ from darwinlm.errors import DamagedFileError, RequestError
 from darwinlm.models.family import Family, family_of
 from darwinlm.models.shape import ModelShape
 
-_WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+_WEIGHTS = ("model*.safetensors", "model.safetensors.index.json")
 _WORDS = ("*.json", "README.md", "*.jinja", "*.model", "*.txt", "LICENSE*", "NOTICE*")
+_COMPUTED = "rotary_emb.inv_freq"  # stored by old checkpoints, computed by every model
 _SAMPLES, _SAMPLE_BYTES = 16, 1 << 16
 
 
@@ -73,7 +80,7 @@ class ModelSource:
     @functools.cached_property
     def fingerprint(self) -> str:
         """SHA-256 over the configuration and a sample of the weights: tells other models apart without reading all bytes."""
-        digest = hashlib.sha256(json.dumps(self.config.to_dict(), sort_keys=True, default=str).encode())
+        digest = hashlib.sha256((self.folder / "config.json").read_bytes())
         for path in sorted(set(self.files.values())):
             size = path.stat().st_size
             digest.update(f"{path.name}:{size}".encode())
@@ -85,8 +92,8 @@ class ModelSource:
 
     @functools.cached_property
     def dtype(self) -> torch.dtype:
-        """The dtype that the weights are stored in, by the first decoder layer."""
-        return next(iter(self.module("model.layers.0.").values())).dtype
+        """The dtype that the weights are stored in, by the final norm, which every model has."""
+        return self.tensors(["model.norm.weight"])["model.norm.weight"].dtype
 
     def tensors(self, names: Iterable[str]) -> dict[str, Tensor]:
         """Read tensors by their full names, each into memory of its own."""
@@ -159,13 +166,13 @@ def _read_config(folder: Path, name: str, trust_remote_code: bool) -> Any:
             values.pop("auto_map", None)
             return modeling(family).DarwinLMConfig(**values)
         return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, TypeError) as fault:
+    except (OSError, ValueError, TypeError, AttributeError, StrictDataclassError) as fault:
         raise RequestError(f"The config.json of '{name}' cannot be read: {str(fault).splitlines()[0]}.") from fault
 
 
 def _index(folder: Path, name: str) -> dict[str, Path]:
     """Tensor name -> file, from the headers of all safetensors files."""
-    paths = sorted(folder.glob("*.safetensors"))
+    paths = sorted(folder.glob("model*.safetensors"))
     if not paths:
         raise RequestError(
             f"'{name}' holds no safetensors weights. DarwinLM reads no pickles; convert the checkpoint with "
@@ -175,7 +182,7 @@ def _index(folder: Path, name: str) -> dict[str, Path]:
     for path in paths:
         try:
             with safe_open(path, framework="pt") as file:
-                index |= dict.fromkeys(file.keys(), path)
+                index |= {tensor: path for tensor in file.keys() if not tensor.endswith(_COMPUTED)}  # noqa: SIM118
         except (OSError, SafetensorError) as fault:
             raise DamagedFileError(f"'{path}' is damaged: {fault}. Download or copy the checkpoint again.") from fault
     return index

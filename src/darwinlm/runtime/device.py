@@ -15,14 +15,16 @@ def choose_device(name: str) -> torch.device:
     Raises:
         RequestError: no such device is here.
     """
-    if name == "auto" and not torch.cuda.is_available():
-        return torch.device("cpu")
-    if name in ("auto", "cuda"):
-        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+        if name == "cpu" or "LOCAL_RANK" not in os.environ:
+            return torch.device(name)
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as fault:
+    except (RuntimeError, AssertionError, ImportError) as fault:
         reason = str(fault).splitlines()[0]
         raise RequestError(
             f"Device '{name}' cannot be used ({reason}). Leave --device at auto, or choose cpu."

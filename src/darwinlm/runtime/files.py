@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,16 @@ from darwinlm.errors import DamagedFileError, RequestError
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
     """Give a temporary path beside `path`; on success it is flushed and takes the place of `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
         flush(partial)
         os.replace(partial, path)
         flush(path.parent)
     except OSError as fault:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
         raise RequestError(
             f"Cannot write '{path}': {fault.strerror or fault}. Free some room or choose another --output."
         ) from fault

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from darwinlm.config import SearchConfig, Stage
 from darwinlm.errors import DamagedFileError
-from darwinlm.genome import Genome, Space
+from darwinlm.genome import Genome, Space, is_valid
 from darwinlm.runtime import ranks
 from darwinlm.runtime.files import read_json, write_json, write_text
 from darwinlm.runtime.progress import log, progress
@@ -66,9 +66,13 @@ class SearchRecord:
             return None
         saved = read_json(self.state_file)
         try:
-            kl = math.inf if saved["kl"] is None else saved["kl"]
-            state = SearchState(saved["generation"], self.space.genome(saved["parent"]), kl, saved["seconds"])
-        except (KeyError, TypeError) as fault:
+            kl = math.inf if saved["kl"] is None else float(saved["kl"])
+            state = SearchState(
+                int(saved["generation"]), self.space.genome(saved["parent"]), kl, float(saved["seconds"])
+            )
+            if not is_valid(self.space, state.parent):
+                raise ValueError("a level is on no ladder")
+        except (KeyError, TypeError, ValueError) as fault:
             raise DamagedFileError(
                 f"'{self.state_file}' is damaged ({fault}). Run the search again with --restart."
             ) from fault

@@ -1,0 +1,251 @@
+"""The search loop on known landscapes: it finds the optimum, never loses ground, and continues as if never stopped."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from darwinlm.config import SearchConfig, Stage
+from darwinlm.errors import DamagedFileError
+from darwinlm.genome import Genome, Space
+from darwinlm.search import evolution
+from darwinlm.search.evolution import SearchRecord, SearchState, evolve
+from test_genome import space_of
+
+SPACE = space_of(attention=[4] * 3, mlp=[4] * 3)
+START: Genome = (2,) * 6
+IDENTITY = {"seed": 0, "model": "pico"}
+
+
+class Landscape:
+    """Weighted squared distance to a hidden genome, with what the loop asked for."""
+
+    def __init__(self, hidden: Genome, weights: tuple[float, ...] = (1.0, 2.0, 3.0, 5.0, 7.0, 11.0)) -> None:
+        self.hidden, self.weights = hidden, weights
+        self.asked: list[tuple[list[Genome], Stage, int, int]] = []
+
+    def of(self, genome: Genome) -> float:
+        return sum(w * (level - hidden) ** 2 for w, level, hidden in zip(self.weights, genome, self.hidden))
+
+    def __call__(self, candidates: list[Genome], stage: Stage, generation: int, index: int) -> list[float]:
+        self.asked.append((list(candidates), stage, generation, index))
+        return [self.of(genome) for genome in candidates]
+
+
+class Noisy(Landscape):
+    """Another landscape in every selection step, as with other tokens, but the same whenever the step is repeated."""
+
+    def __call__(self, candidates: list[Genome], stage: Stage, generation: int, index: int) -> list[float]:
+        scores = super().__call__(candidates, stage, generation, index)
+        return [score + (hash((genome, generation, index)) % 1000) / 50 for score, genome in zip(scores, candidates)]
+
+
+class Stopping(Noisy):
+    """Raises at one call, as an interrupt or a failing device does."""
+
+    def __init__(self, hidden: Genome, at: int, fault: BaseException) -> None:
+        super().__init__(hidden)
+        self.at, self.fault = at, fault
+
+    def __call__(self, *asked: Any) -> list[float]:
+        if len(self.asked) == self.at:
+            raise self.fault
+        return super().__call__(*asked)
+
+
+def config(generations: int, **changes: Any) -> SearchConfig:
+    lists = {"survivors": [4, 2, 1], "train_tokens": [1, 2, 3], "select_tokens": [4, 5, 6]}
+    return SearchConfig(**{"generations": generations, "offspring": 8, **lists, **changes})
+
+
+def search(
+    folder: Path,
+    generations: int,
+    fitness: Any,
+    *,
+    space: Space = SPACE,
+    start: Genome = START,
+    seed: int = 0,
+    **changes: Any,
+):
+    return evolve(
+        lambda: start, space, config(generations, **changes), seed, fitness, SearchRecord(folder, IDENTITY, space)
+    )
+
+
+def history(folder: Path) -> list[dict[str, Any]]:
+    """The lines without their times."""
+    lines = map(json.loads, (folder / "history.jsonl").read_text().splitlines())
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+
+
+def result(state: SearchState) -> tuple[int, Genome, float]:
+    return state.generation, state.parent, state.kl
+
+
+@settings(max_examples=5)
+@given(hidden=st.tuples(*[st.integers(0, 4)] * 6), seed=st.integers(0, 99))
+def test_the_optimum_under_the_target_is_found(
+    tmp_path_factory: pytest.TempPathFactory, hidden: Genome, seed: int
+) -> None:
+    landscape = Landscape(hidden)
+    reachable = (g for g in itertools.product(range(5), repeat=6) if SPACE.totals(g) == SPACE.totals(START))
+    state = search(tmp_path_factory.mktemp("search"), 25, landscape, seed=seed, offspring=12)
+    assert state.kl == landscape.of(state.parent) == min(map(landscape.of, reachable))
+
+
+def test_the_parent_always_competes_and_no_ground_is_lost(tmp_path: Path) -> None:
+    landscape = Landscape((4, 0, 1, 3, 4, 0))
+    state = search(tmp_path, 12, landscape)
+    lines, parent = history(tmp_path), START
+    finals = [candidates for candidates, _, _, index in landscape.asked if index == 2]
+    for line, final in zip(lines, finals, strict=True):
+        assert final[-1] == parent  # of the generation before
+        best = min(final, key=landscape.of)
+        assert line["kl"] == landscape.of(best)
+        assert line["improved"] == (best != parent)
+        assert line["changes"] == {l.name: b - a for l, a, b in zip(SPACE.ladders, parent, best) if a != b}
+        parent = best
+    assert [line["generation"] for line in lines] == list(range(12))
+    assert all(a["kl"] >= b["kl"] for a, b in itertools.pairwise(lines))
+    assert result(state) == (12, parent, lines[-1]["kl"])
+
+
+def test_a_selection_step_passes_its_best_on_to_the_next(tmp_path: Path) -> None:
+    noisy = Noisy((4, 0, 1, 3, 4, 0))
+    stages = config(3).stages
+    search(tmp_path, 3, noisy)
+    asked = list(noisy.asked)
+    assert [(stage, generation, index) for _, stage, generation, index in asked] == [
+        (stage, generation, index) for generation in range(3) for index, stage in enumerate(stages)
+    ]
+    assert [len(candidates) for candidates, *_ in asked] == [8, 4, 2 + 1] * 3
+    for (before, stage, generation, index), (after, *_) in itertools.pairwise(asked):
+        if index < 2:
+            scores = dict(zip(before, noisy(before, stage, generation, index)))
+            assert sorted(map(scores.get, after[: stage.survivors])) == sorted(scores.values())[: stage.survivors]
+
+
+def test_a_single_step_scores_children_and_parent_together(tmp_path: Path) -> None:
+    landscape = Landscape((4, 0, 1, 3, 4, 0))
+    search(tmp_path, 1, landscape, survivors=[1], train_tokens=[0], select_tokens=[8])
+    ((candidates, stage, _, _),) = landscape.asked
+    assert (len(candidates), candidates[-1], stage) == (9, START, Stage(1, 0, 8))
+
+
+@pytest.mark.parametrize("fault", [KeyboardInterrupt(), RuntimeError("device lost")], ids=["interrupt", "fault"])
+def test_a_search_stopped_anywhere_continues_to_the_same_end(tmp_path: Path, fault: BaseException) -> None:
+    hidden = (4, 0, 1, 3, 4, 0)
+    whole = search(tmp_path / "whole", 4, Noisy(hidden))
+    for call in range(4 * 3):
+        folder = tmp_path / f"stopped{call}"
+        with pytest.raises(type(fault)):
+            search(folder, 4, Stopping(hidden, call, fault))
+        assert result(search(folder, 4, Noisy(hidden))) == result(whole)
+        assert history(folder) == history(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("torn", [False, True])
+@pytest.mark.parametrize("write", range(1, 4))
+def test_a_line_without_its_state_is_dropped_and_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: int, torn: bool
+) -> None:
+    """Killed between the append to the history and the new state, perhaps in the middle of the line."""
+    hidden, done = (4, 0, 1, 3, 4, 0), itertools.count()
+    whole = search(tmp_path / "whole", 3, Noisy(hidden))
+
+    def killed(*written: Any) -> None:
+        if next(done) == write:
+            raise KeyboardInterrupt
+        write_json(*written)
+
+    write_json, folder = evolution.write_json, tmp_path / "killed"
+    with monkeypatch.context() as patched:
+        patched.setattr(evolution, "write_json", killed)
+        with pytest.raises(KeyboardInterrupt):
+            search(folder, 3, Noisy(hidden))
+    text = (folder / "history.jsonl").read_text()
+    assert text.count("\n") == write  # one more than the state knows
+    (folder / "history.jsonl").write_text(text[:-9] if torn else text)
+    assert result(search(folder, 3, Noisy(hidden))) == result(whole)
+    assert history(folder) == history(tmp_path / "whole")
+
+
+def test_more_generations_go_on_where_a_finished_search_ended(tmp_path: Path) -> None:
+    hidden = (4, 0, 1, 3, 4, 0)
+    long, short = search(tmp_path / "long", 7, Noisy(hidden)), search(tmp_path / "short", 3, Noisy(hidden))
+    assert short.generation == 3
+    again = Noisy(hidden)
+    assert result(search(tmp_path / "short", 3, again)) == result(short)
+    assert again.asked == []  # finished: nothing is scored anew
+    assert result(search(tmp_path / "short", 7, Noisy(hidden))) == result(long)
+    assert history(tmp_path / "short") == history(tmp_path / "long")
+
+
+def test_the_seed_decides_the_search(tmp_path: Path) -> None:
+    asked = []
+    for name, seed in [("first", 1), ("again", 1), ("other", 2)]:
+        landscape = Landscape((4, 0, 1, 3, 4, 0))
+        search(tmp_path / name, 2, landscape, seed=seed)
+        asked.append(landscape.asked)
+    assert asked[0] == asked[1] != asked[2]
+
+
+@pytest.mark.parametrize(
+    ("space", "start", "children"),
+    [
+        (space_of(attention=[4], mlp=[4]), (2, 2), 0),  # nothing can move
+        (space_of(mlp=[1, 1]), (1, 0), 1),  # one neighbour, and back
+        (Space(()), (), 0),
+    ],
+)
+def test_a_space_that_runs_out_of_children_ends(tmp_path: Path, space: Space, start: Genome, children: int) -> None:
+    landscape = Landscape(start, (1.0,) * len(start))
+    state = search(tmp_path, 3, landscape, space=space, start=start)
+    assert result(state) == (3, start, 0.0)
+    assert [line["children"] for line in history(tmp_path)] == [children] * 3
+
+
+def test_the_state_on_disk_is_the_state(tmp_path: Path) -> None:
+    record = SearchRecord(tmp_path, IDENTITY, SPACE)
+    assert (record.load(), record.stored_identity()) == (None, None)
+    for state in (SearchState(0, START, math.inf, 0.0), SearchState(0, (0, 1, 2, 3, 4, 0), 0.1 + 0.2, 1.5)):
+        record.save(state)
+        assert record.load() == state
+    assert record.stored_identity() == IDENTITY
+
+
+def _without(key: str) -> Callable[[dict[str, Any]], str]:
+    return lambda saved: json.dumps({k: v for k, v in saved.items() if k != key})
+
+
+def _with(key: str, value: Any) -> Callable[[dict[str, Any]], str]:
+    return lambda saved: json.dumps({**saved, key: value})
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda saved: json.dumps(saved)[:-20],
+        lambda saved: "",
+        lambda saved: "[]",
+        *map(_without, ("generation", "parent", "kl", "seconds")),
+        *(_with("parent", parent) for parent in (None, {}, {"model.layers.0.mlp": 2})),
+        _with("parent", SPACE.named((2, 2, 2, 2, 2, 5))),  # no such level
+        _with("generation", "two"),
+    ],
+)
+def test_a_damaged_state_is_said_so(tmp_path: Path, damage: Callable[[dict[str, Any]], str]) -> None:
+    search(tmp_path, 2, Landscape(START))
+    file = tmp_path / "state.json"
+    file.write_text(damage(json.loads(file.read_text())))
+    with pytest.raises(DamagedFileError, match=r"state\.json"):
+        search(tmp_path, 4, Landscape(START))

@@ -1,0 +1,87 @@
+"""The rooms of the package stand in one order, and each imports only from rooms before it."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+import darwinlm
+
+ROOT = Path(darwinlm.__file__).parent
+ORDER = (
+    "errors | config | runtime | models | data, losses | database | genome | assemble, cost | search | baselines | export"
+    " | recovery | measure | pipeline | plan, evaluation, demonstration | tables | cli"
+)
+RANKS = {room: rank for rank, group in enumerate(ORDER.split(" | ")) for room in group.split(", ")}
+ABOVE_ALL = ("__init__", "__main__", "demo")
+MODULES = sorted(
+    path.relative_to(ROOT).as_posix()
+    for path in ROOT.rglob("*.py")
+    if path.parent != ROOT or path.stem not in ABOVE_ALL
+)
+WITH_WEIGHT_NAMES = {"assemble": {"o_proj", "down_proj"}, "database": {"o_proj", "down_proj"}}
+
+
+def room_of(module: str) -> str:
+    return module.split("/")[0].removesuffix(".py")
+
+
+@cache
+def parsed(module: str) -> ast.Module:
+    return ast.parse((ROOT / module).read_text(encoding="utf-8"))
+
+
+def imports(module: str) -> Iterator[str]:
+    """Dotted names of all that a module imports, at its top or within a function."""
+    for node in ast.walk(parsed(module)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}:{node.lineno} imports by a relative name"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def rooms_imported(module: str) -> set[str]:
+    """The package's version is no room."""
+    return {name.split(".")[1] for name in imports(module) if name.startswith("darwinlm.")} - {"__version__"}
+
+
+def strings(module: str) -> Iterator[str]:
+    """The string constants that are no docstrings."""
+    prose = {id(node.value) for node in ast.walk(parsed(module)) if isinstance(node, ast.Expr)}
+    for node in ast.walk(parsed(module)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in prose:
+            yield node.value
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_room_imports_only_from_rooms_before_it(module: str) -> None:
+    room = room_of(module)
+    assert room in RANKS, f"'{room}' has no place in the order"
+    late = {other for other in rooms_imported(module) if other != room and RANKS.get(other, len(RANKS)) >= RANKS[room]}
+    assert not late
+
+
+@pytest.mark.parametrize(
+    ("module", "allowed"),
+    [("config.py", {"errors"}), ("database/obs.py", {"errors"}), ("models/modeling_darwinlm.py", set())],
+)
+def test_what_must_stand_alone_does(module: str, allowed: set[str]) -> None:
+    assert rooms_imported(module) <= allowed
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if room_of(module) != "models"])
+def test_only_models_knows_architectures(module: str) -> None:
+    classes = [n for n in imports(module) if re.match(r"transformers\.(models\b|\w*(Model|ForCausalLM)$)", n)]
+    named = {match for text in strings(module) for match in re.findall(r"\b(?:[qkvo]|gate|up|down)_proj\b", text)}
+    assert not classes
+    assert named <= WITH_WEIGHT_NAMES.get(room_of(module), set())
+
+
+def test_no_file_is_a_drawer_for_everything() -> None:
+    assert not [module for module in MODULES if re.search(r"util|helper|misc|common", module)]

@@ -1,0 +1,175 @@
+"""Streamed blocks against the stock model, and checkpoints that are not what they should be."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+import pico
+from darwinlm.errors import DamagedFileError, RequestError
+from darwinlm.models import source as source_module
+from darwinlm.models.family import known_families
+from darwinlm.models.source import ModelSource
+
+LLAMA3_ROPE = {
+    "rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}  # fmt: skip
+ALTERNATING = ["sliding_attention", "full_attention", "sliding_attention"]
+SLIDING: dict[str, Any] = {"use_sliding_window": True, "sliding_window": 5}
+VARIANTS: dict[str, dict[str, Any]] = {
+    **{family: {"family": family} for family in pico.FAMILIES},
+    "llama_scaled_rope": {"family": "llama_gqa", "rope_parameters": LLAMA3_ROPE},
+    "mistral_sliding": {"family": "mistral", "sliding_window": 5},
+    "qwen2_mixed": {"family": "qwen2", **SLIDING, "max_window_layers": 1},
+    "qwen3_mixed": {"family": "qwen3", **SLIDING, "layer_types": ALTERNATING},
+}
+WEIGHTS = "model.safetensors"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A checkpoint to spoil."""
+    return pico.make_checkpoint(tmp_path / "pico", "llama_gqa")
+
+
+def rewrite_config(folder: Path, **changes: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_streamed_blocks_equal_the_stock_model(variant: str, tmp_path: Path) -> None:
+    pico.make_checkpoint(tmp_path, **VARIANTS[variant])
+    tokens = pico.random_tokens(5, 40)
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path)
+    with torch.no_grad():
+        truth = stock.model(tokens).last_hidden_state
+    source = ModelSource(str(tmp_path))
+    hidden = pico.stream(source).final_hidden(tokens, batch=2)
+    torch.testing.assert_close(hidden, truth, rtol=0, atol=2e-5)
+    assert torch.equal(source.head(), stock.lm_head.weight)
+
+
+def test_a_checkpoint_in_several_files_and_in_bfloat16(tmp_path: Path) -> None:
+    pico.random_model("qwen2").bfloat16().save_pretrained(tmp_path, max_shard_size="40KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    tokens = pico.random_tokens(2, 16)
+    with torch.no_grad():
+        truth = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).model(tokens).last_hidden_state
+    source = ModelSource(str(tmp_path))
+    assert source.dtype == torch.bfloat16
+    torch.testing.assert_close(pico.stream(source).final_hidden(tokens), truth, rtol=0, atol=2e-5)
+
+
+def test_tensors_that_stock_transformers_ignores_are_ignored(folder: Path) -> None:
+    """Llama 2 ships rotary frequencies; Mistral ships all weights once more, under the names of its own code."""
+    tensors, frequencies = (
+        load_file(folder / WEIGHTS),
+        {f"model.layers.{i}.self_attn.rotary_emb.inv_freq" for i in range(3)},
+    )
+    save_file(tensors | {name: torch.ones(3) for name in frequencies}, folder / WEIGHTS, metadata={"format": "pt"})
+    save_file({"layers.0.attention.wq.weight": torch.ones(3)}, folder / "consolidated.safetensors")
+    tokens = pico.random_tokens(2, 16)
+    with torch.no_grad():
+        truth = AutoModelForCausalLM.from_pretrained(folder).model(tokens).last_hidden_state
+    source = ModelSource(str(folder))
+    assert set(source.files) == set(tensors)
+    torch.testing.assert_close(pico.stream(source).final_hidden(tokens), truth, rtol=0, atol=2e-5)
+
+
+def test_a_plan_needs_no_weights(folder: Path) -> None:
+    (folder / WEIGHTS).unlink()
+    for name in (folder, folder / "config.json"):
+        shape = ModelSource(str(name), weights=False).shape
+        assert shape.parameters == pico.random_model("llama_gqa").num_parameters()
+
+
+def drop_weights(folder: Path) -> None:
+    (folder / WEIGHTS).rename(folder / "pytorch_model.bin")
+
+
+def cut_weights(folder: Path) -> None:
+    path = folder / WEIGHTS
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (shutil.rmtree, "no model folder.*hub id"),
+        (lambda folder: (folder / "config.json").unlink(), "no config.json"),
+        (lambda folder: (folder / "config.json").write_text("{"), "config.json.*cannot be read"),
+        (lambda folder: (folder / "config.json").write_text("[1]"), "config.json.*cannot be read"),
+        (lambda folder: rewrite_config(folder, hidden_size="many"), "config.json.*cannot be read"),
+        (lambda folder: rewrite_config(folder, model_type="mamba"), "'mamba'.*" + ", ".join(sorted(known_families()))),
+        (drop_weights, "no safetensors weights.*reads no pickles"),
+        (cut_weights, "model.safetensors' is damaged.*again"),
+        (lambda folder: (folder / WEIGHTS).write_bytes(b""), "model.safetensors' is damaged.*again"),
+    ],
+)
+def test_unusable_checkpoints_are_refused_with_a_remedy(folder: Path, spoil, said: str) -> None:
+    spoil(folder)
+    with pytest.raises(RequestError, match=said) as caught:
+        ModelSource(str(folder))
+    assert str(folder) in str(caught.value)
+
+
+def test_the_hub_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*arguments: Any, **options: Any) -> str:
+        raise LocalEntryNotFoundError("no connection")
+
+    monkeypatch.setattr(source_module, "snapshot_download", unreachable)
+    with pytest.raises(RequestError, match=r"'someone/pico'.*Check the path or the connection"):
+        ModelSource("someone/pico")
+
+
+def test_weights_that_lack_a_tensor(folder: Path) -> None:
+    rewrite_config(folder, num_hidden_layers=4)
+    with pytest.raises(DamagedFileError, match=r"no tensor 'model\.layers\.3.*config\.json"):
+        ModelSource(str(folder)).tensors(["model.layers.3.mlp.up_proj.weight"])
+
+
+def test_a_tokenizer_is_needed(folder: Path) -> None:
+    for path in folder.glob("tokenizer*"):
+        path.unlink()
+    with pytest.raises(RequestError, match=r"no usable tokenizer.*beside the weights"):
+        _ = ModelSource(str(folder)).tokenizer
+
+
+def test_a_tokenizer_larger_than_the_embedding(tmp_path: Path) -> None:
+    pico.make_checkpoint(tmp_path, "llama_gqa", vocab_size=200, bos_token_id=1, eos_token_id=2)
+    with pytest.raises(RequestError, match=r"257 tokens.*200 rows"):
+        _ = ModelSource(str(tmp_path)).tokenizer
+
+
+def test_the_tokenizer_keeps_its_text(source) -> None:
+    tokenizer = source("llama_gqa").tokenizer
+    text = "Grüße,\n  world!"
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+    assert tokenizer.eos_token_id == pico.BYTES
+
+
+def test_the_fingerprint_is_the_models_own(folder: Path, tmp_path: Path) -> None:
+    whole = ModelSource(str(folder)).fingerprint
+    copy = shutil.copytree(folder, tmp_path / "elsewhere")
+    assert ModelSource(str(copy)).fingerprint == whole
+    rewrite_config(copy, rms_norm_eps=1e-4)
+    assert ModelSource(str(copy)).fingerprint != whole
+
+
+@pytest.mark.parametrize("name", ["model.embed_tokens.weight", "model.layers.1.mlp.down_proj.weight", "lm_head.weight"])
+def test_the_fingerprint_changes_with_a_single_weight(folder: Path, name: str) -> None:
+    whole = ModelSource(str(folder)).fingerprint
+    tensors = load_file(folder / WEIGHTS)
+    tensors[name].view(-1)[-1] += 1
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    assert ModelSource(str(folder)).fingerprint != whole

@@ -1,0 +1,134 @@
+"""The trial training of a candidate, and the tokens that it is trained and scored on."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from darwinlm.assemble import Assembler
+from darwinlm.errors import RequestError
+from darwinlm.search.samples import batches, draw
+from darwinlm.search.trial import train_briefly
+
+FLOAT = torch.float32
+TEXT = torch.arange(8 * 16).view(8, 16) % 11  # a short cycle: easy to learn
+
+
+@pytest.fixture(scope="module", params=["llama_gqa", "qwen3_bias"])
+def candidate(request: Any, source: Callable, database: Callable) -> Callable[[], Any]:
+    """Makes the same pruned model anew: the middle level everywhere, the last MLP gone."""
+    assembler = Assembler(source(request.param), database(request.param, "kv_group"), keep_dense=True)
+    genome = tuple(ladder.top // 2 for ladder in assembler.space.ladders[:-1]) + (assembler.space.ladders[-1].top,)
+    return lambda: assembler.model(genome, torch.device("cpu"))
+
+
+def weights(model: Any) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+@torch.no_grad()
+def loss_on(model: Any, tokens: Tensor) -> float:
+    """Cross entropy of the next tokens, by all logits of the model itself."""
+    logits = model(input_ids=tokens, use_cache=False).logits
+    return cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()).item()
+
+
+def whole(blocks: int, times: int = 1) -> list[tuple[int, int]]:
+    return [(block, TEXT.shape[1]) for block in range(blocks)] * times
+
+
+@pytest.mark.parametrize(("drawn", "rate"), [(whole(8), 0.0), ([], 1e-2)], ids=["no rate", "no tokens"])
+def test_no_training_changes_nothing(candidate: Callable[[], Any], drawn: list[tuple[int, int]], rate: float) -> None:
+    model = candidate()
+    before = weights(model)
+    train_briefly(model, TEXT, drawn, rate, 2, FLOAT)
+    assert all(torch.equal(before[name], tensor) for name, tensor in weights(model).items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_training_lowers_the_loss_of_a_model_that_stays_pruned(
+    candidate: Callable[[], Any], dtype: torch.dtype
+) -> None:
+    model = candidate()
+    shapes = {name: tensor.shape for name, tensor in weights(model).items()}
+    before = loss_on(model, TEXT)
+    train_briefly(model, TEXT, whole(8, times=6), 3e-3, 2, dtype)
+    assert loss_on(model, TEXT) < before - 0.3
+    assert {name: tensor.shape for name, tensor in weights(model).items()} == shapes
+    assert all(p.dtype == FLOAT for p in model.parameters())  # updates below a bfloat16 step are kept
+    assert not model.training
+
+
+def test_a_step_is_adamw_on_the_mean_loss_of_its_blocks(candidate: Callable[[], Any]) -> None:
+    """Two steps, the second on a shorter piece, against a plain loop on the model's own logits."""
+    ours, plain = candidate(), candidate().train()
+    optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-2, weight_decay=0.0)
+    for tokens in (TEXT[[5, 2]], TEXT[[3], :7]):
+        logits = plain(input_ids=tokens, use_cache=False).logits
+        cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    train_briefly(ours, TEXT, [(5, 16), (2, 16), (3, 7)], 1e-2, 2, FLOAT)
+    trained, truth = weights(ours), weights(plain)
+    assert all(torch.allclose(trained[name], truth[name], atol=5e-5) for name in truth)
+
+
+def test_training_is_the_same_every_time(candidate: Callable[[], Any]) -> None:
+    trained = []
+    for seed in (0, 1):  # of the global generator, which must not matter
+        torch.manual_seed(seed)
+        model = candidate()
+        train_briefly(model, TEXT, whole(6), 1e-3, 2, FLOAT)
+        trained.append(weights(model))
+    assert all(torch.equal(trained[0][name], trained[1][name]) for name in trained[0])
+
+
+def test_a_loss_that_is_not_finite_names_the_learning_rate(candidate: Callable[[], Any]) -> None:
+    with pytest.raises(RequestError, match=r"search\.learning_rate.*1e\+30"):
+        train_briefly(candidate(), TEXT, whole(8), 1e30, 2, FLOAT)
+
+
+# Tokens
+
+POOL = torch.zeros(12, 7)
+
+
+@given(tokens=st.integers(0, POOL.numel()), seed=st.integers(0, 2**40), stage=st.integers(0, 5))
+def test_the_tokens_asked_for_are_drawn_without_replacement(tokens: int, seed: int, stage: int) -> None:
+    """Only a single token left over is not drawn: it has no next one."""
+    drawn = draw(POOL, tokens, seed, "train", 0, stage)
+    assert sum(length for _, length in drawn) == tokens - (tokens % 7 == 1)
+    assert len({block for block, _ in drawn}) == len(drawn)
+    assert {block for block, _ in drawn} <= set(range(12))
+    assert all(length == 7 for _, length in drawn[:-1])
+
+
+def test_what_is_drawn_depends_on_its_place_in_the_search_alone() -> None:
+    places = [(0, "train", 0, 0), (1, "train", 0, 0), (0, "select", 0, 0), (0, "train", 1, 0), (0, "train", 0, 1)]
+    drawn = []
+    for global_seed in (0, 1):
+        torch.manual_seed(global_seed)
+        drawn.append([tuple(draw(POOL, 60, *place)) for place in places])
+    assert drawn[0] == drawn[1]
+    assert len(set(drawn[0])) == len(places)
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(2, 4)), max_size=12), st.integers(1, 5))
+def test_batches_are_the_drawn_blocks_in_order(drawn: list[tuple[int, int]], size: int) -> None:
+    def unbatched() -> Iterator[tuple[int, int]]:
+        for blocks, length in joined:
+            yield from ((block, length) for block in blocks)
+
+    joined = batches(drawn, size)
+    assert list(unbatched()) == drawn
+    assert all(1 <= len(blocks) <= size for blocks, _ in joined)
+    mergeable = [a for a, b in itertools.pairwise(joined) if a[1] == b[1] and len(a[0]) < size]
+    assert not mergeable  # no batch is smaller than it must be
