@@ -25,9 +25,11 @@ class Command:
     """One subcommand."""
 
     summary: str
+    usage: str
     call: Callable[[RunConfig, dict[str, Any]], None]
     takes_model: bool = True
     flags: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
     default_preset: str | None = None
 
 
@@ -88,15 +90,33 @@ def _demo(config: RunConfig, flags: dict[str, Any]) -> None:
     _next(f"darwinlm prune MODEL --data DATA --preset quick --output runs/mine   (this run lies in {config.output})")
 
 
+_RUN_FLAGS = "--data DATA --output RUN"
 COMMANDS = {
-    "prune": Command("all of it: database, search, export, evaluation", _prune, flags=("rebuild", "restart")),
-    "database": Command("second-order levels of every module", _database, flags=("rebuild",)),
-    "search": Command("evolution over levels, training-aware", _search, takes_model=False, flags=("restart",)),
-    "export": Command("a really smaller Hugging Face checkpoint", _export, takes_model=False),
-    "eval": Command("perplexity of a checkpoint, and its KL to the dense model", _eval, flags=("against",)),
-    "plan": Command("sizes, disk, memory and tokens, from the configuration alone", _plan),
+    "prune": Command(
+        "all of it: database, search, export, evaluation", f"MODEL {_RUN_FLAGS}", _prune, flags=("rebuild", "restart")
+    ),
+    "database": Command("second-order levels of every module", f"MODEL {_RUN_FLAGS}", _database, flags=("rebuild",)),
+    "search": Command(
+        "evolution over levels, training-aware", "--output RUN", _search, takes_model=False, flags=("restart",)
+    ),
+    "export": Command("a really smaller Hugging Face checkpoint", "--output RUN", _export, takes_model=False),
+    "eval": Command(
+        "perplexity of a checkpoint, and its KL to the dense model",
+        "CHECKPOINT [--against MODEL] [--data DATA]",
+        _eval,
+        flags=("against",),
+        without=("output", "database", "target", "search"),
+    ),
+    "plan": Command(
+        "sizes, disk, memory and tokens, from the configuration alone", "MODEL", _plan, without=("data", "output")
+    ),
     "demo": Command(
-        "prune the embedded model, minutes on a laptop CPU", _demo, takes_model=False, default_preset="demo"
+        "prune the embedded model, minutes on a laptop CPU",
+        "[--output RUN]",
+        _demo,
+        takes_model=False,
+        without=("model",),
+        default_preset="demo",
     ),
 }
 _FLAG_HELP = {
@@ -177,7 +197,11 @@ def read_settings(name: str, command: Command, arguments: list[str]) -> tuple[Ru
 
 
 def _parser(name: str, command: Command) -> ArgumentParser:
-    parser = settings_parser(prog=f"darwinlm {name}", description=f"{command.summary[0].upper()}{command.summary[1:]}.")
+    parser = settings_parser(
+        without=(*command.without, *(["model"] if command.takes_model else [])),
+        usage=f"darwinlm {name} {command.usage} [settings]",
+        description=f"{command.summary[0].upper()}{command.summary[1:]}.",
+    )
     if command.takes_model:
         parser.add_argument("model", nargs="?", help="path or hub id of the model")
     parser.add_argument("--preset", help=f"settings by name: {', '.join(PRESETS)}")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -205,11 +205,16 @@ def _stage_faults(search: SearchConfig, blocks: BlocksConfig) -> list[str]:
     return found
 
 
-def settings_parser(**options: Any) -> ArgumentParser:
-    """A parser whose flags are the fields of `RunConfig`; the command line adds its own on top."""
+def settings_parser(without: Collection[str] = (), **options: Any) -> ArgumentParser:
+    """A parser whose flags are the fields of `RunConfig`; the command line adds its own on top.
+
+    Args:
+        without: fields that get no flag.
+        options: of the parser.
+    """
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, **options)
-    parser.add_class_arguments(RunConfig)
+    parser.add_class_arguments(RunConfig, skip=set(without))
     return parser
 
 
