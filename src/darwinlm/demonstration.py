@@ -15,7 +15,8 @@ from darwinlm.assemble import Assembler
 from darwinlm.config import RunConfig
 from darwinlm.database.store import Database
 from darwinlm.measure.quality import HeldOut
-from darwinlm.pipeline import Run, opened
+from darwinlm.pipeline import database_stage, evaluation_stage, export_stage, search_stage
+from darwinlm.run import Run, opened
 
 DEMO_MODEL = Path(__file__).parent / "demo_model"
 PROMPT = "    def __init__(self, name, value=None):\n"
@@ -42,10 +43,10 @@ def run_demo(config: RunConfig) -> list[DemoRow]:
     """
     config = replace(config, model=str(DEMO_MODEL))
     with opened(config) as run:
-        database = run.database()
-        genome = run.search(database)
-        run.export(database, genome)
-        run.evaluate(database, genome)
+        database = database_stage(run)
+        genome = search_stage(run, database)
+        export_stage(run, database, genome)
+        evaluation_stage(run, database, genome)
         return _compare(run, database, genome)
 
 

@@ -1,0 +1,185 @@
+"""A run, opened: everything that was asked is checked against the model and the folder before any long work."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+
+from darwinlm.baselines.uniform import uniform
+from darwinlm.config import RunConfig, faults, to_dict
+from darwinlm.cost import database_bytes, nominal_widths
+from darwinlm.data.blocks import SPLITS, Splits, make_splits
+from darwinlm.database.levels import Ladder, ladders
+from darwinlm.database.store import Database
+from darwinlm.errors import DamagedFileError, RequestError
+from darwinlm.genome import Genome, Space, is_valid
+from darwinlm.models.blocks import BlockStream
+from darwinlm.models.source import ModelSource
+from darwinlm.runtime import ranks
+from darwinlm.runtime.device import choose_device, choose_dtype
+from darwinlm.runtime.files import read_json, read_tensors, require_room, sha256_of, write_tensors
+from darwinlm.runtime.progress import log
+from darwinlm.runtime.rundir import RunDirectory, require_same
+
+_OTHER_OUTPUT = "Choose another --output, or ask for what is there."
+
+
+class Run:
+    """An opened run: everything that was asked has been checked, nothing long has been done.
+
+    Raises:
+        RequestError: the request cannot be fulfilled; raised before any long work.
+    """
+
+    def __init__(self, config: RunConfig, directory: RunDirectory) -> None:
+        self.config, self.directory = config, directory
+        self.source = ModelSource(config.model, trust_remote_code=config.trust_remote_code)
+        self.device = choose_device(config.device)
+        self.dtype = choose_dtype(config.dtype, self.device)
+        self.ladders: list[Ladder] = ladders(self.source.shape, config.database)
+        self.space = Space(tuple(self.ladders))
+        self.share = config.target.level / config.database.levels
+        self.stream = BlockStream(self.source, self.device, self.dtype)
+        self._check_identity()
+        self._check_room()
+
+    def _check_identity(self) -> None:
+        """Compare with what the folder holds already, from the outside in."""
+        where = self.directory.path
+        if self.directory.blocks.exists():
+            _, metadata = read_tensors(self.directory.blocks)
+            require_same(json.loads(metadata["identity"]), self.blocks_identity, where, "a run", _OTHER_OUTPUT)
+        if (self.directory.database / "manifest.json").exists():
+            stored = Database.open(self.directory.database).identity
+            require_same(stored, self.database_identity, where, "a database", _OTHER_OUTPUT)
+
+    def _check_room(self) -> None:
+        """Room for what is still to be written."""
+        value_bytes = self.source.dtype.itemsize
+        needed = 0
+        if not self.directory.blocks.exists():
+            needed += 8 * self.config.blocks.sequence_length * sum(getattr(self.config.blocks, name) for name in SPLITS)
+        built = sum(file.stat().st_size for file in self.directory.database.glob("*.safetensors"))
+        needed += max(0, database_bytes(self.source.shape, self.ladders, value_bytes) - built)
+        if not self.directory.model.exists():
+            target = self.source.shape.with_layers(nominal_widths(self.source.shape, self.ladders, self.uniform_genome))
+            needed += int(1.1 * target.parameters * value_bytes)
+        require_room(self.directory.path, needed, "This run")
+
+    @property
+    def blocks_identity(self) -> dict[str, Any]:
+        """What the token blocks depend on; the model's weights count, so a folder belongs to one model."""
+        return {
+            "model": f"{self.config.model} {self.source.fingerprint[:16]}",
+            "data": self.config.data,
+            "seed": self.config.seed,
+            **{f"blocks.{key}": value for key, value in to_dict(self.config.blocks).items()},
+        }
+
+    @property
+    def database_identity(self) -> dict[str, Any]:
+        """What the database depends on."""
+        settings = {f"database.{key}": value for key, value in to_dict(self.config.database).items()}
+        return {**self.blocks_identity, "dtype": str(self.dtype), **settings}
+
+    @property
+    def search_identity(self) -> dict[str, Any]:
+        """What the search depends on. Not on the number of generations: a finished search can go on."""
+        settings = {
+            f"search.{key}": value for key, value in to_dict(self.config.search).items() if key != "generations"
+        }
+        target = {f"target.{key}": value for key, value in to_dict(self.config.target).items()}
+        return {"database": sha256_of(self.database_identity), **target, **settings}
+
+    @functools.cached_property
+    def uniform_genome(self) -> Genome:
+        """Every module at the target's share: the start of the search and the baseline."""
+        return uniform(self.space, self.share, self.config.seed)
+
+    @functools.cached_property
+    def splits(self) -> Splits:
+        """The token blocks; made once per run and kept, so that a continued run reads the same."""
+        path = self.directory.blocks
+        if ranks.is_first() and not path.exists():
+            log.info("Reading '%s'.", self.config.data)
+            splits = make_splits(self.config.data, self.config.blocks, self.source.tokenizer, self.config.seed)
+            tensors = {name: getattr(splits, name).to(torch.int32) for name in SPLITS}
+            write_tensors(path, tensors, {"identity": json.dumps(self.blocks_identity)})
+        ranks.barrier()
+        tensors, _ = read_tensors(path)
+        return Splits(**{name: tensors[name].long() for name in SPLITS})
+
+    def finished_database(self) -> Database:
+        """The database that lies here, whole.
+
+        Raises:
+            RequestError: there is none, or it is not finished, or damaged.
+        """
+        folder = self.directory.database
+        hint = f"Run `darwinlm database --output {self.directory.path}` first."
+        if not (folder / "manifest.json").exists():
+            raise RequestError(f"'{self.directory.path}' holds no database yet. {hint}")
+        database = Database.open(folder)
+        if missing := [ladder.name for ladder in self.ladders if ladder.name not in database.modules]:
+            raise RequestError(f"The database in '{folder}' lacks {len(missing)} modules, {missing[0]} first. {hint}")
+        if damaged := database.damaged():
+            files = ", ".join(f"'{folder / database.modules[name].file}'" for name in damaged)
+            raise DamagedFileError(
+                f"Missing or damaged in the database: {files}. Run `darwinlm database` with --rebuild."
+            )
+        return database
+
+    def genome(self) -> Genome:
+        """The genome that lies here.
+
+        Raises:
+            RequestError: there is none, or it does not fit the model.
+        """
+        if not self.directory.genome.exists():
+            raise RequestError(
+                f"'{self.directory.path}' holds no genome yet. Run `darwinlm search --output {self.directory.path}` first."
+            )
+        try:
+            genome = self.space.genome(read_json(self.directory.genome)["levels"])
+        except KeyError as fault:
+            raise DamagedFileError(f"'{self.directory.genome}' lacks {fault}. Run `darwinlm search` again.") from fault
+        if not is_valid(self.space, genome):
+            raise DamagedFileError(
+                f"'{self.directory.genome}' has levels that the database has not. Run `darwinlm search` again."
+            )
+        return genome
+
+
+@contextmanager
+def opened(config: RunConfig) -> Iterator[Run]:
+    """Check a request and open its run directory, alone.
+
+    Raises:
+        RequestError: the request cannot be fulfilled.
+    """
+    missing = [
+        f"No {name} is given: {hint}."
+        for name, hint in (
+            ("model", "a folder or hub id"),
+            ("data", "--data with a file, folder, hub data set or stdlib"),
+            ("output", "--output with a run directory"),
+        )
+        if not getattr(config, name)
+    ]
+    if found := missing + faults(config):
+        raise RequestError(*found)
+    directory = RunDirectory(config.path)
+    ModelSource(config.model, weights=False, trust_remote_code=config.trust_remote_code)  # before a folder is made
+    ranks.join()
+    with directory.locked() if ranks.is_first() else nullcontext():
+        run = Run(config, directory)
+        run.splits  # noqa: B018  a tokenizer that does not fit and too few tokens are found now
+        if ranks.is_first():
+            directory.save_settings(to_dict(config))
+        yield run
+        ranks.barrier()
