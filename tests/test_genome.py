@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Sequence
 
@@ -44,11 +45,12 @@ def test_a_uniform_genome_removes_its_share_of_each_kind(space: Space, share: fl
         assert space.totals(genome).get(kind, 0) == space.targets(share).get(kind, 0) == total
 
 
-@given(st.lists(st.sampled_from([10, 20]), min_size=1, max_size=8), st.integers(0, 10))
-def test_a_share_of_whole_levels_is_uniform(tops: list[int], level: int) -> None:
-    """0.3 * 10 is not 3 in floating point, but it is three levels."""
-    space = space_of(mlp=tops)
-    assert uniform_genome(space, level / 10, random.Random(0)) == tuple(top * level // 10 for top in tops)
+def test_a_share_of_whole_levels_is_uniform() -> None:
+    """0.29 * 100 is less than 29 in floating point, and 0.29 * 300 is 87, but both are whole levels."""
+    tops = (100, 300, 200, 300)
+    for percent, seed in itertools.product(range(101), range(3)):
+        genome = uniform_genome(space_of(mlp=tops), percent / 100, random.Random(seed))
+        assert genome == tuple(top * percent // 100 for top in tops)
 
 
 def test_a_fractional_level_is_spread_at_random() -> None:

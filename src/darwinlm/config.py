@@ -174,6 +174,11 @@ def faults(config: RunConfig) -> list[str]:
         search.learning_rate >= 0 and math.isfinite(search.learning_rate),
         f"search.learning_rate is {search.learning_rate}; it must be 0 or positive, such as 1e-5.",
     )
+    check(
+        not config.data or blocks.held_out_data != config.data,
+        f"blocks.held_out_data is the same as data, '{config.data}', so it would be scored on what it was fitted to. "
+        "Leave it out: held-out blocks are then drawn apart from the others.",
+    )
     found += _stage_faults(search, blocks)
     return found
 

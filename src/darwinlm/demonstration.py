@@ -19,7 +19,7 @@ from darwinlm.pipeline import database_stage, evaluation_stage, export_stage, se
 from darwinlm.run import Run, opened
 
 DEMO_MODEL = Path(__file__).parent / "demo_model"
-PROMPT = "    def __init__(self, name, value=None):\n"
+PROMPT = "class Reader:\n    def __init__(self, file):\n        self.file = file\n\n    def close(self):\n"
 """What the three models complete."""
 
 
@@ -78,8 +78,8 @@ def tokens_per_second(models: list[Any], tokens: Tensor, rounds: int = 7) -> lis
 
 
 @torch.no_grad()
-def complete(model: Any, tokenizer: Any, prompt: str, new_tokens: int = 48) -> str:
-    """What a model writes after `prompt`, greedily but for a mild penalty on repetition."""
+def complete(model: Any, tokenizer: Any, prompt: str, new_tokens: int = 64) -> str:
+    """What a model writes after `prompt`, by beam search that does not repeat long runs."""
     inputs = tokenizer(prompt, return_tensors="pt").to(model.device)
     model.generation_config.pad_token_id = tokenizer.eos_token_id
     output = model.generate(
@@ -87,6 +87,7 @@ def complete(model: Any, tokenizer: Any, prompt: str, new_tokens: int = 48) -> s
         attention_mask=inputs["attention_mask"],
         max_new_tokens=new_tokens,
         do_sample=False,
-        repetition_penalty=1.1,
+        num_beams=4,
+        no_repeat_ngram_size=8,
     )
     return tokenizer.decode(output[0], skip_special_tokens=True)

@@ -5,6 +5,11 @@ class DarwinLMError(Exception):
     """Base of all faults that DarwinLM raises on purpose."""
 
 
+def first_line(fault: BaseException) -> str:
+    """The first line of a library's message, or its kind where it says nothing."""
+    return (str(fault).strip() or type(fault).__name__).splitlines()[0]
+
+
 class RequestError(DarwinLMError):
     """The request cannot be fulfilled as typed. The command line prints the message and exits with code 2.
 

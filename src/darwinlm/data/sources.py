@@ -13,7 +13,7 @@ from pyarrow import ArrowException
 from pyarrow.types import is_large_string, is_string
 
 from darwinlm.data.stdlib import stdlib_documents
-from darwinlm.errors import DamagedFileError, RequestError
+from darwinlm.errors import DamagedFileError, RequestError, first_line
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")
 
@@ -117,7 +117,7 @@ def _from_hub(source: str, text_field: str) -> Iterator[str]:
             if preset is None or row[preset.score_field] >= preset.min_score:
                 yield _field(row, text_field, f"data set '{source}'")
     except (OSError, ValueError) as fault:
-        reason = (str(fault) or type(fault).__name__).splitlines()[0]
+        reason = first_line(fault)
         raise RequestError(
             f"The hub data set '{source}' cannot be read ({reason}). Check its name and the connection."
         ) from fault

@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer
 
-from darwinlm.errors import DamagedFileError, RequestError
+from darwinlm.errors import DamagedFileError, RequestError, first_line
 from darwinlm.models.family import Family, family_of
 from darwinlm.models.shape import ModelShape
 
@@ -66,7 +66,7 @@ class ModelSource:
                 self.folder, config=self.config, trust_remote_code=self.trust_remote_code
             )
         except (OSError, ValueError, KeyError) as fault:
-            reason = str(fault).splitlines()[0]
+            reason = first_line(fault)
             raise RequestError(
                 f"'{self.name}' has no usable tokenizer ({reason}). Put its tokenizer files beside the weights."
             ) from fault
@@ -167,7 +167,7 @@ def _read_config(folder: Path, name: str, trust_remote_code: bool) -> Any:
             return modeling(family).DarwinLMConfig(**values)
         return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, TypeError, AttributeError, StrictDataclassError) as fault:
-        raise RequestError(f"The config.json of '{name}' cannot be read: {str(fault).splitlines()[0]}.") from fault
+        raise RequestError(f"The config.json of '{name}' cannot be read: {first_line(fault)}.") from fault
 
 
 def _index(folder: Path, name: str) -> dict[str, Path]:

@@ -6,7 +6,7 @@ import sys
 
 import torch
 
-from darwinlm.errors import RequestError
+from darwinlm.errors import RequestError, first_line
 
 
 def choose_device(name: str) -> torch.device:
@@ -23,9 +23,9 @@ def choose_device(name: str) -> torch.device:
         name = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.zeros(1, device=device).item()  # also refuses the meta device, which holds no numbers
     except (RuntimeError, AssertionError, ImportError) as fault:
-        reason = str(fault).splitlines()[0]
+        reason = first_line(fault)
         raise RequestError(
             f"Device '{name}' cannot be used ({reason}). Leave --device at auto, or choose cpu."
         ) from fault

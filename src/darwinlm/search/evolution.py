@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -87,6 +88,8 @@ class SearchRecord:
         if line is not None:
             with (self.folder / "history.jsonl").open("a", encoding="utf-8") as history:
                 history.write(json.dumps(line) + "\n")
+                history.flush()
+                os.fsync(history.fileno())
         saved = {
             "generation": state.generation,
             "kl": state.kl if math.isfinite(state.kl) else None,
@@ -100,6 +103,14 @@ class SearchRecord:
         """Drop lines of generations that the saved state does not know: they will be made again."""
         path = self.folder / "history.jsonl"
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        try:
+            known = [json.loads(line)["generation"] for line in lines[:generations]]
+        except (ValueError, KeyError, TypeError):
+            known = []
+        if known != list(range(generations)):
+            raise DamagedFileError(
+                f"'{path}' does not hold the {generations} generations that are done. Run with --restart."
+            )
         if len(lines) != generations and ranks.is_first():
             write_text(path, "".join(line + "\n" for line in lines[:generations]))
 

@@ -8,7 +8,10 @@ from darwinlm.runtime.seeds import torch_generator
 
 
 def draw(pool: Tensor, tokens: int, seed: int, purpose: str, generation: int, stage: int) -> list[tuple[int, int]]:
-    """(block, tokens of it) pairs that hold `tokens` in all, blocks of `pool` (blocks, T) drawn without replacement."""
+    """(block, tokens of it) pairs that hold `tokens` in all, blocks of `pool` (blocks, T) drawn without replacement.
+
+    A single token left over is dropped: it has no next one. `config.faults` sees to it that the pool is large enough.
+    """
     length = pool.shape[1]
     whole, rest = divmod(tokens, length)
     order = randperm(pool.shape[0], generator=torch_generator(seed, purpose, generation, stage)).tolist()

@@ -1,0 +1,85 @@
+"""Two processes under torchrun give what one gives: the same selections, the same history line by line."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import darwinlm
+from darwinlm.database.store import Database
+from darwinlm.runtime import ranks
+from test_pipeline import SETTINGS
+
+
+def torchrun(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """`darwinlm` on two ranks of this machine."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}"]
+    command += ["-m", "darwinlm", *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def one_rank(checkpoint, tmp_path_factory) -> tuple[Path, list[str]]:
+    """A finished run of one process, and the command line that made it."""
+    folder = tmp_path_factory.mktemp("one_rank")
+    (folder / "text.txt").write_text("".join(f"{number} and {number * number}; " for number in range(1000)))
+    (folder / "settings.yaml").write_text(yaml.safe_dump(SETTINGS))
+    darwinlm.prune(str(checkpoint("llama_gqa")), data=str(folder / "text.txt"), output=str(folder / "run"), **SETTINGS)
+    model = ["--model", str(checkpoint("llama_gqa"))]
+    return folder / "run", [*model, "--data", str(folder / "text.txt"), "--config", str(folder / "settings.yaml")]
+
+
+def test_two_ranks_build_the_same_database(one_rank, tmp_path):
+    """Hessians are summed in another order, so weights agree to 1e-4 of their norm; what is selected is equal."""
+    run, (_, model, *asked) = one_rank
+    done = torchrun("database", model, *asked, "--output", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    one, two = Database.open(run / "database"), Database.open(tmp_path / "run/database")
+    assert two.damaged() == []
+    assert list(one.modules) == list(two.modules)
+    for ladder in one.ladders():
+        for level in range(1, ladder.top):
+            assert torch.equal(one.kept(ladder.name, level), two.kept(ladder.name, level))
+            ours, theirs = (database.weight(ladder.name, level) for database in (one, two))
+            assert torch.linalg.norm(ours - theirs) < 1e-4 * torch.linalg.norm(ours)
+
+
+def test_two_ranks_search_line_by_line_alike(one_rank, tmp_path):
+    run, asked = one_rank
+    shutil.copytree(run, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/search")
+    done = torchrun("search", *asked, "--output", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run/genome.json").read_bytes() == (run / "genome.json").read_bytes()
+    assert history(tmp_path / "run") == history(run)
+
+
+def history(run: Path) -> list[dict]:
+    """The lines without how long they took."""
+    lines = [json.loads(line) for line in (run / "search/history.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+
+
+def test_a_refusal_ends_all_ranks(one_rank, tmp_path):
+    _, asked = one_rank
+    done = torchrun("search", *asked, "--output", tmp_path / "run")
+    assert done.returncode != 0
+    assert "holds no database yet" in done.stderr
+
+
+def test_a_single_process_is_one_rank():
+    assert (ranks.rank(), ranks.world_size(), ranks.gathered("x")) == (0, 1, ["x"])
+    assert ranks.in_turn([[0, 2, 4], [1, 3]]) == [0, 1, 2, 3, 4]
