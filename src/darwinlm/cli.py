@@ -44,8 +44,15 @@ def _prune(config: RunConfig, flags: dict[str, Any]) -> None:
 
 def _database(config: RunConfig, flags: dict[str, Any]) -> None:
     from darwinlm import tables
-    from darwinlm.pipeline import run_database
+    from darwinlm.pipeline import check_database, run_database
 
+    if flags["check"] or flags["show"]:
+        database, picture = check_database(config, draw=bool(flags["show"]))
+        console.print(f"All {len(database.modules)} files of '{database.folder}' are whole.")
+        if picture:
+            console.print(tables.database(database))
+            console.print(f"The picture lies in {picture}")
+        return
     console.print(tables.database(run_database(config, rebuild=flags["rebuild"])))
     _next(f"darwinlm search --output {config.output} --target.level {config.target.level:g}")
 
@@ -95,7 +102,9 @@ COMMANDS = {
     "prune": Command(
         "all of it: database, search, export, evaluation", f"MODEL {_RUN_FLAGS}", _prune, flags=("rebuild", "restart")
     ),
-    "database": Command("second-order levels of every module", f"MODEL {_RUN_FLAGS}", _database, flags=("rebuild",)),
+    "database": Command(
+        "second-order levels of every module", f"MODEL {_RUN_FLAGS}", _database, flags=("rebuild", "check", "show")
+    ),
     "search": Command(
         "evolution over levels, training-aware", "--output RUN", _search, takes_model=False, flags=("restart",)
     ),
@@ -121,6 +130,8 @@ COMMANDS = {
 }
 _FLAG_HELP = {
     "rebuild": "make damaged files of the database again",
+    "check": "only check that the files of a run's database are whole",
+    "show": "only show the errors of a run's database: a table, and a picture beside its files",
     "restart": "discard the search that lies in the output folder and begin anew",
     "against": "the dense model to compare with: folder or hub id",
 }

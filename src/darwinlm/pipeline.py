@@ -10,10 +10,11 @@ from typing import Any
 from darwinlm.assemble import Assembler
 from darwinlm.config import RunConfig, to_dict
 from darwinlm.database.build import build_database
-from darwinlm.database.store import Database
-from darwinlm.errors import DamagedFileError
+from darwinlm.database.store import MANIFEST, Database, damaged_files
+from darwinlm.errors import RequestError
 from darwinlm.export.huggingface import export_checkpoint
 from darwinlm.genome import Genome
+from darwinlm.measure.pictures import draw_errors
 from darwinlm.measure.quality import HeldOut, Quality
 from darwinlm.models.blocks import BlockStream
 from darwinlm.models.source import ModelSource
@@ -21,7 +22,7 @@ from darwinlm.run import Run, opened
 from darwinlm.runtime import ranks
 from darwinlm.runtime.device import peak_memory_bytes
 from darwinlm.runtime.files import read_json, sha256_of, write_json
-from darwinlm.runtime.rundir import require_same
+from darwinlm.runtime.rundir import RunDirectory, require_same
 from darwinlm.search.evolution import SearchRecord, evolve
 from darwinlm.search.fitness import Teacher
 from darwinlm.search.selection import TrainedFitness
@@ -36,14 +37,11 @@ def database_stage(run: Run, *, rebuild: bool = False) -> Database:
         rebuild: make damaged modules again instead of refusing them.
     """
     folder = run.directory.database
-    exists = (folder / "manifest.json").exists()
+    exists = (folder / MANIFEST).exists()
     database = Database.open(folder) if exists else Database(folder, run.database_identity)
     if damaged := database.damaged():
         if not rebuild:
-            files = ", ".join(f"'{folder / database.modules[name].file}'" for name in damaged)
-            raise DamagedFileError(
-                f"Missing or damaged in the database: {files}. Add --rebuild to make these modules again."
-            )
+            raise damaged_files(database, damaged)
         for name in damaged:
             del database.modules[name]
     with run.directory.timed("database"):
@@ -160,6 +158,25 @@ def run_database(config: RunConfig, *, rebuild: bool = False) -> Database:
     """Build the level database of a run."""
     with opened(config) as run:
         return database_stage(run, rebuild=rebuild)
+
+
+def check_database(config: RunConfig, *, draw: bool = False) -> tuple[Database, Path | None]:
+    """The database of a run, after all its files were found whole; the picture of its errors where that is asked.
+
+    Raises:
+        RequestError: there is none, or files are damaged; names them.
+    """
+    folder = RunDirectory(config.path).database
+    if not config.output or not (folder / MANIFEST).exists():
+        raise RequestError(f"'{config.output}' holds no database. Give the run directory with --output.")
+    database = Database.open(folder)
+    if damaged := database.damaged():
+        raise damaged_files(database, damaged)
+    if not draw:
+        return database, None
+    picture = folder / "errors.png"
+    draw_errors(database, picture)
+    return database, picture
 
 
 def run_search(config: RunConfig, *, restart: bool = False) -> dict[str, int]:

@@ -15,7 +15,7 @@ from darwinlm.config import RunConfig, faults, to_dict
 from darwinlm.cost import database_bytes, nominal_widths
 from darwinlm.data.blocks import SPLITS, Splits, make_splits
 from darwinlm.database.levels import Ladder, ladders
-from darwinlm.database.store import Database
+from darwinlm.database.store import MANIFEST, Database, damaged_files
 from darwinlm.errors import DamagedFileError, RequestError
 from darwinlm.genome import Genome, Space, is_valid
 from darwinlm.models.blocks import BlockStream
@@ -54,7 +54,7 @@ class Run:
         if self.directory.blocks.exists():
             _, metadata = read_tensors(self.directory.blocks)
             require_same(json.loads(metadata["identity"]), self.blocks_identity, where, "a run", _OTHER_OUTPUT)
-        if (self.directory.database / "manifest.json").exists():
+        if (self.directory.database / MANIFEST).exists():
             stored = Database.open(self.directory.database).identity
             require_same(stored, self.database_identity, where, "a database", _OTHER_OUTPUT)
 
@@ -122,16 +122,13 @@ class Run:
         """
         folder = self.directory.database
         hint = f"Run `darwinlm database --output {self.directory.path}` first."
-        if not (folder / "manifest.json").exists():
+        if not (folder / MANIFEST).exists():
             raise RequestError(f"'{self.directory.path}' holds no database yet. {hint}")
         database = Database.open(folder)
         if missing := [ladder.name for ladder in self.ladders if ladder.name not in database.modules]:
             raise RequestError(f"The database in '{folder}' lacks {len(missing)} modules, {missing[0]} first. {hint}")
         if damaged := database.damaged():
-            files = ", ".join(f"'{folder / database.modules[name].file}'" for name in damaged)
-            raise DamagedFileError(
-                f"Missing or damaged in the database: {files}. Run `darwinlm database` with --rebuild."
-            )
+            raise damaged_files(database, damaged)
         return database
 
     def genome(self) -> Genome:

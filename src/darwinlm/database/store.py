@@ -149,6 +149,14 @@ class Database:
             ) from fault
 
 
+def damaged_files(database: Database, modules: list[str]) -> DamagedFileError:
+    """The fault of a database whose files are not all whole."""
+    files = ", ".join(f"'{database.folder / database.modules[name].file}'" for name in modules)
+    return DamagedFileError(
+        f"Missing or damaged in the database: {files}. Run `darwinlm database` with --rebuild to make these modules again."
+    )
+
+
 def _by_layer(name: str) -> tuple[int, int]:
     _, _, layer, module = name.split(".")
     return int(layer), 0 if module == "self_attn" else 1
