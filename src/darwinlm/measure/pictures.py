@@ -29,6 +29,6 @@ def draw_errors(database: Database, path: Path) -> None:
         image = axis.imshow(errors, aspect="auto", cmap="viridis", norm=LogNorm(1e-3, 1))
         axis.set(title=_TITLES[kind], xlabel="level", ylabel="layer")
         axis.set_xticks(range(errors.shape[1]), labels=[str(level + 1) for level in range(errors.shape[1])])
-    figure.colorbar(image, ax=axes, label="relative error of the output (log; 1e-3 and below alike)")
+    figure.colorbar(image, ax=axes, label="relative error")
     with written_whole(path) as partial:
         figure.savefig(partial, format="png", dpi=150)
