@@ -9,12 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from darwinlm.database.levels import MODULE_OF_KIND, OUTPUT_OF_KIND, Kind
+from darwinlm.database.obs import mirror, update_lower
 from darwinlm.errors import CalibrationError
 from darwinlm.models.blocks import BlockStream
 from darwinlm.runtime import ranks
-
-PANEL = 512
-"""Columns of H that are accumulated together; only panels on and below the diagonal are, the rest is their mirror."""
 
 
 def block_hessians(
@@ -52,29 +50,10 @@ def block_hessians(
 
 def _accumulating(hessian: Tensor, tokens: int):
     def hook(module: nn.Module, arguments: tuple[Tensor]) -> None:
-        accumulate(hessian, arguments[0].flatten(0, -2).float(), 1 / tokens)
+        x = arguments[0].flatten(0, -2).float()
+        update_lower(hessian, x, x, 1 / tokens)
 
     return hook
-
-
-def accumulate(hessian: Tensor, x: Tensor, scale: float) -> None:
-    """Add scale * X^T X to the panels of `hessian` on and below the diagonal.
-
-    Args:
-        hessian: (C, C) float32.
-        x: (tokens, C) float32.
-        scale: of the sum.
-    """
-    for start in range(0, hessian.shape[0], PANEL):
-        panel = slice(start, start + PANEL)
-        hessian[start:, panel].addmm_(x[:, start:].T, x[:, panel], alpha=scale)
-
-
-def mirror(hessian: Tensor) -> None:
-    """Copy what lies below the diagonal panels to above them, in place."""
-    for start in range(0, hessian.shape[0], PANEL):
-        stop = start + PANEL
-        hessian[start:stop, stop:] = hessian[stop:, start:stop].T
 
 
 def damp(hessian: Tensor, rel_damp: float, name: str) -> float:

@@ -21,6 +21,8 @@ from darwinlm.errors import CalibrationError
 
 BLOCK = 128
 """Column removals that are applied together by matrix products."""
+PANEL = 512
+"""Columns of a symmetric matrix that are updated together."""
 
 
 @dataclass(frozen=True)
@@ -85,11 +87,11 @@ def prune_groups(
 def choose_columns(inverse: Tensor, moment: Tensor, count: int, block: int = BLOCK) -> list[int]:
     """The first `count` single columns that leave, by greedy equation 3.
 
-    The last `block` updates are kept as vectors r, u, v and added only to the column that leaves next; the matrices
+    The last `block` updates are kept as vectors r and w and added only to the column that leaves next; the matrices
     are updated by products once per block, and shrink, as the dead rows and columns are dropped:
 
-        K <- K - r r^T,              r = h / sqrt(d)             with h = K[:, j], d = h_j, p = P[:, j]
-        P <- P - u v^T - v u^T,      u = h / d,  v = p - (P_jj / 2d) h
+        K <- K - r r^T,              r = h / sqrt(d)                       with h = K[:, j], d = h_j, p = P[:, j]
+        P <- P - r w^T - w r^T,      w = (p - (P_jj / 2d) h) / sqrt(d)
 
     Args:
         inverse: (C, C), H^-1.
@@ -101,40 +103,67 @@ def choose_columns(inverse: Tensor, moment: Tensor, count: int, block: int = BLO
     order: list[Tensor] = []
     while count > 0:
         size = min(block, count)
-        chosen, r, u, v = _column_block(inverse, moment, size)
+        chosen, r, w = _column_block(inverse, moment, size)
         order.append(alive[chosen])
         stay = torch.ones(len(alive), dtype=torch.bool, device=alive.device)
         stay[chosen] = False
         alive = alive[stay]
-        r, u, v = r[:, stay], u[:, stay], v[:, stay]
-        inverse = inverse[stay][:, stay].addmm_(r.T, r, alpha=-1)
-        moment = moment[stay][:, stay].addmm_(u.T, v, alpha=-1).addmm_(v.T, u, alpha=-1)
+        r, w = r[:, stay], w[:, stay]
+        inverse, moment = _submatrix(inverse, stay), _submatrix(moment, stay)
+        update_lower(inverse, r, r, -1)
+        update_lower(moment, r, w, -1)
+        update_lower(moment, w, r, -1)
+        mirror(inverse)
+        mirror(moment)
         count -= size
     return torch.cat(order).tolist() if order else []
 
 
-def _column_block(inverse: Tensor, moment: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Choose `size` columns against stale matrices; returns (size,) places and the update vectors (size, C) each."""
-    r, u, v = (inverse.new_empty(size, inverse.shape[0]) for _ in range(3))
+def _column_block(inverse: Tensor, moment: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Choose `size` columns against stale matrices; returns (size,) places and the vectors r and w, (size, C) each."""
+    r, w = (inverse.new_empty(size, inverse.shape[0]) for _ in range(2))
     k_diagonal, p_diagonal = inverse.diagonal().clone(), moment.diagonal().clone()
-    dead = torch.zeros_like(k_diagonal, dtype=torch.bool)
     chosen = torch.empty(size, dtype=torch.int64, device=inverse.device)
     for i in range(size):
-        score = (p_diagonal / k_diagonal).masked_fill_(dead, torch.inf)  # eq. 3
-        j = score.argmin()
-        h = inverse[j] - r[:i, j] @ r[:i]
-        p = moment[j] - u[:i, j] @ v[:i] - v[:i, j] @ u[:i]
+        j = (p_diagonal / k_diagonal).argmin()  # eq. 3
+        r_j, w_j = r[:i, j], w[:i, j]
+        h = torch.addmv(inverse[j], r[:i].T, r_j, alpha=-1)
+        p = torch.addmv(moment[j], w[:i].T, r_j, alpha=-1).addmv_(r[:i].T, w_j, alpha=-1)
         d = h[j]
-        torch.div(h, d.sqrt(), out=r[i])
-        torch.div(h, d, out=u[i])
-        torch.sub(p, h * (p[j] / (2 * d)), out=v[i])
-        k_diagonal -= r[i].square()
-        p_diagonal -= 2 * u[i] * v[i]
-        dead[j] = True
+        scale = d.rsqrt()
+        torch.mul(h, scale, out=r[i])
+        torch.mul(p, scale, out=w[i])
+        w[i].addcmul_(r[i], p[j] / d, value=-0.5)
+        k_diagonal.addcmul_(r[i], r[i], value=-1)
+        p_diagonal.addcmul_(r[i], w[i], value=-2)
+        k_diagonal[j], p_diagonal[j] = 1, torch.inf  # dead: never again the least
         chosen[i] = j
-    if not torch.isfinite(r).all() or not torch.isfinite(v).all():
+    if not torch.isfinite(r).all() or not torch.isfinite(w).all():
         raise _lost_definiteness()
-    return chosen, r, u, v
+    return chosen, r, w
+
+
+def update_lower(matrix: Tensor, a: Tensor, b: Tensor, scale: float) -> None:
+    """Add scale * a^T b to the panels of `matrix` (C, C) on and below the diagonal; a and b are (n, C).
+
+    Of a symmetric update the rest is their mirror, which saves almost half of the product.
+    """
+    for start in range(0, matrix.shape[0], PANEL):
+        panel = slice(start, start + PANEL)
+        matrix[start:, panel].addmm_(a[:, start:].T, b[:, panel], alpha=scale)
+
+
+def mirror(matrix: Tensor) -> None:
+    """Copy what lies below the diagonal panels of a symmetric matrix to above them, in place."""
+    for start in range(0, matrix.shape[0], PANEL):
+        stop = start + PANEL
+        matrix[start:stop, stop:] = matrix[stop:, start:stop].T
+
+
+def _submatrix(matrix: Tensor, stay: Tensor) -> Tensor:
+    """The rows and columns that stay; a gather is several times faster here than indexing by the mask."""
+    places = stay.nonzero().flatten()
+    return matrix.index_select(0, places).gather(1, places.expand(len(places), -1))
 
 
 def choose_groups(inverse: Tensor, moment: Tensor, group_size: int, count: int, rounds: int | None) -> list[int]:
@@ -184,8 +213,8 @@ def _refit(
     """Exact refits of all levels from one factorization.
 
     Columns are put in the order [kept longest ... removed first]; then the leading k x k block of the Cholesky factor
-    L of H is the factor for "k kept", Y = L^-1 (W H)^T is solved once, and a level is one back substitution. The rows
-    of Y that a level leaves out are its error: tr(dW H dW^T) = |Y[k:]|^2.
+    L of H is the factor for "k kept", Y = W H L^-T = W L serves all levels, and each is one substitution, W_k L_k = Y_k.
+    The columns of Y that a level leaves out are its error: tr(dW H dW^T) = |Y[:, k:]|^2.
     """
     groups = weight.shape[1] // group_size
     kept_longest = sorted(set(range(groups)) - set(order)) + order[::-1]
@@ -193,20 +222,19 @@ def _refit(
     columns = (torch.tensor(kept_longest)[:, None] * group_size + offsets).flatten()
     place = columns.to(weight.device)
     factor = _cholesky(hessian[place][:, place])
-    target = (weight @ hessian)[:, place].T
-    y = torch.linalg.solve_triangular(factor, target, upper=False)
-    row_errors = y.double().square().sum(1)
+    y = weight[:, place] @ factor
+    column_errors = y.double().square().sum(0)
     for count in counts:
         k = weight.shape[1] - count * group_size
-        refitted = torch.linalg.solve_triangular(factor[:k, :k].T, y[:k], upper=True)
+        refitted = torch.linalg.solve_triangular(factor[:k, :k], y[:, :k], upper=False, left=False)
         if not torch.isfinite(refitted).all():
             raise _lost_definiteness()
         kept, ascending = columns[:k].sort()
         yield PrunedLevel(
             removed=order[:count],
             kept=kept,
-            weight=refitted[ascending.to(refitted.device)].T.contiguous(),
-            error=row_errors[k:].sum().item(),
+            weight=refitted[:, ascending.to(refitted.device)],
+            error=column_errors[k:].sum().item(),
         )
 
 
