@@ -79,7 +79,9 @@ def measure(rows: int, columns: int, device: str, full: int) -> dict:
     if extrapolated:
         plain_seconds = inverting + (plain_seconds - inverting) / SAMPLE * counts[-1]
     same = sum(a == b for a, b in zip(order, levels[-1].removed))
-    worst = max((relative_gap(weight, hessian, plain[n], level) for n, level in zip(counts, levels) if n in plain), default=None)
+    worst = max(
+        (relative_gap(weight, hessian, plain[n], level) for n, level in zip(counts, levels) if n in plain), default=None
+    )
     return {
         "rows": rows,
         "columns": columns,

@@ -160,6 +160,19 @@ def test_unknown_setting_in_a_file(capsys, tmp_path):
     assert "generatoins" in refused(capsys, "prune", "m", "--config", tmp_path / "settings.yaml")
 
 
+def test_eval_does_not_complain_of_a_search(capsys, checkpoint, text):
+    main(
+        [
+            "eval",
+            str(checkpoint("llama_gqa")),
+            "--data",
+            str(text),
+            *flags(blocks__sequence_length=32, blocks__held_out=4),
+        ]
+    )
+    assert "First blocks of" in capsys.readouterr().out
+
+
 def test_another_process_is_working_there(capsys, checkpoint, text, tmp_path):
     import fcntl
 

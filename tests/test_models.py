@@ -134,8 +134,20 @@ def test_the_hub_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_weights_that_lack_a_tensor(folder: Path) -> None:
     rewrite_config(folder, num_hidden_layers=4)
-    with pytest.raises(DamagedFileError, match=r"no tensor 'model\.layers\.3.*config\.json"):
-        ModelSource(str(folder)).tensors(["model.layers.3.mlp.up_proj.weight"])
+    with pytest.raises(DamagedFileError, match=r"lacks 7 of its tensors, 'model\.layers\.3.*config\.json"):
+        ModelSource(str(folder))
+
+
+def test_a_quantized_checkpoint_is_refused(folder: Path) -> None:
+    rewrite_config(folder, quantization_config={"quant_method": "gptq", "bits": 4})
+    with pytest.raises(RequestError, match=r"is quantized.*quantize afterwards"):
+        ModelSource(str(folder))
+
+
+def test_a_context_that_the_model_was_not_made_for(folder: Path) -> None:
+    ModelSource(str(folder)).require_context(128)
+    with pytest.raises(RequestError, match=r"at most 128 tokens.*sequence_length is 129"):
+        ModelSource(str(folder)).require_context(129)
 
 
 def test_a_tokenizer_is_needed(folder: Path) -> None:

@@ -143,6 +143,31 @@ def test_other_settings_are_refused_by_name(finished):
         darwinlm.search_genome(str(finished), database={"levels": 5})
 
 
+def test_a_refused_request_leaves_the_settings_alone(finished):
+    before = (finished / "config.yaml").read_bytes()
+    with pytest.raises(RequestError, match=r"target\.level"):
+        darwinlm.export_checkpoint(str(finished), target={"level": 3})
+    assert (finished / "config.yaml").read_bytes() == before
+
+
+def test_restart_makes_room_for_another_search(finished, tmp_path):
+    output = tmp_path / "again"
+    subprocess.run(["cp", "-r", finished, output], check=True)
+    levels = darwinlm.search_genome(str(output), restart=True, target={"level": 1})
+    assert sum(levels[name] for name in levels if name.endswith("mlp")) == 3
+    assert not (output / "model").exists()
+
+
+def test_a_finished_run_does_nothing_again(finished, checkpoint, text, monkeypatch):
+    def again(*arguments, **options):
+        raise AssertionError("done twice")
+
+    for name in ("evolve", "export_checkpoint", "HeldOut"):
+        monkeypatch.setattr(f"darwinlm.pipeline.{name}", again)
+    summary = darwinlm.prune(checkpoint("llama_gqa"), data=text, output=finished, **SETTINGS)
+    assert summary == json.loads((finished / "summary.json").read_text())
+
+
 def test_a_damaged_database_is_named_and_rebuilt_only_when_asked(finished, checkpoint, text, tmp_path):
     output = tmp_path / "damaged"
     subprocess.run(["cp", "-r", finished, output], check=True)

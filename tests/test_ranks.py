@@ -73,6 +73,14 @@ def history(run: Path) -> list[dict]:
     return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
 
 
+def test_two_ranks_prune_to_the_end(one_rank, tmp_path):
+    _, (_, model, *asked) = one_rank
+    done = torchrun("prune", model, *asked, "--output", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("DarwinLM") == 1
+    assert (tmp_path / "run/summary.json").exists()
+
+
 def test_a_refusal_ends_all_ranks(one_rank, tmp_path):
     _, asked = one_rank
     done = torchrun("search", *asked, "--output", tmp_path / "run")

@@ -9,6 +9,7 @@ Every command of the command line has such a twin; settings are given as in `con
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from darwinlm.errors import CalibrationError, DamagedFileError, DarwinLMError, RequestError
@@ -29,10 +30,12 @@ __all__ = [
 ]
 
 
-def _config(preset: str | None, settings: dict[str, Any]) -> Any:
+def _config(preset: str | None, settings: dict[str, Any], without: tuple[str, ...] = ()) -> Any:
     from darwinlm.runtime.rundir import settled
 
-    return settled({key: value for key, value in settings.items() if value != ""}, preset=preset)
+    given = {key: value for key, value in settings.items() if value != ""}
+    paths = {key: os.fspath(value) for key, value in given.items() if isinstance(value, os.PathLike)}
+    return settled({**given, **paths}, preset=preset, without=without)
 
 
 def prune(model: str = "", *, preset: str | None = None, rebuild: bool = False, restart: bool = False, **settings: Any):
@@ -67,7 +70,7 @@ def evaluate(model: str, *, against: str = "", **settings: Any):
     """Perplexity of a checkpoint on held-out text, and its KL to the model it was pruned from."""
     from darwinlm.evaluation import run_eval
 
-    return run_eval(_config(None, {"model": model, **settings}), against)
+    return run_eval(_config(None, {"model": model, **settings}, ("database", "target", "search")), against)
 
 
 def plan(model: str, *, preset: str | None = None, **settings: Any):

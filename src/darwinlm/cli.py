@@ -14,7 +14,7 @@ from rich.console import Console
 from darwinlm.config import PRESETS, RunConfig, settings_parser
 from darwinlm.errors import RequestError
 from darwinlm.runtime import ranks
-from darwinlm.runtime.progress import log, show_log
+from darwinlm.runtime.progress import show_log
 from darwinlm.runtime.rundir import settled
 
 console = Console(width=None if sys.stdout.isatty() else 110)
@@ -38,8 +38,9 @@ def _prune(config: RunConfig, flags: dict[str, Any]) -> None:
     from darwinlm.pipeline import run_prune
 
     summary = run_prune(config, rebuild=flags["rebuild"], restart=flags["restart"])
-    console.print(tables.summary(summary))
-    _next(f"darwinlm eval {config.output}/model --against {config.model} --data {config.data}")
+    if ranks.is_first():
+        console.print(tables.summary(summary))
+        _next(f"darwinlm eval {config.output}/model --against {config.model} --data OTHER_TEXT")
 
 
 def _database(config: RunConfig, flags: dict[str, Any]) -> None:
@@ -77,7 +78,8 @@ def _eval(config: RunConfig, flags: dict[str, Any]) -> None:
     from darwinlm import tables
     from darwinlm.evaluation import run_eval
 
-    console.print(tables.qualities(run_eval(config, flags["against"] or "")))
+    title = f"First blocks of {config.data}" if config.data else "Held-out text of the run"
+    console.print(tables.qualities(run_eval(config, flags["against"] or ""), title))
 
 
 def _plan(config: RunConfig, flags: dict[str, Any]) -> None:
@@ -204,7 +206,9 @@ def read_settings(name: str, command: Command, arguments: list[str]) -> tuple[Ru
     preset, file = typed.pop("preset", None), typed.pop("config", None)
     if name == "demo":
         typed.setdefault("output", "runs/demo")
-    return settled(_given(typed), preset=preset, file=file, default=command.default_preset), flags
+    return settled(
+        _given(typed), preset=preset, file=file, default=command.default_preset, without=command.without
+    ), flags
 
 
 def _parser(name: str, command: Command) -> ArgumentParser:
@@ -242,4 +246,3 @@ def _quiet_libraries() -> None:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     warnings.filterwarnings("ignore", module="transformers")
-    log.debug("libraries are quiet")

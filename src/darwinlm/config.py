@@ -139,11 +139,16 @@ class RunConfig:
     @property
     def path(self) -> Path:
         """The run directory."""
-        return Path(self.output)
+        return Path(self.output).expanduser()
 
 
-def faults(config: RunConfig) -> list[str]:
-    """Everything that is wrong with the settings by themselves, found before any file is opened."""
+def faults(config: RunConfig, without: Collection[str] = ()) -> list[str]:
+    """Everything that is wrong with the settings by themselves, found before any file is opened.
+
+    Args:
+        config: the settings.
+        without: groups that do not count.
+    """
     blocks, database, search, target = config.blocks, config.database, config.search, config.target
     found: list[str] = []
 
@@ -157,7 +162,7 @@ def faults(config: RunConfig) -> list[str]:
         (search, ("generations", "offspring", "batch_sequences", "switches")),
     ):
         section = type(group).__name__.removesuffix("Config").lower()
-        for name in names:
+        for name in names if section not in without else ():
             value = getattr(group, name)
             check(value >= 1, f"{section}.{name} is {value}; it must be at least 1.")
     check(blocks.sequence_length >= 2, f"blocks.sequence_length is {blocks.sequence_length}; it must be at least 2.")
@@ -167,7 +172,7 @@ def faults(config: RunConfig) -> list[str]:
         f"database.rel_damp is {database.rel_damp}; it must be positive, such as 0.01.",
     )
     check(
-        0 < target.level < database.levels,
+        "target" in without or 0 < target.level < database.levels,
         f"target.level is {target.level:g}; it must lie between 0 (dense) and {database.levels} (nothing left), both excluded.",
     )
     check(
@@ -179,7 +184,7 @@ def faults(config: RunConfig) -> list[str]:
         f"blocks.held_out_data is the same as data, '{config.data}', so it would be scored on what it was fitted to. "
         "Leave it out: held-out blocks are then drawn apart from the others.",
     )
-    found += _stage_faults(search, blocks)
+    found += _stage_faults(search, blocks) if "search" not in without else []
     return found
 
 
@@ -223,8 +228,12 @@ def settings_parser(without: Collection[str] = (), **options: Any) -> ArgumentPa
     return parser
 
 
-def resolve(*layers: Mapping[str, Any]) -> RunConfig:
+def resolve(*layers: Mapping[str, Any], without: Collection[str] = ()) -> RunConfig:
     """Settings from nested plain data; later layers win, what none names keeps its default.
+
+    Args:
+        layers: as in `config.yaml`.
+        without: groups that are not checked.
 
     Raises:
         RequestError: a setting is unknown, ill-typed or impossible; all impossible ones are named at once.
@@ -237,7 +246,7 @@ def resolve(*layers: Mapping[str, Any]) -> RunConfig:
     except ArgumentError as fault:
         raise RequestError(f"The settings do not fit: {' '.join(str(fault).split())}") from fault
     config = RunConfig(**vars(parser.instantiate(values)))
-    if found := faults(config):
+    if found := faults(config, without):
         raise RequestError(*found)
     return config
 

@@ -42,6 +42,8 @@ class MemoryPlan:
 
     database: int
     search: int
+    hidden_states: int
+    """Activations of the calibration blocks, in host memory while the database is built."""
 
 
 def plan_memory(
@@ -60,4 +62,5 @@ def plan_memory(
     mean_width = sum(3 * w.intermediate + 4 * w.heads * shape.head_dim + 6 * shape.hidden for w in pruned.layers)
     activations = tokens * mean_width * 4 + min(tokens * shape.vocabulary, 1 << 24) * 8
     search = shape.parameters * bytes_per_value + pruned.parameters * 16 + activations
-    return MemoryPlan(database=database, search=search)
+    hidden_states = config.blocks.hessian * config.blocks.sequence_length * shape.hidden * compute_bytes
+    return MemoryPlan(database=database, search=search, hidden_states=hidden_states)

@@ -70,11 +70,18 @@ def tokens_per_second(models: list[Any], tokens: Tensor, rounds: int = 7) -> lis
     seconds: list[list[float]] = [[] for _ in models]
     for round_ in range(rounds + 1):
         for model, taken in zip(models, seconds):
-            began = time.perf_counter()
+            began = _now(model.device)
             model(input_ids=tokens.to(model.device), use_cache=False, logits_to_keep=1)
             if round_:  # the first warms up
-                taken.append(time.perf_counter() - began)
+                taken.append(_now(model.device) - began)
     return [tokens.numel() / statistics.median(taken) for taken in seconds]
+
+
+def _now(device: torch.device) -> float:
+    """Seconds, after all work that was given to the device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 @torch.no_grad()

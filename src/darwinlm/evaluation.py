@@ -31,6 +31,8 @@ def run_eval(config: RunConfig, against: str = "") -> dict[str, Quality]:
     if not config.model:
         raise RequestError("No model is given: a folder such as runs/llama/model, or a hub id.")
     source = ModelSource(config.model, trust_remote_code=config.trust_remote_code)
+    if config.data:
+        source.require_context(config.blocks.sequence_length)
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
     stream = BlockStream(source, device, dtype)

@@ -30,10 +30,11 @@ def token_kl(teacher: Tensor, student: Tensor, teacher_head: Tensor, student_hea
         student_head: (V, H').
     """
     total = torch.zeros((), dtype=torch.float64)
+    teacher_head, student_head = teacher_head.float(), student_head.float()
     step = chunk_tokens(teacher_head.shape[0])
     for ours, theirs in zip(teacher.split(step), student.split(step)):
-        log_p = log_softmax((ours.to(teacher_head.device) @ teacher_head.T).float(), dim=-1)
-        log_q = log_softmax((theirs.to(student_head.device) @ student_head.T).float(), dim=-1)
+        log_p = log_softmax(ours.to(teacher_head) @ teacher_head.T, dim=-1)
+        log_q = log_softmax(theirs.to(student_head) @ student_head.T, dim=-1)
         total += (log_p.exp() * (log_p - log_q)).sum(-1).double().sum().cpu()
     return (total / teacher.shape[0]).item()
 
@@ -42,9 +43,10 @@ def token_kl(teacher: Tensor, student: Tensor, teacher_head: Tensor, student_hea
 def token_nll(hidden: Tensor, head: Tensor, targets: Tensor) -> float:
     """Mean negative log-likelihood of `targets` (N,) under heads of `hidden` (N, H), in nats."""
     total = torch.zeros((), dtype=torch.float64)
+    head = head.float()
     step = chunk_tokens(head.shape[0])
     for part, wanted in zip(hidden.split(step), targets.split(step)):
-        logits = (part.to(head.device) @ head.T).float()
+        logits = part.to(head) @ head.T
         total += cross_entropy(logits, wanted.to(head.device), reduction="none").double().sum().cpu()
     return (total / targets.shape[0]).item()
 

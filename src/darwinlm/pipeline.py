@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from darwinlm.assemble import Assembler
 from darwinlm.config import RunConfig, to_dict
 from darwinlm.database.build import build_database
@@ -22,12 +24,10 @@ from darwinlm.run import Run, opened
 from darwinlm.runtime import ranks
 from darwinlm.runtime.device import peak_memory_bytes
 from darwinlm.runtime.files import read_json, sha256_of, write_json
-from darwinlm.runtime.rundir import RunDirectory, require_same
-from darwinlm.search.evolution import SearchRecord, evolve
+from darwinlm.runtime.rundir import RunDirectory
+from darwinlm.search.evolution import evolve
 from darwinlm.search.fitness import Teacher
 from darwinlm.search.selection import TrainedFitness
-
-_RESTART = "Choose another --output, or add --restart to discard that search and begin anew."
 
 
 def database_stage(run: Run, *, rebuild: bool = False) -> Database:
@@ -56,35 +56,25 @@ def search_stage(run: Run, database: Database, *, restart: bool = False) -> Geno
         database: finished.
         restart: discard a search that lies here.
     """
-    record = SearchRecord(run.directory.search, run.search_identity, run.space)
     if restart and ranks.is_first():
         _discard_search(run)
     ranks.barrier()
-    if (stored := record.stored_identity()) is not None:
-        require_same(stored, run.search_identity, run.directory.path, "a search", _RESTART)
-    assembler = Assembler(run.source, database, keep_dense=True)
-    with run.directory.timed("search"):
-        done = record.load()
-        if done is None or done.generation < run.config.search.generations:
-            state = evolve(
-                lambda: run.uniform_genome,
-                run.space,
-                run.config.search,
-                run.config.seed,
-                _fitness(run, assembler),
-                record,
-            )
-        else:
-            state = done
+    state = run.record.load()
+    if state is None or state.generation < run.config.search.generations:
+        with run.directory.timed("search"):
+            fitness = _fitness(run, Assembler(run.source, database, keep_dense=True))
+            search = run.config.search
+            state = evolve(lambda: run.uniform_genome, run.space, search, run.config.seed, fitness, run.record)
     levels = run.space.named(state.parent)
-    totals = {**run.space.totals(state.parent), "parameters": assembler.shape(state.parent).parameters}
+    parameters = Assembler(run.source, database, keep_dense=False).shape(state.parent).parameters
+    totals = {**run.space.totals(state.parent), "parameters": parameters}
     if ranks.is_first():
         write_json(run.directory.genome, {"levels": levels, "totals": totals})
     return state.parent
 
 
 def _fitness(run: Run, assembler: Assembler) -> TrainedFitness:
-    head = run.source.head().to(run.device, run.dtype)
+    head = run.source.head().to(run.device, torch.float32)
     teacher = Teacher(run.splits.select, run.stream.final_hidden(run.splits.select), head)
     return TrainedFitness(assembler, run.splits.train, teacher, run.config.search, run.config.seed, run.dtype)
 
@@ -94,6 +84,7 @@ def _discard_search(run: Run) -> None:
         shutil.rmtree(path, ignore_errors=True)
     for path in (run.directory.genome, run.directory.summary):
         path.unlink(missing_ok=True)
+    run.directory.forget("search", "export", "evaluation")
 
 
 def export_stage(run: Run, database: Database, genome: Genome) -> None:
@@ -123,7 +114,12 @@ def _card_facts(run: Run) -> dict[str, Any]:
 
 
 def evaluation_stage(run: Run, database: Database, genome: Genome) -> dict[str, Any]:
-    """Score dense, uniform and pruned on the held-out blocks; saved as `summary.json`."""
+    """Score dense, uniform and pruned on the held-out blocks; saved as `summary.json`, unless it is there already."""
+    made_from = sha256_of([run.space.named(genome), run.database_identity])
+    if run.directory.summary.exists():
+        summary = read_json(run.directory.summary)
+        if summary.get("made_from") == made_from:
+            return summary
     with run.directory.timed("evaluation"):
         held_out = HeldOut(run.splits.held_out, run.stream)
         assembler = Assembler(run.source, database, keep_dense=False)
@@ -140,6 +136,7 @@ def evaluation_stage(run: Run, database: Database, genome: Genome) -> dict[str, 
         "seconds": run.directory.seconds(),
         "peak_memory_bytes": peak_memory_bytes(run.device),
         "settings": to_dict(run.config),
+        "made_from": made_from,
     }
     write_json(run.directory.summary, summary)
     return summary
@@ -181,12 +178,23 @@ def check_database(config: RunConfig, *, draw: bool = False) -> tuple[Database, 
 
 def run_search(config: RunConfig, *, restart: bool = False) -> dict[str, int]:
     """Search on a finished database; returns {module name: level}."""
-    with opened(config) as run:
+    _require_database(config)
+    with opened(config, restart=restart) as run:
         return run.space.named(search_stage(run, run.finished_database(), restart=restart))
+
+
+def _require_database(config: RunConfig) -> None:
+    """Before anything is read or made: later stages stand on a database."""
+    if not config.output or not (RunDirectory(config.path).database / MANIFEST).exists():
+        raise RequestError(
+            f"'{config.output}' holds no database yet. Run `darwinlm database MODEL --data DATA --output "
+            f"{config.output or 'RUN'}` first."
+        )
 
 
 def run_export(config: RunConfig) -> Path:
     """Write the checkpoint of a finished search; returns its folder. One rank does it all."""
+    _require_database(config)
     with opened(config) as run:
         if ranks.is_first():
             export_stage(run, run.finished_database(), run.genome())
@@ -195,7 +203,7 @@ def run_export(config: RunConfig) -> Path:
 
 def run_prune(config: RunConfig, *, rebuild: bool = False, restart: bool = False) -> dict[str, Any]:
     """All stages; returns what `summary.json` holds. Ranks other than the first leave after the search, with nothing."""
-    with opened(config) as run:
+    with opened(config, restart=restart) as run:
         database = database_stage(run, rebuild=rebuild)
         genome = search_stage(run, database, restart=restart)
         if not ranks.is_first():

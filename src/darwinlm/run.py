@@ -25,18 +25,25 @@ from darwinlm.runtime.device import choose_device, choose_dtype
 from darwinlm.runtime.files import read_json, read_tensors, require_room, sha256_of, write_tensors
 from darwinlm.runtime.progress import log
 from darwinlm.runtime.rundir import RunDirectory, require_same
+from darwinlm.search.evolution import SearchRecord
 
+_RESTART = "Choose another --output, or add --restart to `search` or `prune` to discard that search and begin anew."
 _OTHER_OUTPUT = "Choose another --output, or ask for what is there."
 
 
 class Run:
     """An opened run: everything that was asked has been checked, nothing long has been done.
 
+    Args:
+        config: what is asked.
+        directory: where it lies or is to lie.
+        restart: a search that lies there will be discarded, so it may be another one.
+
     Raises:
         RequestError: the request cannot be fulfilled; raised before any long work.
     """
 
-    def __init__(self, config: RunConfig, directory: RunDirectory) -> None:
+    def __init__(self, config: RunConfig, directory: RunDirectory, *, restart: bool = False) -> None:
         self.config, self.directory = config, directory
         self.source = ModelSource(config.model, trust_remote_code=config.trust_remote_code)
         self.device = choose_device(config.device)
@@ -45,10 +52,12 @@ class Run:
         self.space = Space(tuple(self.ladders))
         self.share = config.target.level / config.database.levels
         self.stream = BlockStream(self.source, self.device, self.dtype)
-        self._check_identity()
+        self.record = SearchRecord(directory.search, self.search_identity, self.space)
+        self.source.require_context(config.blocks.sequence_length)
+        self._check_identity(restart)
         self._check_room()
 
-    def _check_identity(self) -> None:
+    def _check_identity(self, restart: bool) -> None:
         """Compare with what the folder holds already, from the outside in."""
         where = self.directory.path
         if self.directory.blocks.exists():
@@ -57,6 +66,8 @@ class Run:
         if (self.directory.database / MANIFEST).exists():
             stored = Database.open(self.directory.database).identity
             require_same(stored, self.database_identity, where, "a database", _OTHER_OUTPUT)
+        if not restart and (stored := self.record.stored_identity()) is not None:
+            require_same(stored, self.search_identity, where, "a search", _RESTART)
 
     def _check_room(self) -> None:
         """Room for what is still to be written."""
@@ -75,7 +86,7 @@ class Run:
     def blocks_identity(self) -> dict[str, Any]:
         """What the token blocks depend on; the model's weights count, so a folder belongs to one model."""
         return {
-            "model": f"{self.config.model} {self.source.fingerprint[:16]}",
+            "model": self.source.fingerprint[:16],
             "data": self.config.data,
             "seed": self.config.seed,
             **{f"blocks.{key}": value for key, value in to_dict(self.config.blocks).items()},
@@ -153,8 +164,12 @@ class Run:
 
 
 @contextmanager
-def opened(config: RunConfig) -> Iterator[Run]:
+def opened(config: RunConfig, *, restart: bool = False) -> Iterator[Run]:
     """Check a request and open its run directory, alone.
+
+    Args:
+        config: what is asked.
+        restart: a search that lies there will be discarded.
 
     Raises:
         RequestError: the request cannot be fulfilled.
@@ -174,7 +189,7 @@ def opened(config: RunConfig) -> Iterator[Run]:
     ModelSource(config.model, weights=False, trust_remote_code=config.trust_remote_code)  # before a folder is made
     ranks.join()
     with directory.locked() if ranks.is_first() else nullcontext():
-        run = Run(config, directory)
+        run = Run(config, directory, restart=restart)
         run.splits  # noqa: B018  a tokenizer that does not fit and too few tokens are found now
         if ranks.is_first():
             directory.save_settings(to_dict(config))

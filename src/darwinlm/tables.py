@@ -39,9 +39,9 @@ def summary(values: dict[str, Any]) -> Table:
     return table
 
 
-def qualities(found: dict[str, Quality]) -> Table:
+def qualities(found: dict[str, Quality], title: str) -> Table:
     """The end of `darwinlm eval`."""
-    table = _table("Held-out text", "model", "parameters", "perplexity", "KL to dense")
+    table = _table(title, "model", "parameters", "perplexity", "KL to dense")
     for name, quality in found.items():
         table.add_row(name, f"{quality.parameters:,}", f"{quality.perplexity:.2f}", _kl(quality.kl))
     return table
@@ -80,6 +80,7 @@ def plan(values: Plan) -> Iterable[Any]:
     cost = _table("What the run takes", "stage", "tokens", "memory", "disk")
     memory = values.memory
     cost.add_row("database", f"{values.hessian_tokens:,}", _gb(memory.database), _gb(values.database_bytes))
+    cost.add_row("  its hidden states, on the host", "", _gb(memory.hidden_states), "")
     cost.add_row("search, training", f"{values.search_train_tokens:,}", _gb(memory.search), "")
     cost.add_row("search, scoring", f"{values.search_select_tokens:,}", "", "")
     cost.add_row("export", "", "", _gb(values.target.checkpoint_bytes))

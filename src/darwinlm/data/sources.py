@@ -62,7 +62,7 @@ def documents(source: str, text_field: str, *, held_out: bool = False) -> Iterat
     if source in HUB_PRESETS or _looks_like_hub_id(source):
         return _from_hub(source, text_field)
     raise RequestError(
-        f"There is no text at '{source}'. Give a file, a folder, a hub data set such as allenai/c4, or stdlib."
+        f"There is no text at '{source}'. Give a file, a folder, a hub data set such as allenai/c4:en, or stdlib."
     )
 
 
@@ -112,14 +112,15 @@ def _from_hub(source: str, text_field: str) -> Iterator[str]:
         if preset:
             rows = load_dataset(preset.path, name=preset.name, split="train", streaming=True)
         else:
-            rows = load_dataset(source, split="train", streaming=True)
+            path, _, name = source.partition(":")
+            rows = load_dataset(path, **({"name": name} if name else {}), split="train", streaming=True)
         for row in rows:
             if preset is None or row[preset.score_field] >= preset.min_score:
                 yield _field(row, text_field, f"data set '{source}'")
     except (OSError, ValueError) as fault:
-        reason = first_line(fault)
         raise RequestError(
-            f"The hub data set '{source}' cannot be read ({reason}). Check its name and the connection."
+            f"The hub data set '{source}' cannot be read ({first_line(fault)}). Check its name, its configuration "
+            "(owner/name:configuration) and the connection."
         ) from fault
 
 

@@ -55,6 +55,7 @@ class Database:
         self.folder = folder
         self.identity = identity
         self.modules: dict[str, ModuleRecord] = {}
+        self._orders: dict[str, Tensor] = {}
 
     @classmethod
     def open(cls, folder: Path) -> Database:
@@ -129,7 +130,9 @@ class Database:
     def kept(self, name: str, level: int) -> Tensor:
         """(k,) int64: columns of the output matrix that a level keeps, ascending."""
         ladder = self.modules[name].ladder
-        gone = self._read(name, "order")[: ladder.removed[level]]
+        if name not in self._orders:
+            self._orders[name] = self._read(name, "order")
+        gone = self._orders[name][: ladder.removed[level]]
         stays = torch.ones(ladder.columns // ladder.group_size, dtype=torch.bool)
         stays[gone] = False
         return stays.repeat_interleave(ladder.group_size).nonzero().flatten()

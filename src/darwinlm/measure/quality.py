@@ -39,7 +39,7 @@ class HeldOut:
         self.tokens, self.dense, self.batch = tokens, dense, batch
         if dense is not None:
             self.hidden = dense.final_hidden(tokens, batch)
-            self.head = dense.source.head().to(dense.device, dense.dtype)
+            self.head = dense.source.head().to(dense.device, torch.float32)
 
     def dense_quality(self) -> Quality:
         """The dense model itself."""
@@ -60,7 +60,7 @@ class HeldOut:
                 f"{self.dense.source.shape.vocabulary:,}; their predictions cannot be compared. Give the model it was pruned from."
             )
         hidden = stream.final_hidden(self.tokens, self.batch)
-        return self._of(shape.parameters, hidden, stream.source.head().to(stream.device, stream.dtype))
+        return self._of(shape.parameters, hidden, stream.source.head().to(stream.device, torch.float32))
 
     def _of(self, parameters: int, hidden: Tensor, head: Tensor) -> Quality:
         kl = None

@@ -35,12 +35,11 @@ class BlockStream:
         """(S, T) token ids -> (S, T, H) inputs of the first block, on the CPU."""
         return self.source.embedding().to(self.dtype)[tokens]
 
-    def load(self, index: int) -> nn.Module:
-        """Block `index` as a decoder of one layer without a final norm; call it through `forward`."""
-        return self._build(index, self.source.module(f"model.layers.{index}."))
-
     def blocks(self, count: int | None = None) -> Iterator[nn.Module]:
-        """The first `count` blocks, all by default; the next one is read while the caller works on this one."""
+        """The first `count` blocks, all by default, each a decoder of one layer without a final norm.
+
+        Call them through `forward`. The next one is read while the caller works on this one.
+        """
         last = len(self) if count is None else count
         with ThreadPoolExecutor(max_workers=1) as reader:
             waiting = reader.submit(self.source.module, "model.layers.0.")

@@ -53,6 +53,7 @@ class ModelSource:
         self.shape = ModelShape.of(self.family, self.config)
         if weights:
             self.files: dict[str, Path] = _index(self.folder, name)
+            self._check_complete()
 
     @functools.cached_property
     def tokenizer(self) -> Any:
@@ -94,6 +95,36 @@ class ModelSource:
     def dtype(self) -> torch.dtype:
         """The dtype that the weights are stored in, by the final norm, which every model has."""
         return self.tensors(["model.norm.weight"])["model.norm.weight"].dtype
+
+    def require_context(self, length: int) -> None:
+        """Check that the model was made for sequences of this length.
+
+        Raises:
+            RequestError: it was made for shorter ones.
+        """
+        longest = getattr(self.config, "max_position_embeddings", None)
+        if longest is not None and length > longest:
+            raise RequestError(
+                f"'{self.name}' reads at most {longest} tokens at a time, but blocks.sequence_length is {length}. "
+                f"Set blocks.sequence_length to {longest} or less."
+            )
+
+    def _check_complete(self) -> None:
+        """Every layer's matrices must be there, and be plain numbers."""
+        if getattr(self.config, "quantization_config", None) is not None:
+            raise RequestError(
+                f"'{self.name}' is quantized. Prune the checkpoint that it was made from, and quantize afterwards."
+            )
+        needed = ["model.embed_tokens.weight", "model.norm.weight", *([] if self.shape.tied else ["lm_head.weight"])]
+        for layer, widths in enumerate(self.shape.layers):
+            attention = [f"self_attn.{part}_proj" for part in "qkvo"] if widths.heads else []
+            mlp = [f"mlp.{part}_proj" for part in ("gate", "up", "down")] if widths.intermediate else []
+            needed += [f"model.layers.{layer}.{matrix}.weight" for matrix in attention + mlp]
+        if missing := [name for name in needed if name not in self.files]:
+            raise DamagedFileError(
+                f"'{self.name}' lacks {len(missing)} of its tensors, '{missing[0]}' first: a weight file is missing, or "
+                "the weights do not belong to the config.json. Download or copy the checkpoint again."
+            )
 
     def tensors(self, names: Iterable[str]) -> dict[str, Tensor]:
         """Read tensors by their full names, each into memory of its own."""

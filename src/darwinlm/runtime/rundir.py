@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -83,13 +83,22 @@ class RunDirectory:
                 seconds[stage] = round(seconds.get(stage, 0.0) + time.perf_counter() - began, 3)
                 write_json(self.timings, seconds)
 
+    def forget(self, *stages: str) -> None:
+        """Drop the timings of stages that begin anew."""
+        write_json(self.timings, {stage: taken for stage, taken in self.seconds().items() if stage not in stages})
+
     def seconds(self) -> dict[str, float]:
         """Seconds that each stage has taken so far."""
         return read_json(self.timings) if self.timings.exists() else {}
 
 
 def settled(
-    values: Mapping[str, Any], *, preset: str | None = None, file: str | None = None, default: str | None = None
+    values: Mapping[str, Any],
+    *,
+    preset: str | None = None,
+    file: str | None = None,
+    default: str | None = None,
+    without: Collection[str] = (),
 ) -> RunConfig:
     """The settings of a run. Later layers win: default preset, the run that lies in the output folder, preset, file, values.
 
@@ -98,12 +107,13 @@ def settled(
         preset: name of a preset.
         file: path of a YAML file with settings.
         default: preset that stands below everything else.
+        without: groups that do not count for the command at hand and are not checked.
     """
     chosen = preset_values(preset) if preset else {}
     from_file = read_yaml(Path(file)) if file else {}
     output = values.get("output") or from_file.get("output")
-    stored = RunDirectory(Path(output)).settings() if output else {}
-    return resolve(preset_values(default) if default else {}, stored, chosen, from_file, values)
+    stored = RunDirectory(Path(output).expanduser()).settings() if output else {}
+    return resolve(preset_values(default) if default else {}, stored, chosen, from_file, values, without=without)
 
 
 def require_same(stored: dict[str, Any], asked: dict[str, Any], where: Path, what: str, remedy: str) -> None:

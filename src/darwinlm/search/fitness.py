@@ -26,7 +26,7 @@ class Teacher:
     hidden: Tensor
     """(blocks, T, H), on the CPU."""
     head: Tensor
-    """(V, H), on the device of the candidates."""
+    """(V, H) float32, on the device of the candidates."""
 
 
 @torch.no_grad()
