@@ -1,0 +1,38 @@
+"""What the README tells people to type is understood as it stands, and the files that it names are there."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from darwinlm.cli import COMMANDS, read_settings
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+TYPED = [
+    line
+    for block in re.findall(r"```bash\n(.*?)```", README, re.S)
+    for line in block.replace("\\\n", " ").splitlines()
+    if line.startswith("darwinlm ")
+]
+
+
+@pytest.mark.parametrize("line", TYPED)
+def test_commands_are_understood(line, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _, name, *arguments = shlex.split(line, comments=True)
+    config, _ = read_settings(name, COMMANDS[name], arguments)
+    assert config.model
+
+
+def test_every_command_is_shown():
+    for name in COMMANDS:
+        assert f"`darwinlm {name}" in README
+
+
+def test_links_lead_somewhere():
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
