@@ -148,7 +148,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 def test_a_hub_data_set_is_streamed(hub: list[Any]) -> None:
     found = list(itertools.islice(documents("owner/set", "text"), 10))
     assert found == list("0123456789")
-    assert hub == [(("owner/set",), {"split": "train", "streaming": True})]
+    assert hub == [(("owner/set",), {"name": None, "split": "train", "streaming": True})]
 
 
 def test_fineweb_edu_keeps_documents_scored_at_least_0_9(hub: list[Any]) -> None:

@@ -113,7 +113,7 @@ def _from_hub(source: str, text_field: str) -> Iterator[str]:
             rows = load_dataset(preset.path, name=preset.name, split="train", streaming=True)
         else:
             path, _, name = source.partition(":")
-            rows = load_dataset(path, **({"name": name} if name else {}), split="train", streaming=True)
+            rows = load_dataset(path, name=name or None, split="train", streaming=True)
         for row in rows:
             if preset is None or row[preset.score_field] >= preset.min_score:
                 yield _field(row, text_field, f"data set '{source}'")
