@@ -12,6 +12,7 @@ import math
 import platform
 import time
 from pathlib import Path
+from typing import TextIO
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -79,23 +80,7 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int = 100) -> floa
     return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=4800)
-    parser.add_argument("--batch", type=int, default=8, help="windows a step")
-    parser.add_argument("--window", type=int, default=256, help="tokens a window")
-    parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    torch.manual_seed(args.seed)
-
-    fitted = list(stdlib_documents(held_out=False, tests=True))
-    held_out = list(stdlib_documents(held_out=True))
-    tokenizer = train_tokenizer(list(stdlib_documents(held_out=False)))
-    train, valid = windows(tokenizer, fitted, args.window), windows(tokenizer, held_out, args.window)
-    print(f"{train.numel():,} tokens to fit, {valid.numel():,} held out", flush=True)
-
+def small_llama(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     config = LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=256,
@@ -109,14 +94,16 @@ def main() -> None:
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
-    model = LlamaForCausalLM(config)
+    return LlamaForCausalLM(config)
+
+
+def fit(model: LlamaForCausalLM, train: torch.Tensor, args: argparse.Namespace, history: TextIO) -> float:
+    """Train in place; returns the seconds that it took."""
     matrices = [p for p in model.parameters() if p.dim() == 2]
     vectors = [p for p in model.parameters() if p.dim() == 1]
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.95), fused=True)
 
-    args.output.mkdir(parents=True, exist_ok=True)
-    history = (args.output / "training.jsonl").open("w")
     order, started = torch.empty(0, dtype=torch.int64), time.perf_counter()
     for step in range(args.steps):
         if len(order) < args.batch:
@@ -134,8 +121,31 @@ def main() -> None:
             seconds = time.perf_counter() - started
             record = {"step": step, "loss": round(loss.item(), 4), "seconds": round(seconds, 1)}
             print(json.dumps(record), file=history, flush=True)
+    return time.perf_counter() - started
 
-    seconds = time.perf_counter() - started
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=4800)
+    parser.add_argument("--batch", type=int, default=8, help="windows a step")
+    parser.add_argument("--window", type=int, default=256, help="tokens a window")
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    torch.manual_seed(args.seed)
+
+    fitted = list(stdlib_documents(held_out=False, tests=True))
+    held_out = list(stdlib_documents(held_out=True))
+    tokenizer = train_tokenizer(list(stdlib_documents(held_out=False)))
+    train, valid = windows(tokenizer, fitted, args.window), windows(tokenizer, held_out, args.window)
+    print(f"{train.numel():,} tokens to fit, {valid.numel():,} held out", flush=True)
+
+    model = small_llama(tokenizer)
+    config = model.config
+    args.output.mkdir(parents=True, exist_ok=True)
+    history = (args.output / "training.jsonl").open("w")
+    seconds = fit(model, train, args, history)
     model = model.half().float().eval()
     nll = held_out_nll(model, valid)
     held_out_bytes = sum(len(text.encode()) for text in held_out)
