@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from darwinlm.database import columns
 from darwinlm.database.hessians import damp, drop_dead_columns
 from darwinlm.database.obs import PrunedLevel, choose_columns, choose_groups, prune_groups
 from darwinlm.errors import CalibrationError
@@ -190,6 +191,17 @@ def test_impossible_hessians_say_what_to_change(size: int, spoil, remedy: str) -
     spoil(hessian)
     with pytest.raises(CalibrationError, match=remedy):
         list(prune_groups(weight, hessian, group_size=size, counts=[0, 2]))
+
+
+@pytest.mark.parametrize("block", [1, 5, 8, 128])
+def test_the_steps_of_a_gpu_choose_what_those_of_a_cpu_choose(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, hessian = problem(6, 40)
+    inverse, moment = torch.linalg.inv(hessian), weight.T @ weight
+    expected = columns.choose_columns(inverse.clone(), moment.clone(), 39, block)
+    monkeypatch.setattr(columns, "HostSteps", columns.DeviceSteps)
+    for waste in (0.0, 0.25, 1.0):  # dead columns stay in the matrices
+        monkeypatch.setattr(columns, "HOST_WASTE", waste)
+        assert columns.choose_columns(inverse.clone(), moment.clone(), 39, block) == expected
 
 
 @pytest.mark.parametrize("spoiled", [-1.0, torch.nan])

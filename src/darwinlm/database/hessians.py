@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from darwinlm.database.columns import mirror, update_lower
 from darwinlm.database.levels import MODULE_OF_KIND, OUTPUT_OF_KIND, Kind
-from darwinlm.database.obs import mirror, update_lower
 from darwinlm.errors import CalibrationError
 from darwinlm.models.blocks import BlockStream
 from darwinlm.runtime import ranks

@@ -17,12 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from darwinlm.database.columns import PANEL, choose_columns, lost_definiteness, mirror, submatrix, update_lower
 from darwinlm.errors import CalibrationError
-
-BLOCK = 128
-"""Column removals that are applied together by matrix products."""
-PANEL = 512
-"""Columns of a symmetric matrix that are updated together."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +69,9 @@ def prune_groups(
 
     weight = weight.to(hessian.dtype)
     inverse = _inverse(hessian)
-    moment = weight.T @ weight
+    moment = torch.zeros_like(inverse)
+    update_lower(moment, weight, weight, 1)
+    mirror(moment)
     needed = min(counts[-1], groups - 1)  # the last one standing needs no choice
     if group_size == 1 and rounds is None:
         order = choose_columns(inverse, moment, needed)
@@ -82,88 +80,6 @@ def prune_groups(
     order += sorted(set(range(groups)) - set(order))[: counts[-1] - needed]
     del inverse, moment
     yield from _refit(weight, hessian, order, group_size, counts)
-
-
-def choose_columns(inverse: Tensor, moment: Tensor, count: int, block: int = BLOCK) -> list[int]:
-    """The first `count` single columns that leave, by greedy equation 3.
-
-    The last `block` updates are kept as vectors r and w and added only to the column that leaves next; the matrices
-    are updated by products once per block, and shrink, as the dead rows and columns are dropped:
-
-        K <- K - r r^T,              r = h / sqrt(d)                       with h = K[:, j], d = h_j, p = P[:, j]
-        P <- P - r w^T - w r^T,      w = (p - (P_jj / 2d) h) / sqrt(d)
-
-    Args:
-        inverse: (C, C), H^-1.
-        moment: (C, C), W^T W.
-        count: within [0, C).
-        block: updates applied together.
-    """
-    alive = torch.arange(inverse.shape[0], device=inverse.device)
-    order: list[Tensor] = []
-    while count > 0:
-        size = min(block, count)
-        chosen, r, w = _column_block(inverse, moment, size)
-        order.append(alive[chosen])
-        stay = torch.ones(len(alive), dtype=torch.bool, device=alive.device)
-        stay[chosen] = False
-        alive = alive[stay]
-        r, w = r[:, stay], w[:, stay]
-        inverse, moment = _submatrix(inverse, stay), _submatrix(moment, stay)
-        update_lower(inverse, r, r, -1)
-        update_lower(moment, r, w, -1)
-        update_lower(moment, w, r, -1)
-        mirror(inverse)
-        mirror(moment)
-        count -= size
-    return torch.cat(order).tolist() if order else []
-
-
-def _column_block(inverse: Tensor, moment: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Choose `size` columns against stale matrices; returns (size,) places and the vectors r and w, (size, C) each."""
-    r, w = (inverse.new_empty(size, inverse.shape[0]) for _ in range(2))
-    k_diagonal, p_diagonal = inverse.diagonal().clone(), moment.diagonal().clone()
-    chosen = torch.empty(size, dtype=torch.int64, device=inverse.device)
-    for i in range(size):
-        j = (p_diagonal / k_diagonal).argmin()  # eq. 3
-        r_j, w_j = r[:i, j], w[:i, j]
-        h = torch.addmv(inverse[j], r[:i].T, r_j, alpha=-1)
-        p = torch.addmv(moment[j], w[:i].T, r_j, alpha=-1).addmv_(r[:i].T, w_j, alpha=-1)
-        d = h[j]
-        scale = d.rsqrt()
-        torch.mul(h, scale, out=r[i])
-        torch.mul(p, scale, out=w[i])
-        w[i].addcmul_(r[i], p[j] / d, value=-0.5)
-        k_diagonal.addcmul_(r[i], r[i], value=-1)
-        p_diagonal.addcmul_(r[i], w[i], value=-2)
-        k_diagonal[j], p_diagonal[j] = 1, torch.inf  # dead: never again the least
-        chosen[i] = j
-    if not torch.isfinite(r).all() or not torch.isfinite(w).all():
-        raise _lost_definiteness()
-    return chosen, r, w
-
-
-def update_lower(matrix: Tensor, a: Tensor, b: Tensor, scale: float) -> None:
-    """Add scale * a^T b to the panels of `matrix` (C, C) on and below the diagonal; a and b are (n, C).
-
-    Of a symmetric update the rest is their mirror, which saves almost half of the product.
-    """
-    for start in range(0, matrix.shape[0], PANEL):
-        panel = slice(start, start + PANEL)
-        matrix[start:, panel].addmm_(a[:, start:].T, b[:, panel], alpha=scale)
-
-
-def mirror(matrix: Tensor) -> None:
-    """Copy what lies below the diagonal panels of a symmetric matrix to above them, in place."""
-    for start in range(0, matrix.shape[0], PANEL):
-        stop = start + PANEL
-        matrix[start:stop, stop:] = matrix[stop:, start:stop].T
-
-
-def _submatrix(matrix: Tensor, stay: Tensor) -> Tensor:
-    """The rows and columns that stay; a gather is several times faster here than indexing by the mask."""
-    places = stay.nonzero().flatten()
-    return matrix.index_select(0, places).gather(1, places.expand(len(places), -1))
 
 
 def choose_groups(inverse: Tensor, moment: Tensor, group_size: int, count: int, rounds: int | None) -> list[int]:
@@ -183,14 +99,14 @@ def choose_groups(inverse: Tensor, moment: Tensor, group_size: int, count: int, 
     for _ in range(count):
         factor, info = torch.linalg.cholesky_ex(_diagonal_blocks(inverse, group_size))
         if info[alive].any():
-            raise _lost_definiteness()
+            raise lost_definiteness()
         factor = torch.where(
             alive[:, None, None], factor, torch.eye(group_size, dtype=factor.dtype, device=factor.device)
         )
         solved = torch.cholesky_solve(_diagonal_blocks(moment, group_size), factor)
         score = solved.diagonal(dim1=-2, dim2=-1).sum(-1)  # eq. 3 for every group
         if not torch.isfinite(score[alive]).all():
-            raise _lost_definiteness()
+            raise lost_definiteness()
         chosen = int(score.masked_fill(~(alive & waiting), torch.inf).argmin())
         members = slice(chosen * group_size, (chosen + 1) * group_size)
         k_rows, p_rows = inverse[members].clone(), moment[members].clone()
@@ -221,21 +137,30 @@ def _refit(
     offsets = torch.arange(group_size)
     columns = (torch.tensor(kept_longest)[:, None] * group_size + offsets).flatten()
     place = columns.to(weight.device)
-    factor = _cholesky(hessian[place][:, place])
-    y = weight[:, place] @ factor
-    column_errors = y.double().square().sum(0)
+    factor = _cholesky(submatrix(hessian, place))
+    y = _times_lower(weight.index_select(1, place), factor)
+    column_errors = y.square().sum(0, dtype=torch.float64)
     for count in counts:
         k = weight.shape[1] - count * group_size
         refitted = torch.linalg.solve_triangular(factor[:k, :k], y[:, :k], upper=False, left=False)
-        if not torch.isfinite(refitted).all():
-            raise _lost_definiteness()
+        if not torch.isfinite(refitted.sum()):  # a NaN or Inf anywhere shows in the sum
+            raise lost_definiteness()
         kept, ascending = columns[:k].sort()
         yield PrunedLevel(
             removed=order[:count],
             kept=kept,
-            weight=refitted[:, ascending.to(refitted.device)],
+            weight=refitted.index_select(1, ascending.to(refitted.device)),
             error=column_errors[k:].sum().item(),
         )
+
+
+def _times_lower(matrix: Tensor, lower: Tensor) -> Tensor:
+    """matrix (R, C) times a lower triangular (C, C), panel by panel: the zeros above the diagonal are not multiplied."""
+    product = torch.empty_like(matrix)
+    for start in range(0, lower.shape[0], PANEL):
+        panel = slice(start, start + PANEL)
+        torch.mm(matrix[:, start:], lower[start:, panel], out=product[:, panel])
+    return product
 
 
 def _diagonal_blocks(matrix: Tensor, size: int) -> Tensor:
@@ -245,7 +170,7 @@ def _diagonal_blocks(matrix: Tensor, size: int) -> Tensor:
 
 
 def _inverse(hessian: Tensor) -> Tensor:
-    return torch.cholesky_inverse(_cholesky(hessian))
+    return torch.cholesky_inverse(_cholesky(hessian)).mT.contiguous()  # symmetric, and column-major as LAPACK leaves it
 
 
 def _cholesky(hessian: Tensor) -> Tensor:
@@ -261,10 +186,3 @@ def _cholesky(hessian: Tensor) -> Tensor:
             "Raise database.rel_damp, or calibrate on more tokens (blocks.hessian)."
         )
     return factor
-
-
-def _lost_definiteness() -> CalibrationError:
-    return CalibrationError(
-        "The inverse Hessian lost its positive-definiteness while columns were removed. "
-        "Raise database.rel_damp, or calibrate on more tokens (blocks.hessian)."
-    )
