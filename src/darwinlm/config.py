@@ -63,6 +63,8 @@ class DatabaseConfig:
     """Damping of the Hessian, relative to the mean of its diagonal."""
     batch_sequences: int = 8
     """Blocks in one forward pass of the calibration."""
+    hidden_states: Literal["auto", "device", "host", "disk"] = "auto"
+    """Where the activations of all calibration blocks lie; `auto` is the first that has the room."""
 
 
 @dataclass(frozen=True)

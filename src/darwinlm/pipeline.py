@@ -11,6 +11,7 @@ import torch
 
 from darwinlm.assemble import Assembler
 from darwinlm.config import RunConfig, to_dict
+from darwinlm.cost import plan_memory
 from darwinlm.database.build import build_database
 from darwinlm.database.store import MANIFEST, Database, damaged_files
 from darwinlm.errors import RequestError
@@ -24,6 +25,7 @@ from darwinlm.run import Run, opened
 from darwinlm.runtime import ranks
 from darwinlm.runtime.device import peak_memory_bytes
 from darwinlm.runtime.files import read_json, sha256_of, write_json
+from darwinlm.runtime.placement import Placement
 from darwinlm.runtime.rundir import RunDirectory
 from darwinlm.search.evolution import evolve
 from darwinlm.search.fitness import Teacher
@@ -45,8 +47,16 @@ def database_stage(run: Run, *, rebuild: bool = False) -> Database:
         for name in damaged:
             del database.modules[name]
     with run.directory.timed("database"):
-        build_database(database, run.ladders, run.stream, run.splits.hessian, run.config.database)
+        build_database(database, run.ladders, run.stream, run.splits.hessian, run.config.database, _placement(run))
     return database
+
+
+def _placement(run: Run) -> Placement:
+    """Where the hidden states of the calibration go: what the database's own work needs stays free."""
+    dense, config = run.source.shape, run.config
+    memory = plan_memory(dense, dense, config, run.source.dtype.itemsize, run.dtype.itemsize)
+    where = config.database.hidden_states
+    return Placement(run.device, run.directory.database, where, memory.database, ranks.local_world_size())
 
 
 def search_stage(run: Run, database: Database, *, restart: bool = False) -> Genome:

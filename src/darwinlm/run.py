@@ -95,7 +95,8 @@ class Run:
     @property
     def database_identity(self) -> dict[str, Any]:
         """What the database depends on."""
-        settings = {f"database.{key}": value for key, value in to_dict(self.config.database).items()}
+        chosen = {key: value for key, value in to_dict(self.config.database).items() if key != "hidden_states"}
+        settings = {f"database.{key}": value for key, value in chosen.items()}
         return {**self.blocks_identity, "dtype": str(self.dtype), **settings}
 
     @property

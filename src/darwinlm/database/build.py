@@ -17,11 +17,17 @@ from darwinlm.database.store import Database, ModuleRecord
 from darwinlm.errors import CalibrationError
 from darwinlm.models.blocks import BlockStream
 from darwinlm.runtime import ranks
+from darwinlm.runtime.placement import Placement
 from darwinlm.runtime.progress import log, progress
 
 
 def build_database(
-    database: Database, ladders: list[Ladder], stream: BlockStream, tokens: Tensor, config: DatabaseConfig
+    database: Database,
+    ladders: list[Ladder],
+    stream: BlockStream,
+    tokens: Tensor,
+    config: DatabaseConfig,
+    placement: Placement | None = None,
 ) -> None:
     """Complete a database, module by module; those that it already has are not made again.
 
@@ -31,6 +37,7 @@ def build_database(
         stream: the dense model.
         tokens: (S, T) calibration blocks, the same on all ranks.
         config: damping and batch.
+        placement: where the hidden states of all sequences lie; by default in host memory.
 
     Raises:
         CalibrationError: the calibration does not determine a module; names it and says what to change.
@@ -40,7 +47,7 @@ def build_database(
         return
     _warn_of_few_tokens(missing, tokens.numel(), config.rel_damp)
     last = max(ladder.layer for ladder in missing)
-    hidden = stream.embed(tokens[ranks.rank() :: ranks.world_size()])
+    hidden = stream.embed(tokens[ranks.rank() :: ranks.world_size()], placement)
     with progress("Database", total=last + 1) as advance:
         for layer, block in enumerate(stream.blocks(last + 1)):
             wanted = [ladder for ladder in missing if ladder.layer == layer]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from darwinlm.models.heterogeneous import build_empty, fill, heterogeneous_config, modeling
 from darwinlm.models.source import ModelSource
+from darwinlm.runtime.placement import Placement
 
 
 class BlockStream:
@@ -31,9 +32,13 @@ class BlockStream:
     def __len__(self) -> int:
         return len(self.source.shape.layers)
 
-    def embed(self, tokens: Tensor) -> Tensor:
-        """(S, T) token ids -> (S, T, H) inputs of the first block, on the CPU."""
-        return self.source.embedding().to(self.dtype)[tokens]
+    def embed(self, tokens: Tensor, placement: Placement | None = None) -> Tensor:
+        """(S, T) token ids -> (S, T, H) inputs of the first block, on the CPU or where `placement` says."""
+        table, shape = self.source.embedding().to(self.dtype), (*tokens.shape, self.source.shape.hidden)
+        hidden = placement.empty(shape, self.dtype) if placement else torch.empty(shape, dtype=self.dtype)
+        for part, ids in zip(hidden.split(1), tokens.split(1)):
+            part.copy_(table[ids])
+        return hidden
 
     def blocks(self, count: int | None = None) -> Iterator[nn.Module]:
         """The first `count` blocks, all by default, each a decoder of one layer without a final norm.
@@ -58,8 +63,10 @@ class BlockStream:
     @torch.no_grad()
     def forward(self, block: nn.Module, hidden: Tensor, batch: int) -> None:
         """Replace `hidden` (S, T, H) by the block's outputs, `batch` sequences at a time."""
+        freely = hidden.is_pinned()  # copies then run beside the host, in the order of the device's stream
         for part in hidden.split(batch):
-            part.copy_(block(inputs_embeds=part.to(self.device), use_cache=False).last_hidden_state)
+            inputs = part.to(self.device, non_blocking=freely)
+            part.copy_(block(inputs_embeds=inputs, use_cache=False).last_hidden_state, non_blocking=freely)
 
     @torch.no_grad()
     def final_norm(self, hidden: Tensor) -> Tensor:

@@ -42,6 +42,11 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def local_world_size() -> int:
+    """How many ranks run on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if dist.is_initialized() else 1
+
+
 def is_first() -> bool:
     """Whether this is the rank that writes and speaks."""
     return rank() == 0

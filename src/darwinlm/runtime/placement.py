@@ -1,0 +1,89 @@
+"""Where a large tensor lies: on the device, in (pinned) host memory, or in a file, by the room that there is."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from darwinlm.errors import RequestError
+from darwinlm.runtime.files import require_room
+from darwinlm.runtime.progress import log
+
+Place = Literal["auto", "device", "host", "disk"]
+HOST_SHARE = 0.7
+"""Share of the free host memory that one tensor may take before it goes to a file."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Says where tensors of a run go that no one else has to hold in memory."""
+
+    device: torch.device
+    """What computes."""
+    folder: Path
+    """Where files lie; they are gone with the process."""
+    where: Place = "auto"
+    """`auto` takes the first of device, host and disk that has the room."""
+    reserve: int = 0
+    """Bytes on the device that the work itself needs."""
+    sharers: int = 1
+    """Processes of this machine that place as much at the same time."""
+
+    def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """An uninitialized tensor where there is room for it.
+
+        Raises:
+            RequestError: nowhere is.
+        """
+        size = math.prod(shape) * dtype.itemsize
+        where = self._choose(size) if self.where == "auto" else self.where
+        if where == "device":
+            return torch.empty(*shape, dtype=dtype, device=self.device)
+        if where == "host":
+            return torch.empty(*shape, dtype=dtype, pin_memory=self.device.type == "cuda")
+        log.info("%.1f GB of hidden states go to a file in '%s'.", size / 1e9, self.folder)
+        return self._in_a_file(shape, dtype, size)
+
+    def _choose(self, size: int) -> Place:
+        if self.device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(self.device)
+            if size + self.reserve <= HOST_SHARE * free:
+                return "device"
+        return "host" if size * self.sharers <= HOST_SHARE * free_host_memory() else "disk"
+
+    def _in_a_file(self, shape: Sequence[int], dtype: torch.dtype, size: int) -> Tensor:
+        require_room(self.folder, size * self.sharers, "Hidden states in a file")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f".hidden_states.{os.getpid()}"
+        try:
+            with path.open("wb") as file:
+                if hasattr(os, "posix_fallocate"):  # a full disk is noticed now, not as a crash later
+                    os.posix_fallocate(file.fileno(), 0, max(1, size))
+                else:
+                    file.truncate(size)
+            return torch.from_file(str(path), shared=True, size=math.prod(shape), dtype=dtype).view(*shape)
+        except (OSError, RuntimeError) as fault:
+            raise RequestError(
+                f"Cannot keep {size / 1e9:.2f} GB of hidden states in '{self.folder}': {fault}. Free some room, choose "
+                "another --output, or calibrate on fewer tokens (blocks.hessian)."
+            ) from fault
+        finally:
+            with contextlib.suppress(OSError):
+                path.unlink()  # the memory map lives on; a killed run leaves no file
+
+
+def free_host_memory() -> int:
+    """Bytes of host memory that can be taken without swapping."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
