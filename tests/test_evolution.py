@@ -35,7 +35,9 @@ class Landscape:
     def of(self, genome: Genome) -> float:
         return sum(w * (level - hidden) ** 2 for w, level, hidden in zip(self.weights, genome, self.hidden))
 
-    def __call__(self, candidates: list[Genome], stage: Stage, generation: int, index: int) -> list[float]:
+    def __call__(
+        self, candidates: list[Genome], parent: Genome, stage: Stage, generation: int, index: int
+    ) -> list[float]:
         self.asked.append((list(candidates), stage, generation, index))
         return [self.of(genome) for genome in candidates]
 
@@ -43,8 +45,10 @@ class Landscape:
 class Noisy(Landscape):
     """Another landscape in every selection step, as with other tokens, but the same whenever the step is repeated."""
 
-    def __call__(self, candidates: list[Genome], stage: Stage, generation: int, index: int) -> list[float]:
-        scores = super().__call__(candidates, stage, generation, index)
+    def __call__(
+        self, candidates: list[Genome], parent: Genome, stage: Stage, generation: int, index: int
+    ) -> list[float]:
+        scores = super().__call__(candidates, parent, stage, generation, index)
         return [score + (hash((genome, generation, index)) % 1000) / 50 for score, genome in zip(scores, candidates)]
 
 
@@ -130,7 +134,7 @@ def test_a_selection_step_passes_its_best_on_to_the_next(tmp_path: Path) -> None
     assert [len(candidates) for candidates, *_ in asked] == [8, 4, 2 + 1] * 3
     for (before, stage, generation, index), (after, *_) in itertools.pairwise(asked):
         if index < 2:
-            scores = dict(zip(before, noisy(before, stage, generation, index)))
+            scores = dict(zip(before, noisy(before, START, stage, generation, index)))
             assert sorted(map(scores.get, after[: stage.survivors])) == sorted(scores.values())[: stage.survivors]
 
 

@@ -16,6 +16,7 @@ VOCABULARY = 40
 def chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Force chunks of 16 tokens, or leave one chunk."""
     monkeypatch.setattr(losses, "CHUNK_VALUES", request.param)
+    monkeypatch.setattr(losses, "CACHED_VALUES", request.param)
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -78,4 +79,5 @@ def test_next_token_loss_and_its_gradients(shape: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("vocabulary", [32_000, 128_256, 152_064])
 def test_logits_at_a_time_are_bounded(vocabulary: int) -> None:
-    assert 16 <= chunk_tokens(vocabulary) <= losses.CHUNK_VALUES // vocabulary
+    assert 16 <= chunk_tokens(vocabulary, torch.device("cuda")) <= losses.CHUNK_VALUES // vocabulary
+    assert 16 <= chunk_tokens(vocabulary, torch.device("cpu")) <= losses.CACHED_VALUES // vocabulary

@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 from darwinlm.assemble import Assembler
 from darwinlm.errors import RequestError
 from darwinlm.search.samples import batches, draw
-from darwinlm.search.trial import train_briefly
+from darwinlm.search.trial import Trial
 
 FLOAT = torch.float32
 TEXT = torch.arange(8 * 16).view(8, 16) % 11  # a short cycle: easy to learn
@@ -49,7 +49,7 @@ def whole(blocks: int, times: int = 1) -> list[tuple[int, int]]:
 def test_no_training_changes_nothing(candidate: Callable[[], Any], drawn: list[tuple[int, int]], rate: float) -> None:
     model = candidate()
     before = weights(model)
-    train_briefly(model, TEXT, drawn, rate, 2, FLOAT)
+    Trial(model, rate, 2, FLOAT).train(TEXT, drawn)
     assert all(torch.equal(before[name], tensor) for name, tensor in weights(model).items())
 
 
@@ -60,7 +60,7 @@ def test_training_lowers_the_loss_of_a_model_that_stays_pruned(
     model = candidate()
     shapes = {name: tensor.shape for name, tensor in weights(model).items()}
     before = loss_on(model, TEXT)
-    train_briefly(model, TEXT, whole(8, times=6), 3e-3, 2, dtype)
+    Trial(model, 3e-3, 2, dtype).train(TEXT, whole(8, times=6))
     assert loss_on(model, TEXT) < before - 0.3
     assert {name: tensor.shape for name, tensor in weights(model).items()} == shapes
     assert all(p.dtype == FLOAT for p in model.parameters())  # updates below a bfloat16 step are kept
@@ -76,7 +76,7 @@ def test_a_step_is_adamw_on_the_mean_loss_of_its_blocks(candidate: Callable[[], 
         cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()).backward()
         optimizer.step()
         optimizer.zero_grad()
-    train_briefly(ours, TEXT, [(5, 16), (2, 16), (3, 7)], 1e-2, 2, FLOAT)
+    Trial(ours, 1e-2, 2, FLOAT).train(TEXT, [(5, 16), (2, 16), (3, 7)])
     trained, truth = weights(ours), weights(plain)
     assert all(torch.allclose(trained[name], truth[name], atol=5e-5) for name in truth)
 
@@ -86,14 +86,14 @@ def test_training_is_the_same_every_time(candidate: Callable[[], Any]) -> None:
     for seed in (0, 1):  # of the global generator, which must not matter
         torch.manual_seed(seed)
         model = candidate()
-        train_briefly(model, TEXT, whole(6), 1e-3, 2, FLOAT)
+        Trial(model, 1e-3, 2, FLOAT).train(TEXT, whole(6))
         trained.append(weights(model))
     assert all(torch.equal(trained[0][name], trained[1][name]) for name in trained[0])
 
 
 def test_a_loss_that_is_not_finite_names_the_learning_rate(candidate: Callable[[], Any]) -> None:
     with pytest.raises(RequestError, match=r"search\.learning_rate.*1e\+30"):
-        train_briefly(candidate(), TEXT, whole(8), 1e30, 2, FLOAT)
+        Trial(candidate(), 1e30, 2, FLOAT).train(TEXT, whole(8))
 
 
 # Tokens

@@ -10,16 +10,17 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from darwinlm.database.levels import OUTPUT_OF_KIND, Ladder
 from darwinlm.database.store import Database
 from darwinlm.genome import Genome, Space
 from darwinlm.models.attention import AttentionLayout, heads_of_columns, lay_out
-from darwinlm.models.heterogeneous import build_empty, fill, heterogeneous_config, modeling
+from darwinlm.models.heterogeneous import build_empty, fill, heterogeneous_config, modeling, one_layer
 from darwinlm.models.shape import LayerWidths, ModelShape
 from darwinlm.models.shrink import shrink_attention, shrink_mlp
 from darwinlm.models.source import ModelSource
+from darwinlm.runtime.cache import ByteCache
 
 _NORMS = {"attention": "input_layernorm", "mlp": "post_attention_layernorm"}
 
@@ -31,25 +32,31 @@ class Assembler:
         source: the dense checkpoint, never changed.
         database: its levels.
         keep_dense: hold the dense weights in memory (a search builds many models), else read them when needed.
+        cache_bytes: memory for shrunk modules that were made before: the models of a search differ in few of them.
     """
 
-    def __init__(self, source: ModelSource, database: Database, *, keep_dense: bool) -> None:
+    def __init__(
+        self, source: ModelSource, database: Database, *, keep_dense: bool = False, cache_bytes: int = 0
+    ) -> None:
         self.source, self.database = source, database
         self.space = Space(tuple(database.ladders()))
         self._dense = source.tensors(source.files) if keep_dense else None
+        self._modules: ByteCache[dict[str, Tensor]] = ByteCache(cache_bytes, _bytes_of)
+        self._layouts: dict[tuple[str, int], AttentionLayout] = {}
 
     def shape(self, genome: Genome) -> ModelShape:
         """The exact shape of a genome's model."""
         layers = list(self.source.shape.layers)
         for ladder, level in zip(self.space.ladders, genome, strict=True):
-            old = layers[ladder.layer]
-            if ladder.kind == "mlp":
-                kept = ladder.columns - ladder.removed[level]
-                layers[ladder.layer] = LayerWidths(old.heads, old.kv_heads, kept)
-            else:
-                layout = self._layout(ladder, level)
-                layers[ladder.layer] = LayerWidths(layout.heads, layout.kv_heads, old.intermediate)
+            layers[ladder.layer] = self._widths(layers[ladder.layer], ladder, level)
         return self.source.shape.with_layers(layers)
+
+    def _widths(self, widths: LayerWidths, ladder: Ladder, level: int) -> LayerWidths:
+        """A layer's widths with one of its modules at `level`."""
+        if ladder.kind == "mlp":
+            return LayerWidths(widths.heads, widths.kv_heads, ladder.columns - ladder.removed[level])
+        layout = self._layout(ladder, level)
+        return LayerWidths(layout.heads, layout.kv_heads, widths.intermediate)
 
     def config(self, genome: Genome) -> Any:
         """The transformers configuration of a genome's model."""
@@ -77,10 +84,29 @@ class Assembler:
         model = build_empty(modeling(self.source.family).DarwinLMForCausalLM, self.config(genome), device)
         return fill(model, {name: tensor.to(device, dtype, copy=True) for name, tensor in self.tensors(genome)})
 
+    @torch.no_grad()
+    def block(self, genome: Genome, layer: int, device: torch.device, dtype: torch.dtype) -> nn.Module:
+        """One layer of a genome's model as a decoder of its own, to be run but not trained: it may share its weights."""
+        tensors: dict[str, Tensor] = {}
+        widths = self.source.shape.layers[layer]
+        for ladder, level in zip(self.space.ladders, genome, strict=True):
+            if ladder.layer == layer:
+                widths = self._widths(widths, ladder, level)
+            if ladder.layer == layer and level < ladder.top:
+                norm = f"{_NORMS[ladder.kind]}.weight"
+                tensors[norm] = self._tensor(f"model.layers.{layer}.{norm}")
+                module = ladder.name.removeprefix(f"model.layers.{layer}.")
+                tensors |= {f"{module}.{name}": tensor for name, tensor in self._module(ladder, level).items()}
+        placed = {name: tensor.to(device, dtype) for name, tensor in tensors.items()}
+        return one_layer(self.source.family, self.source.config, widths, layer, placed, device)
+
     def _module(self, ladder: Ladder, level: int) -> dict[str, Tensor]:
-        dense = self._dense_module(ladder.name)
         if level == 0:
-            return dense
+            return self._dense_module(ladder.name)
+        return self._modules.get((ladder.name, level), lambda: self._shrunk(ladder, level))
+
+    def _shrunk(self, ladder: Ladder, level: int) -> dict[str, Tensor]:
+        dense = self._dense_module(ladder.name)
         kept = self.database.kept(ladder.name, level)
         output = self.database.weight(ladder.name, level).to(dense[f"{OUTPUT_OF_KIND[ladder.kind]}.weight"])
         if ladder.kind == "mlp":
@@ -88,9 +114,11 @@ class Assembler:
         return shrink_attention(dense, self._layout(ladder, level), kept, output, self.source.shape.head_dim)
 
     def _layout(self, ladder: Ladder, level: int) -> AttentionLayout:
-        widths = self.source.shape.layers[ladder.layer]
-        kept = self.database.kept(ladder.name, level).tolist()
-        return lay_out(heads_of_columns(kept, self.source.shape.head_dim), widths.heads, widths.kv_heads)
+        if (ladder.name, level) not in self._layouts:
+            widths = self.source.shape.layers[ladder.layer]
+            heads = heads_of_columns(self.database.kept(ladder.name, level).tolist(), self.source.shape.head_dim)
+            self._layouts[ladder.name, level] = lay_out(heads, widths.heads, widths.kv_heads)
+        return self._layouts[ladder.name, level]
 
     def _dense_module(self, name: str) -> dict[str, Tensor]:
         if self._dense is None:
@@ -99,3 +127,7 @@ class Assembler:
 
     def _tensor(self, name: str) -> Tensor:
         return self._dense[name] if self._dense is not None else self.source.tensors([name])[name]
+
+
+def _bytes_of(module: dict[str, Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in module.values())

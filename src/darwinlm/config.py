@@ -107,6 +107,22 @@ class SearchConfig:
     """Blocks in one optimizer step of the trial training."""
     switches: int = 3
     """Level switches of an offspring are min(u1, u2) with u drawn from 1 to this number."""
+    start: Literal["measured", "uniform"] = "measured"
+    """The first parent: the best of several by measured sensitivities, or every module at the target (the paper)."""
+    start_tokens: int = 4096
+    """Tokens that the sensitivities are measured on; all of blocks.select where that has fewer."""
+    start_rounds: int = 8
+    """Most rounds in which the measured start is refined; it ends earlier where a round finds nothing better."""
+    continue_training: bool = False
+    """Survivors go on from where the last step left them, up to its number of tokens, instead of anew from the database."""
+    weights: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Candidates' weights in trial training; bfloat16 is rounded stochastically. `auto` is the run's arithmetic."""
+    gradient_checkpointing: bool = False
+    """Make activations again in the backward pass of the trial training: a third slower, and several times smaller."""
+    check_every: int = 10
+    """Generations between scores of the parent on the held-out blocks, for the eye alone; 0 never."""
+    patience: int = 0
+    """Stop after this many generations without a better candidate; 0 never."""
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -186,6 +202,8 @@ def faults(config: RunConfig, without: Collection[str] = ()) -> list[str]:
         f"blocks.held_out_data is the same as data, '{config.data}', so it would be scored on what it was fitted to. "
         "Leave it out: held-out blocks are then drawn apart from the others.",
     )
+    for name in ("start_rounds", "check_every", "patience"):
+        check(getattr(search, name) >= 0, f"search.{name} is {getattr(search, name)}; it must be 0 or more.")
     found += _stage_faults(search, blocks) if "search" not in without else []
     return found
 
@@ -205,6 +223,13 @@ def _stage_faults(search: SearchConfig, blocks: BlocksConfig) -> list[str]:
             f"search.survivors begins with {survivors[0]}, but a generation has only search.offspring = "
             f"{search.offspring} candidates; raise the one or lower the other."
         )
+    if search.continue_training and any(a > b for a, b in pairwise(search.train_tokens)):
+        found.append(
+            f"search.train_tokens is {search.train_tokens}; with search.continue_training the numbers must not fall: "
+            "each is what a survivor has seen in all."
+        )
+    if search.start_tokens < 2:
+        found.append(f"search.start_tokens is {search.start_tokens}; it must be at least 2.")
     for name, pool in (("train_tokens", blocks.train), ("select_tokens", blocks.select)):
         floor = 0 if name == "train_tokens" else 2
         wrong = [tokens for tokens in getattr(search, name) if not floor <= tokens <= pool * blocks.sequence_length]

@@ -12,11 +12,28 @@ from torch.utils.checkpoint import checkpoint
 
 CHUNK_VALUES = 1 << 24
 """Logits that exist at a time: 64 MiB in float32."""
+CACHED_VALUES = 1 << 22
+"""The same on a CPU, where what is read again should still be in its cache."""
 
 
-def chunk_tokens(vocabulary: int) -> int:
+def chunk_tokens(vocabulary: int, device: torch.device) -> int:
     """Tokens in a chunk."""
-    return max(16, CHUNK_VALUES // vocabulary)
+    return max(16, (CACHED_VALUES if device.type == "cpu" else CHUNK_VALUES) // vocabulary)
+
+
+@torch.no_grad()
+def distributions(hidden: Tensor, head: Tensor) -> tuple[Tensor, Tensor]:
+    """Next-token probabilities p (N, V) and sum p log p (N,) of final hidden states (N, H), in float32."""
+    log_p = log_softmax(hidden.to(head) @ head.T, dim=-1)
+    p = log_p.exp()
+    return p, torch.einsum("nv,nv->n", p, log_p)
+
+
+@torch.no_grad()
+def summed_kl(p: Tensor, p_log_p: Tensor, hidden: Tensor, head: Tensor) -> float:
+    """Sum over tokens of KL(p || candidate) in nats, from `distributions` and the candidate's hidden states (N, H')."""
+    log_q = log_softmax(hidden.to(head) @ head.T, dim=-1)
+    return (p_log_p - torch.einsum("nv,nv->n", p, log_q)).double().sum().item()
 
 
 @torch.no_grad()
@@ -29,14 +46,10 @@ def token_kl(teacher: Tensor, student: Tensor, teacher_head: Tensor, student_hea
         teacher_head: (V, H).
         student_head: (V, H').
     """
-    total = torch.zeros((), dtype=torch.float64)
     teacher_head, student_head = teacher_head.float(), student_head.float()
-    step = chunk_tokens(teacher_head.shape[0])
-    for ours, theirs in zip(teacher.split(step), student.split(step)):
-        log_p = log_softmax(ours.to(teacher_head) @ teacher_head.T, dim=-1)
-        log_q = log_softmax(theirs.to(student_head) @ student_head.T, dim=-1)
-        total += (log_p.exp() * (log_p - log_q)).sum(-1).double().sum().cpu()
-    return (total / teacher.shape[0]).item()
+    step = chunk_tokens(teacher_head.shape[0], teacher_head.device)
+    parts = zip(teacher.split(step), student.split(step))
+    return sum(summed_kl(*distributions(t, teacher_head), s, student_head) for t, s in parts) / teacher.shape[0]
 
 
 @torch.no_grad()
@@ -44,7 +57,7 @@ def token_nll(hidden: Tensor, head: Tensor, targets: Tensor) -> float:
     """Mean negative log-likelihood of `targets` (N,) under heads of `hidden` (N, H), in nats."""
     total = torch.zeros((), dtype=torch.float64)
     head = head.float()
-    step = chunk_tokens(head.shape[0])
+    step = chunk_tokens(head.shape[0], head.device)
     for part, wanted in zip(hidden.split(step), targets.split(step)):
         logits = part.to(head) @ head.T
         total += cross_entropy(logits, wanted.to(head.device), reduction="none").double().sum().cpu()
@@ -60,7 +73,7 @@ def next_token_loss(hidden: Tensor, head: Tensor, tokens: Tensor) -> Tensor:
         tokens: (S, T) ids; position t predicts t + 1.
     """
     flat, targets = hidden[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()
-    step = chunk_tokens(head.shape[0])
+    step = chunk_tokens(head.shape[0], head.device)
     if targets.shape[0] <= step:
         return cross_entropy((flat @ head.T).float(), targets)
     total = flat.new_zeros((), dtype=torch.float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import shutil
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,14 @@ from darwinlm.run import Run, opened
 from darwinlm.runtime import ranks
 from darwinlm.runtime.device import peak_memory_bytes
 from darwinlm.runtime.files import read_json, sha256_of, write_json
-from darwinlm.runtime.placement import Placement
+from darwinlm.runtime.placement import Placement, free_host_memory
 from darwinlm.runtime.rundir import RunDirectory
-from darwinlm.search.evolution import evolve
-from darwinlm.search.fitness import Teacher
+from darwinlm.search.evolution import SearchState, evolve, finished
+from darwinlm.search.fitness import Targets, Teacher
+from darwinlm.search.samples import draw
+from darwinlm.search.screen import Screen
 from darwinlm.search.selection import TrainedFitness
+from darwinlm.search.start import measured_start
 
 
 def database_stage(run: Run, *, rebuild: bool = False) -> Database:
@@ -70,11 +74,9 @@ def search_stage(run: Run, database: Database, *, restart: bool = False) -> Geno
         _discard_search(run)
     ranks.barrier()
     state = run.record.load()
-    if state is None or state.generation < run.config.search.generations:
+    if state is None or not finished(state, run.config.search):
         with run.directory.timed("search"):
-            fitness = _fitness(run, Assembler(run.source, database, keep_dense=True))
-            search = run.config.search
-            state = evolve(lambda: run.uniform_genome, run.space, search, run.config.seed, fitness, run.record)
+            state = _search(run, Assembler(run.source, database, keep_dense=True, cache_bytes=_cache_bytes()))
     levels = run.space.named(state.parent)
     parameters = Assembler(run.source, database, keep_dense=False).shape(state.parent).parameters
     totals = {**run.space.totals(state.parent), "parameters": parameters}
@@ -83,10 +85,35 @@ def search_stage(run: Run, database: Database, *, restart: bool = False) -> Geno
     return state.parent
 
 
-def _fitness(run: Run, assembler: Assembler) -> TrainedFitness:
+def _search(run: Run, assembler: Assembler) -> SearchState:
+    search, seed = run.config.search, run.config.seed
+    teacher = make_teacher(run)
+    fitness = TrainedFitness(assembler, run.splits.train, teacher, search, seed, run.dtype)
+
+    def start() -> Genome:
+        if search.start == "uniform":
+            return run.uniform_genome
+        drawn = draw(teacher.tokens, min(search.start_tokens, teacher.tokens.numel()), seed, "start", 0, 0)
+        screen = Screen(assembler, Targets(teacher, drawn), run.dtype)
+        return measured_start(run.uniform_genome, run.space, screen, search.start_rounds)
+
+    def check(genome: Genome) -> dict[str, float]:
+        quality = held_out().quality_of_model(assembler.model(genome, run.device, run.dtype))
+        return {"kl": quality.kl or 0.0, "perplexity": quality.perplexity}
+
+    held_out = functools.cache(lambda: HeldOut(run.splits.held_out, run.stream))
+    return evolve(start, run.space, search, seed, fitness, run.record, check)
+
+
+def make_teacher(run: Run) -> Teacher:
+    """The dense model on the blocks that candidates are scored on."""
     head = run.source.head().to(run.device, torch.float32)
-    teacher = Teacher(run.splits.select, run.stream.final_hidden(run.splits.select), head)
-    return TrainedFitness(assembler, run.splits.train, teacher, run.config.search, run.config.seed, run.dtype)
+    return Teacher(run.splits.select, run.stream.final_hidden(run.splits.select), head)
+
+
+def _cache_bytes() -> int:
+    """Host memory for shrunk modules: a quarter of what is free, shared by the ranks of this machine."""
+    return free_host_memory() // 4 // ranks.local_world_size()
 
 
 def _discard_search(run: Run) -> None:

@@ -28,6 +28,8 @@ from darwinlm.runtime.rundir import RunDirectory, require_same
 from darwinlm.search.evolution import SearchRecord
 
 _RESTART = "Choose another --output, or add --restart to `search` or `prune` to discard that search and begin anew."
+_MAY_CHANGE = ("generations", "patience", "check_every")
+"""Settings of a search that a begun one may be continued with."""
 _OTHER_OUTPUT = "Choose another --output, or ask for what is there."
 
 
@@ -101,9 +103,9 @@ class Run:
 
     @property
     def search_identity(self) -> dict[str, Any]:
-        """What the search depends on. Not on the number of generations: a finished search can go on."""
+        """What the search depends on. Not on what ends it: a finished search can go on."""
         settings = {
-            f"search.{key}": value for key, value in to_dict(self.config.search).items() if key != "generations"
+            f"search.{key}": value for key, value in to_dict(self.config.search).items() if key not in _MAY_CHANGE
         }
         target = {f"target.{key}": value for key, value in to_dict(self.config.target).items()}
         return {"database": sha256_of(self.database_identity), **target, **settings}

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from darwinlm.models.heterogeneous import build_empty, fill, heterogeneous_config, modeling
+from darwinlm.models.heterogeneous import final_norm, one_layer
 from darwinlm.models.source import ModelSource
 from darwinlm.runtime.placement import Placement
 
@@ -55,10 +54,9 @@ class BlockStream:
                 yield self._build(index, tensors)
 
     def _build(self, index: int, weights: dict[str, Tensor]) -> nn.Module:
-        tensors = {f"layers.0.{name}": tensor.to(self.device, self.dtype) for name, tensor in weights.items()}
-        block = build_empty(modeling(self.source.family).DarwinLMModel, self._one_layer_config(index), self.device)
-        block.norm, block.embed_tokens = nn.Identity(), nn.Identity()
-        return fill(block, tensors)
+        source = self.source
+        tensors = {name: tensor.to(self.device, self.dtype) for name, tensor in weights.items()}
+        return one_layer(source.family, source.config, source.shape.layers[index], index, tensors, self.device)
 
     @torch.no_grad()
     def forward(self, block: nn.Module, hidden: Tensor, batch: int) -> None:
@@ -71,11 +69,8 @@ class BlockStream:
     @torch.no_grad()
     def final_norm(self, hidden: Tensor) -> Tensor:
         """(S, T, H) outputs of the last block -> inputs of the head."""
-        weight = self.source.tensors(["model.norm.weight"])["model.norm.weight"]
-        norm_class = modeling(self.source.family)._Norm
-        norm = norm_class(self.source.shape.hidden, eps=self.source.config.rms_norm_eps).to(self.dtype)
-        norm.weight.copy_(weight)
-        return norm(hidden)
+        weight = self.source.tensors(["model.norm.weight"])["model.norm.weight"].to(self.dtype)
+        return final_norm(self.source.family, self.source.config, weight)(hidden)
 
     def final_hidden(self, tokens: Tensor, batch: int = 8) -> Tensor:
         """(S, T) token ids -> (S, T, H) inputs of the head: the model's whole forward but the logits."""
@@ -83,17 +78,3 @@ class BlockStream:
         for block in self.blocks():
             self.forward(block, hidden, batch)
         return self.final_norm(hidden)
-
-    def _one_layer_config(self, index: int) -> Any:
-        source = self.source
-        config = heterogeneous_config(source.family, source.config, source.shape.layers)
-        values = config.to_dict()
-        own = {int(layer): overrides for layer, overrides in values["per_layer_config"].items()}
-        values["per_layer_config"] = {"0": own[index]} if index in own else {}
-        values["num_hidden_layers"] = 1
-        if values.get("layer_types"):
-            values["layer_types"] = [values["layer_types"][index]]
-        values.pop("kv_sharing_modes", None)
-        one = type(config)(**values)
-        one._attn_implementation = "sdpa"
-        return one

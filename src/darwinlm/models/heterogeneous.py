@@ -51,6 +51,37 @@ def heterogeneous_config(family: Family, dense_config: Any, widths: Sequence[Lay
     return config
 
 
+def one_layer(
+    family: Family, dense_config: Any, widths: LayerWidths, index: int, tensors: dict[str, Tensor], device: torch.device
+) -> nn.Module:
+    """Layer `index` of a model as a decoder of its own, without embedding and final norm.
+
+    Args:
+        family: of the model.
+        dense_config: of the model.
+        widths: of this layer.
+        index: its place: some families tell layers apart by it.
+        tensors: its weights by their names within the layer; they become parameters without a copy.
+        device: where its computed buffers lie.
+    """
+    values = dense_config.to_dict()
+    values["num_hidden_layers"] = 1
+    if values.get("layer_types"):
+        values["layer_types"] = [values["layer_types"][index]]
+    values["per_layer_config"] = None
+    config = heterogeneous_config(family, type(dense_config)(**values), [widths])
+    block = build_empty(modeling(family).DarwinLMModel, config, device)
+    block.norm, block.embed_tokens = nn.Identity(), nn.Identity()
+    return fill(block, {f"layers.0.{name}": tensor for name, tensor in tensors.items()})
+
+
+def final_norm(family: Family, dense_config: Any, weight: Tensor) -> nn.Module:
+    """The norm between the last layer and the head, with this weight."""
+    norm = modeling(family)._Norm(dense_config.hidden_size, eps=dense_config.rms_norm_eps)
+    norm.weight = nn.Parameter(weight)
+    return norm.eval()
+
+
 def _overrides(widths: LayerWidths) -> dict[str, Any]:
     """One layer's entry of `per_layer_config`. Skipped modules still override a width, so that stock code, which
     does not know `skip`, refuses the checkpoint instead of filling the layer with random weights."""

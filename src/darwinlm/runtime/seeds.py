@@ -11,9 +11,9 @@ def _seed(seed: int, purpose: str, indices: tuple[int, ...]) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
-def torch_generator(seed: int, purpose: str, *indices: int) -> torch.Generator:
+def torch_generator(seed: int, purpose: str, *indices: int, device: torch.device | str = "cpu") -> torch.Generator:
     """A torch generator that depends on (seed, purpose, indices) and on nothing that ran before."""
-    return torch.Generator().manual_seed(_seed(seed, purpose, indices))
+    return torch.Generator(device).manual_seed(_seed(seed, purpose, indices))
 
 
 def python_random(seed: int, purpose: str, *indices: int) -> random.Random:

@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,7 +24,9 @@ from darwinlm.search.mutation import offspring
 class Fitness(Protocol):
     """Scores candidates of one selection step on the same tokens; lower is better."""
 
-    def __call__(self, candidates: list[Genome], stage: Stage, generation: int, index: int) -> list[float]: ...
+    def __call__(
+        self, candidates: list[Genome], parent: Genome, stage: Stage, generation: int, index: int
+    ) -> list[float]: ...
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ class SearchState:
     """The parent's score in the last selection step; infinite before the first one."""
     seconds: float
     """Time spent so far."""
+    unbeaten: int = 0
+    """Generations that the parent has stood without being beaten."""
 
 
 class SearchRecord:
@@ -68,9 +72,8 @@ class SearchRecord:
         saved = read_json(self.state_file)
         try:
             kl = math.inf if saved["kl"] is None else float(saved["kl"])
-            state = SearchState(
-                int(saved["generation"]), self.space.genome(saved["parent"]), kl, float(saved["seconds"])
-            )
+            parent, unbeaten = self.space.genome(saved["parent"]), int(saved["unbeaten"])
+            state = SearchState(int(saved["generation"]), parent, kl, float(saved["seconds"]), unbeaten)
             if not is_valid(self.space, state.parent):
                 raise ValueError("a level is on no ladder")
         except (KeyError, TypeError, ValueError) as fault:
@@ -94,6 +97,7 @@ class SearchRecord:
             "generation": state.generation,
             "kl": state.kl if math.isfinite(state.kl) else None,
             "seconds": round(state.seconds, 3),
+            "unbeaten": state.unbeaten,
             "parent": self.space.named(state.parent),
             "identity": self.identity,
         }
@@ -115,8 +119,21 @@ class SearchRecord:
             write_text(path, "".join(line + "\n" for line in lines[:generations]))
 
 
+def finished(state: SearchState | None, config: SearchConfig) -> bool:
+    """Whether a search is at its end: all generations are done, or patience is."""
+    if state is None:
+        return False
+    return state.generation >= config.generations or 0 < config.patience <= state.unbeaten
+
+
 def evolve(
-    start: Callable[[], Genome], space: Space, config: SearchConfig, seed: int, fitness: Fitness, record: SearchRecord
+    start: Callable[[], Genome],
+    space: Space,
+    config: SearchConfig,
+    seed: int,
+    fitness: Fitness,
+    record: SearchRecord,
+    check: Callable[[Genome], dict[str, float]] | None = None,
 ) -> SearchState:
     """Run the search to its last generation, from where it stopped or from the start.
 
@@ -127,6 +144,7 @@ def evolve(
         seed: of the mutations.
         fitness: trains and scores candidates.
         record: where every generation is saved.
+        check: scores of a parent on held-out text, for the history alone: nothing is chosen by them.
 
     Returns:
         The last state; its parent is the result.
@@ -135,10 +153,10 @@ def evolve(
     if state is None:
         state = SearchState(0, start(), math.inf, 0.0)
         record.save(state)
-    if state.generation >= config.generations:
+    if finished(state, config):
         return state
     with progress("Search", config.generations, done=state.generation) as advance:
-        while state.generation < config.generations:
+        while not finished(state, config):
             began = time.perf_counter()
             rng = python_random(seed, "mutation", state.generation)
             candidates = offspring(state.parent, config.offspring, space, config.switches, rng)
@@ -146,20 +164,22 @@ def evolve(
             for index, stage in enumerate(config.stages):
                 if index == len(config.stages) - 1:
                     candidates = [*candidates, state.parent]  # elitism: the parent must be beaten
-                scores = fitness(candidates, stage, state.generation, index)
+                scores = fitness(candidates, state.parent, stage, state.generation, index)
                 best = sorted(range(len(candidates)), key=lambda i: (scores[i], i))[: stage.survivors]
                 candidates, scores = [candidates[i] for i in best], [scores[i] for i in best]
             seconds = time.perf_counter() - began
             improved = candidates[0] != state.parent
             line = {"generation": state.generation, "kl": scores[0], "improved": improved, "seconds": round(seconds, 3)}
             line |= {"children": children, "changes": _changes(space, state.parent, candidates[0])}
-            state = replace(
-                state,
+            state = SearchState(
                 generation=state.generation + 1,
                 parent=candidates[0],
                 kl=scores[0],
                 seconds=state.seconds + seconds,
+                unbeaten=0 if improved else state.unbeaten + 1,
             )
+            if check and config.check_every and state.generation % config.check_every == 0 and ranks.is_first():
+                line["held_out"] = check(state.parent)
             record.save(state, line)
             advance(f"KL {state.kl:.4f}")
     log.info("Search: %d generations, KL %.4f on the tokens of the last selection.", state.generation, state.kl)

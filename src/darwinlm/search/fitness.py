@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,11 +11,13 @@ import torch
 from torch import Tensor
 
 from darwinlm.errors import RequestError
-from darwinlm.losses import token_kl
+from darwinlm.losses import chunk_tokens, distributions, summed_kl
 from darwinlm.search.samples import batches
 
 SCORING_TOKENS = 2048
 """Tokens in one forward pass when candidates are scored."""
+KEPT_BYTES = 1 << 30
+"""Memory for the dense model's distributions on the tokens of a selection step; larger ones are made again each time."""
 
 
 @dataclass(frozen=True)
@@ -29,25 +32,70 @@ class Teacher:
     """(V, H) float32, on the device of the candidates."""
 
 
+class Targets:
+    """What candidates are compared with: the dense model's distributions on some blocks.
+
+    Args:
+        teacher: the dense model.
+        drawn: (block, tokens of it) pairs.
+    """
+
+    def __init__(self, teacher: Teacher, drawn: list[tuple[int, int]]) -> None:
+        self.teacher = teacher
+        self.batches = batches(drawn, max(1, SCORING_TOKENS // teacher.tokens.shape[1]))
+        """(blocks, tokens of each): what one forward pass sees."""
+        self.count = sum(length for _, length in drawn)
+        self._keep = self.count * teacher.head.shape[0] * 4 <= KEPT_BYTES
+        self._kept: list[tuple[Tensor, Tensor]] | None = None
+
+    def tokens(self) -> Iterator[Tensor]:
+        """(blocks, T) ids of each batch, on the device."""
+        for blocks, length in self.batches:
+            yield self.teacher.tokens[blocks, :length].to(self.teacher.head.device)
+
+    def kl(self, hidden: Iterable[Tensor], head: Tensor) -> float:
+        """Mean KL(dense || candidate) per token, in nats.
+
+        Args:
+            hidden: the candidate's final hidden states (blocks, T, H'), for each batch.
+            head: (V, H'), the candidate's.
+
+        Raises:
+            RequestError: it is not finite.
+        """
+        head = head.detach().float()
+        step = chunk_tokens(head.shape[0], head.device)
+        parts = (part for batch in hidden for part in batch.detach().flatten(0, 1).split(step))
+        kl = sum(summed_kl(*target, part, head) for target, part in zip(self._distributions(step), parts)) / self.count
+        if not math.isfinite(kl):
+            raise RequestError(f"The KL of a candidate is {kl}. Lower search.learning_rate, or use --dtype float32.")
+        return kl
+
+    def _distributions(self, step: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The dense model's, chunk by chunk of every batch; kept where there is room."""
+        if self._kept is None and self._keep:
+            self._kept = list(self._made(step))
+        return iter(self._kept) if self._kept is not None else self._made(step)
+
+    def _made(self, step: int) -> Iterator[tuple[Tensor, Tensor]]:
+        head = self.teacher.head
+        for blocks, length in self.batches:
+            for part in self.teacher.hidden[blocks, :length].flatten(0, 1).split(step):
+                yield distributions(part.to(head.device), head)
+
+
 @torch.no_grad()
-def kl_to_teacher(model: Any, teacher: Teacher, drawn: list[tuple[int, int]], dtype: torch.dtype) -> float:
-    """Mean KL(dense || candidate) per token over the drawn blocks, in nats.
+def kl_to_teacher(model: Any, targets: Targets, dtype: torch.dtype) -> float:
+    """Mean KL(dense || candidate) per token, in nats, of a whole model.
 
     Raises:
         RequestError: it is not finite.
     """
-    device = teacher.head.device
-    autocast = torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
-    total, count = 0.0, 0
-    batch = max(1, SCORING_TOKENS // teacher.tokens.shape[1])
-    for blocks, length in batches(drawn, batch):
-        tokens = teacher.tokens[blocks, :length].to(device)
+    weight = model.lm_head.weight
+    autocast = torch.autocast(weight.device.type, dtype=dtype, enabled=dtype != weight.dtype)
+
+    def hidden(tokens: Tensor) -> Tensor:
         with autocast:
-            student = model.model(input_ids=tokens, use_cache=False).last_hidden_state
-        ours = teacher.hidden[blocks, :length].flatten(0, 1).to(device)
-        total += tokens.numel() * token_kl(ours, student.flatten(0, 1), teacher.head, model.lm_head.weight)
-        count += tokens.numel()
-    kl = total / count
-    if not math.isfinite(kl):
-        raise RequestError(f"The KL of a candidate is {kl}. Lower search.learning_rate, or use --dtype float32.")
-    return kl
+            return model.model(input_ids=tokens, use_cache=False).last_hidden_state
+
+    return targets.kl(map(hidden, targets.tokens()), weight)

@@ -9,44 +9,74 @@ from torch import Tensor
 
 from darwinlm.errors import RequestError
 from darwinlm.losses import next_token_loss
+from darwinlm.search.rounding import RoundedAdamW
 from darwinlm.search.samples import batches
 
 
-def train_briefly(
-    model: Any, pool: Tensor, drawn: list[tuple[int, int]], learning_rate: float, batch: int, dtype: torch.dtype
-) -> None:
-    """Train a candidate in place on the drawn blocks, once each, by AdamW on cross entropy.
+class Trial:
+    """A candidate in its trial training: AdamW on cross entropy, without weight decay.
 
-    The weights are float32 whatever the arithmetic: at these learning rates a bfloat16 weight would lose most updates.
+    Its weights are float32, or bfloat16 with stochastic rounding: rounded to the nearest, they would lose most updates
+    at these learning rates.
 
     Args:
-        model: the candidate, at its own size, with float32 weights.
-        pool: (blocks, T) token ids.
-        drawn: (block, tokens of it) pairs.
-        learning_rate: of AdamW, without weight decay.
+        model: the candidate, at its own size; trained in place.
+        learning_rate: of AdamW; 0 trains nothing.
         batch: blocks in one optimizer step.
         dtype: arithmetic of the forward pass.
-
-    Raises:
-        RequestError: the loss is no longer finite.
+        generator: of the rounding of bfloat16 weights, on the device of the model.
     """
-    if not drawn or learning_rate == 0:
-        return
-    device = model.lm_head.weight.device
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0, fused=True)
-    autocast = torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
-    model.train()
-    for blocks, length in batches(drawn, batch):
-        tokens = pool[blocks, :length].to(device)
-        with autocast:
-            hidden = model.model(input_ids=tokens, use_cache=False).last_hidden_state
-            loss = next_token_loss(hidden, model.lm_head.weight, tokens)
+
+    def __init__(
+        self, model: Any, learning_rate: float, batch: int, dtype: torch.dtype, generator: torch.Generator | None = None
+    ) -> None:
+        self.model, self.learning_rate, self.batch = model, learning_rate, batch
+        weight = model.lm_head.weight
+        self.device = weight.device
+        self.autocast = torch.autocast(self.device.type, dtype=dtype, enabled=dtype != weight.dtype)
+        self.optimizer: torch.optim.Optimizer | RoundedAdamW
+        if weight.dtype == torch.bfloat16:
+            self.optimizer = RoundedAdamW(model.parameters(), learning_rate, generator or torch.Generator(self.device))
+        else:
+            self.optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0, fused=True)
+
+    def train(self, pool: Tensor, drawn: list[tuple[int, int]]) -> None:
+        """Train on the drawn blocks, once each; goes on from where an earlier call stopped.
+
+        Args:
+            pool: (blocks, T) token ids.
+            drawn: (block, tokens of it) pairs.
+
+        Raises:
+            RequestError: the loss is no longer finite.
+        """
+        if self.learning_rate == 0:
+            return
+        self.model.train()
+        for blocks, length in batches(drawn, self.batch):
+            self._step(pool[blocks, :length].to(self.device))
+        self.model.eval()
+
+    def to(self, device: torch.device) -> None:
+        """Move weights and moments, to make room on the device or to go on there."""
+        self.model.to(device)
+        if isinstance(self.optimizer, RoundedAdamW):
+            moments = [tensor for pair in self.optimizer.moments.values() for tensor in pair]
+        else:
+            moments = [tensor for state in self.optimizer.state.values() for tensor in state.values()]
+        for tensor in moments:
+            tensor.data = tensor.data.to(device)
+
+    def _step(self, tokens: Tensor) -> None:
+        with self.autocast:
+            hidden = self.model.model(input_ids=tokens, use_cache=False).last_hidden_state
+            loss = next_token_loss(hidden, self.model.lm_head.weight, tokens)
         if not torch.isfinite(loss):
             raise RequestError(
                 f"The loss of a candidate became {loss.item()} in its trial training. Lower search.learning_rate "
-                f"(now {learning_rate:g}) or use --dtype float32."
+                f"(now {self.learning_rate:g}) or use --dtype float32."
             )
         loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    model.eval()
+        if isinstance(self.optimizer, torch.optim.Optimizer):
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)

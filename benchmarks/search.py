@@ -1,0 +1,221 @@
+"""One generation of the search against a faithful full-size one: same candidates, tokens and settings, in one run.
+
+    python benchmarks/search.py [--shared ../shared] [--repeats 3] [--level 4]
+
+The full-size generation does what the method's first implementation does: for every candidate it copies the whole dense
+model, loads zero-masked output matrices of dense shape from one file a module and level, trains all weights at dense
+shapes with AdamW one sequence at a time, and scores it with the dense model's logits, which are kept whole; candidates
+come one after another. (That implementation does not mask the weights in training, either.)
+
+Each variant runs in processes of its own, alternately. Prints medians, peak memory beyond what the process holds before
+the generation (imports, dense model, database), and where the time goes; writes benchmarks/results/search.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.functional import kl_div, log_softmax
+from transformers import AutoModelForCausalLM
+
+from darwinlm.assemble import Assembler
+from darwinlm.config import read_yaml
+from darwinlm.database.levels import OUTPUT_OF_KIND
+from darwinlm.pipeline import database_stage, make_teacher
+from darwinlm.run import Run, opened
+from darwinlm.runtime.rundir import settled
+from darwinlm.runtime.seeds import python_random
+from darwinlm.search import selection
+from darwinlm.search.mutation import offspring
+from darwinlm.search.samples import draw
+
+HERE = Path(__file__).parent
+Fitness = Callable[..., list[float]]
+SECONDS: dict[str, float] = defaultdict(float)
+
+
+@contextmanager
+def timed(part: str) -> Iterator[None]:
+    began = time.perf_counter()
+    yield
+    SECONDS[part] += time.perf_counter() - began
+
+
+class FullSize:
+    """The faithful baseline."""
+
+    def __init__(self, run: Run, masked: Path) -> None:
+        self.run, self.masked = run, masked
+        self.dense = AutoModelForCausalLM.from_pretrained(run.config.model, dtype=torch.float32)
+        with torch.no_grad():
+            self.logits = [self.dense(block[None]).logits for block in run.splits.select]
+
+    def __call__(self, candidates, parent, stage, generation: int, index: int) -> list[float]:
+        return [self._score(genome, stage, generation, index) for genome in candidates]
+
+    def _score(self, genome, stage, generation: int, index: int) -> float:
+        run, seed = self.run, self.run.config.seed
+        with timed("assemble"):
+            model = copy.deepcopy(self.dense)
+            for ladder, level in zip(run.ladders, genome):
+                weight = torch.load(self.masked / f"{ladder.name}.{level}.pth", weights_only=True)
+                output = model.get_submodule(f"{ladder.name}.{OUTPUT_OF_KIND[ladder.kind]}")
+                output.weight.data.copy_(weight)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=run.config.search.learning_rate, weight_decay=0.0)
+        for block, length in draw(run.splits.train, stage.train_tokens, seed, "train", generation, index):
+            tokens = run.splits.train[block : block + 1, :length]
+            with timed("train"):
+                model(tokens, labels=tokens).loss.backward()
+            with timed("optimizer"):
+                optimizer.step()
+                optimizer.zero_grad()
+        total, count = 0.0, 0
+        with timed("score"), torch.no_grad():
+            for block, length in draw(run.splits.select, stage.select_tokens, seed, "select", generation, index):
+                ours = log_softmax(model(run.splits.select[block : block + 1, :length]).logits, -1)
+                truth = log_softmax(self.logits[block][:, :length], -1)
+                total += kl_div(ours, truth, reduction="sum", log_target=True).item()
+                count += length
+        return total / count
+
+
+def ours(run: Run) -> Fitness:
+    """The search's own fitness, with its parts timed."""
+    assembler = Assembler(run.source, run.finished_database(), keep_dense=True, cache_bytes=1 << 30)
+    teacher = make_teacher(run)
+    for owner, name, part in (
+        (Assembler, "model", "assemble"),
+        (selection.Trial, "train", "train"),
+        (torch.optim.AdamW, "step", "optimizer"),
+        (selection, "kl_to_teacher", "score"),
+    ):
+        setattr(owner, name, timing(getattr(owner, name), part))
+    return selection.TrainedFitness(
+        assembler, run.splits.train, teacher, run.config.search, run.config.seed, torch.float32
+    )
+
+
+def timing(function: Callable, part: str) -> Callable:
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        with timed(part):
+            return function(*args, **kwargs)
+
+    return wrapped
+
+
+def generation(run: Run, fitness: Fitness) -> list[float]:
+    """The first generation from the uniform start; the scores of its last step."""
+    config, parent = run.config.search, run.uniform_genome
+    candidates = offspring(parent, config.offspring, run.space, config.switches, python_random(0, "mutation", 0))
+    scores: list[float] = []
+    for index, stage in enumerate(config.stages):
+        candidates = [*candidates, parent] if index == len(config.stages) - 1 else candidates
+        scores = fitness(candidates, parent, stage, 0, index)
+        best = sorted(range(len(candidates)), key=lambda i: (scores[i], i))[: stage.survivors]
+        candidates = [candidates[i] for i in best]
+    return sorted(scores)
+
+
+def resident() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
+
+
+def child(config: Any, variant: str, masked: Path) -> dict:
+    with opened(config) as run:
+        run.splits  # noqa: B018  read before the clock starts
+        fitness = ours(run) if variant == "ours" else FullSize(run, masked)
+        before, began = resident(), time.perf_counter()
+        scores = generation(run, fitness)
+        seconds = time.perf_counter() - began
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if variant == "ours":
+        SECONDS["train"] -= SECONDS["optimizer"]
+    return {"seconds": seconds, "peak": peak, "growth": peak - before, "scores": scores, "parts": dict(SECONDS)}
+
+
+def write_masked(run: Run, folder: Path) -> None:
+    """Every level of every module as a dense, zero-masked matrix in a file of its own."""
+    database = database_stage(run)
+    for ladder in run.ladders:
+        name = f"{ladder.name}.{OUTPUT_OF_KIND[ladder.kind]}.weight"
+        dense = run.source.tensors([name])[name]
+        for level in range(ladder.top + 1):
+            masked = torch.zeros_like(dense) if level else dense
+            if 0 < level < ladder.top:
+                masked[:, database.kept(ladder.name, level)] = database.weight(ladder.name, level)
+            torch.save(masked, folder / f"{ladder.name}.{level}.pth")
+
+
+def settings(shared: Path, level: int, output: str) -> Any:
+    values = read_yaml(HERE.parent / "recipes/pep_llama_reference.yaml")
+    values["blocks"]["held_out_data"] = str(shared / "text/peps-valid.txt")
+    model, data = str(shared / "models/pep-llama"), str(shared / "text/peps-train.txt")
+    return settled({**values, "model": model, "data": data, "output": output, "target": {"level": level}})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shared", type=Path, default=HERE.parent.parent / "shared")
+    parser.add_argument("--level", type=int, default=4)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if not (args.shared / "models/pep-llama").is_dir():
+        return print(f"skipped: '{args.shared}' has no models/pep-llama")
+    if args.child:
+        variant, scratch = args.child
+        config = settings(args.shared, args.level, f"{scratch}/run")
+        return print(json.dumps(child(config, variant, Path(scratch))))
+    found: dict[str, list[dict]] = {"ours": [], "full-size": []}
+    with tempfile.TemporaryDirectory() as scratch:
+        with opened(settings(args.shared, args.level, f"{scratch}/run")) as run:
+            write_masked(run, Path(scratch))
+        for _ in range(args.repeats):
+            for variant, rows in found.items():
+                command = [sys.executable, __file__, "--level", str(args.level), "--shared", str(args.shared)]
+                output = subprocess.run([*command, "--child", variant, scratch], check=True, capture_output=True)
+                rows.append(json.loads(output.stdout.splitlines()[-1]))
+    report(found)
+    (HERE / "results").mkdir(exist_ok=True)
+    (HERE / "results/search.json").write_text(json.dumps({"level": args.level, **found}, indent=2) + "\n")
+
+
+def report(found: dict[str, list[dict]]) -> None:
+    parts = ("assemble", "train", "optimizer", "score")
+    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, float32; medians")
+    print("| generation | seconds | memory of the work | process at its peak | " + " | ".join(parts) + " | best KL |")
+    print("|---" * (len(parts) + 5) + "|")
+
+    def median(rows: list[dict], key: str) -> float:
+        return statistics.median(row[key] for row in rows)
+
+    for variant, rows in found.items():
+        shares = " | ".join(f"{statistics.median(row['parts'][part] for row in rows):.1f} s" for part in parts)
+        memory = f"{median(rows, 'growth') / 1e6:.0f} MB | {median(rows, 'peak') / 1e6:.0f} MB"
+        print(f"| {variant} | {median(rows, 'seconds'):.1f} | {memory} | {shares} | {rows[0]['scores'][0]:.4f} |")
+    full, small = found["full-size"], found["ours"]
+    ratios = sorted(a["seconds"] / b["seconds"] for a, b in zip(full, small))
+    print(
+        f"speed-up {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}), "
+        f"memory of the work {median(small, 'growth') / median(full, 'growth'):.2f}x, "
+        f"of the process {median(small, 'peak') / median(full, 'peak'):.2f}x"
+    )
+
+
+if __name__ == "__main__":
+    main()

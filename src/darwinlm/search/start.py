@@ -1,0 +1,101 @@
+"""Where the search begins: the uniform genome, refined by what each module's levels cost when measured there.
+
+Modules interact more the more is gone, so sensitivities are measured at the genome itself, not at the dense model: the
+KL of every single step up or down gives the allocation of the same budget that is cheapest if steps add up. Allocations
+that change few or many modules are measured, the best becomes the genome, and so on until none is better.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from darwinlm.database.levels import Kind
+from darwinlm.genome import Genome, Space
+from darwinlm.runtime import ranks
+from darwinlm.runtime.progress import log, progress
+from darwinlm.search.allocation import FORBIDDEN, allocate
+from darwinlm.search.screen import Screen
+
+RADIUS = 1
+"""Steps up and down that are measured of every module."""
+CHANGES = (2, 4, 6, 8, 12, 16, 24, 32)
+"""Modules of a kind that a proposed allocation may change."""
+
+
+def measured_start(start: Genome, space: Space, screen: Screen, rounds: int) -> Genome:
+    """The best genome that refining `start` finds; each kind keeps its sum of levels.
+
+    Args:
+        start: where the refinement begins.
+        space: the modules.
+        screen: scores untrained candidates.
+        rounds: most refinements.
+    """
+    best, best_kl = start, screen.refer(start)
+    first_kl = best_kl
+    with progress("Start", rounds) as advance:
+        for _ in range(rounds):
+            slopes = _sensitivities(best, best_kl, space, screen)
+            proposals = sorted(_proposals(best, space, slopes))
+            scores = _scores(proposals, screen)
+            if not proposals or min(scores) >= best_kl:
+                break
+            best = proposals[scores.index(min(scores))]
+            best_kl = screen.refer(best)
+            advance(f"KL {best_kl:.4f}")
+    log.info("Start: KL %.4f of the uniform genome, %.4f after its refinement.", first_kl, best_kl)
+    return best
+
+
+def _scores(genomes: list[Genome], screen: Screen) -> list[float]:
+    """The KL of each, the work shared out to the ranks."""
+    return ranks.in_turn(ranks.gathered([screen(genome) for genome in ranks.mine(genomes)]))
+
+
+def _sensitivities(genome: Genome, kl: float, space: Space, screen: Screen) -> list[list[float]]:
+    """(modules, levels): what a level of one module alone adds to the KL; `FORBIDDEN` beyond the radius."""
+    near = [
+        (module, level)
+        for module, ladder in enumerate(space.ladders)
+        for level in range(max(0, genome[module] - RADIUS), min(ladder.top, genome[module] + RADIUS) + 1)
+        if level != genome[module]
+    ]
+    scores = _scores([_with(genome, module, level) for module, level in near], screen)
+    costs = [[FORBIDDEN] * (ladder.top + 1) for ladder in space.ladders]
+    for module, level in enumerate(genome):
+        costs[module][level] = 0.0
+    for (module, level), score in zip(near, scores):
+        costs[module][level] = score - kl
+    return costs
+
+
+def _proposals(genome: Genome, space: Space, costs: list[list[float]]) -> set[Genome]:
+    """Allocations that are cheapest if costs add up, with few changes and with many, of one kind and of all."""
+    kinds = space.kinds
+    found: set[Genome] = set()
+    for changes in CHANGES:
+        moved = {kind: _reallocated(genome, space, costs, kind, changes) for kind in kinds}
+        for chosen in [kinds, *([kind] for kind in kinds)]:
+            found.add(_merged(genome, (moved[kind] for kind in chosen)))
+        if changes >= max(len(space.members(kind)) for kind in kinds):
+            break
+    return found - {genome}
+
+
+def _reallocated(genome: Genome, space: Space, costs: list[list[float]], kind: Kind, changes: int) -> dict[int, int]:
+    """{module: level} of one kind with the same sum of levels."""
+    members = space.members(kind)
+    levels = allocate([costs[i] for i in members], sum(genome[i] for i in members), changes)
+    return dict(zip(members, levels or [genome[i] for i in members]))
+
+
+def _merged(genome: Genome, changes: Iterable[dict[int, int]]) -> Genome:
+    levels = list(genome)
+    for change in changes:
+        for module, level in change.items():
+            levels[module] = level
+    return tuple(levels)
+
+
+def _with(genome: Genome, module: int, level: int) -> Genome:
+    return (*genome[:module], level, *genome[module + 1 :])
