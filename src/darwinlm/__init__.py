@@ -20,6 +20,7 @@ __all__ = [
     "DamagedFileError",
     "DarwinLMError",
     "RequestError",
+    "bench",
     "build_database",
     "demo",
     "evaluate",
@@ -71,6 +72,23 @@ def evaluate(model: str, *, against: str = "", **settings: Any):
     from darwinlm.evaluation import run_eval
 
     return run_eval(_config(None, {"model": model, **settings}, ("database", "target", "search")), against)
+
+
+def bench(model: str, *, against: str = "", output: str | os.PathLike[str] = "", **settings: Any):
+    """Speed and memory of a checkpoint or .gguf file, beside the dense one's, in turn; returns a `BenchResult`.
+
+    `bench={...}` sets batch sizes, context lengths and rounds; `output` is a folder for the numbers and their picture.
+    """
+    from pathlib import Path
+
+    from darwinlm.measure.bench import run_bench, save_bench
+
+    config = _config(None, {"model": model, **settings}, ("database", "target", "search"))
+    names = [os.fspath(against), config.model] if against else [config.model]
+    result = run_bench(names, config)
+    if output:
+        save_bench(result, Path(output).expanduser())
+    return result
 
 
 def plan(model: str, *, preset: str | None = None, **settings: Any):

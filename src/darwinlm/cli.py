@@ -90,6 +90,20 @@ def _plan(config: RunConfig, flags: dict[str, Any]) -> None:
         console.print(table)
 
 
+def _bench(config: RunConfig, flags: dict[str, Any]) -> None:
+    from pathlib import Path
+
+    from darwinlm import tables
+    from darwinlm.measure.bench import run_bench, save_bench
+
+    models = [flags["against"], config.model] if flags["against"] else [config.model]
+    result = run_bench(models, config)
+    for table in tables.bench(result):
+        console.print(table, highlight=False)
+    numbers, picture = save_bench(result, Path(flags["output"] or "runs/bench").expanduser())
+    console.print(f"The numbers lie in {numbers}, their picture in {picture}.", highlight=False, soft_wrap=True)
+
+
 def _demo(config: RunConfig, flags: dict[str, Any]) -> None:
     from darwinlm import tables
     from darwinlm.demonstration import run_demo
@@ -118,6 +132,13 @@ COMMANDS = {
         flags=("against",),
         without=("output", "database", "target", "search"),
     ),
+    "bench": Command(
+        "speed and memory of a checkpoint or .gguf file, beside the dense one's, in turn",
+        "CHECKPOINT [--against MODEL] [--output FOLDER]",
+        _bench,
+        flags=("against", "output"),
+        without=("data", "output", "blocks", "database", "target", "search"),
+    ),
     "plan": Command(
         "sizes, disk, memory and tokens, from the configuration alone", "MODEL", _plan, without=("data", "output")
     ),
@@ -136,7 +157,9 @@ _FLAG_HELP = {
     "show": "only show the errors of a run's database: a table, and a picture beside its files",
     "restart": "discard the search that lies in the output folder and begin anew",
     "against": "the dense model to compare with: folder or hub id",
+    "output": "folder for bench.json and bench.png; runs/bench by default",
 }
+_WITH_VALUE = ("against", "output")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -213,7 +236,11 @@ def read_settings(name: str, command: Command, arguments: list[str]) -> tuple[Ru
 
 def _parser(name: str, command: Command) -> ArgumentParser:
     parser = settings_parser(
-        without=(*command.without, *(["model"] if command.takes_model else [])),
+        without=(
+            *command.without,
+            *(["model"] if command.takes_model else []),
+            *([] if name == "bench" else ["bench"]),
+        ),
         usage=f"darwinlm {name} {command.usage} [settings]",
         description=f"{command.summary[0].upper()}{command.summary[1:]}.",
     )
@@ -222,8 +249,8 @@ def _parser(name: str, command: Command) -> ArgumentParser:
     parser.add_argument("--preset", help=f"settings by name: {', '.join(PRESETS)}")
     parser.add_argument("--config", help="YAML file with settings; flags override it")
     for flag in command.flags:
-        if flag == "against":
-            parser.add_argument("--against", help=_FLAG_HELP[flag])
+        if flag in _WITH_VALUE:
+            parser.add_argument(f"--{flag}", help=_FLAG_HELP[flag])
         else:
             parser.add_argument(f"--{flag}", action="store_true", help=_FLAG_HELP[flag])
     return parser

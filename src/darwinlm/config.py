@@ -131,6 +131,24 @@ class SearchConfig:
 
 
 @dataclass(frozen=True)
+class BenchConfig:
+    """Speed and memory of checkpoints that take turns."""
+
+    batch_sizes: list[int] = field(default_factory=lambda: [1])
+    """Sequences that are read, and then continued, at once; llama.cpp takes one."""
+    context_lengths: list[int] = field(default_factory=lambda: [512])
+    """Tokens of each sequence that are read."""
+    decode_tokens: int = 32
+    """Tokens written after the first one, one forward pass for each."""
+    repeats: int = 9
+    """Rounds that count; in each, every model reads and writes once."""
+    warmups: int = 1
+    """Rounds before them that do not count."""
+    threads: int | None = None
+    """CPU threads; by default as many as torch takes."""
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """A whole run; `config.yaml` of a run directory holds it complete, as resolved."""
 
@@ -153,6 +171,7 @@ class RunConfig:
     database: DatabaseConfig = field(default_factory=DatabaseConfig)
     target: TargetConfig = field(default_factory=TargetConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
+    bench: BenchConfig = field(default_factory=BenchConfig)
 
     @property
     def path(self) -> Path:
@@ -205,7 +224,7 @@ def faults(config: RunConfig, without: Collection[str] = ()) -> list[str]:
     for name in ("start_rounds", "check_every", "patience"):
         check(getattr(search, name) >= 0, f"search.{name} is {getattr(search, name)}; it must be 0 or more.")
     found += _stage_faults(search, blocks) if "search" not in without else []
-    return found
+    return found + _bench_faults(config.bench)
 
 
 def _stage_faults(search: SearchConfig, blocks: BlocksConfig) -> list[str]:
@@ -239,6 +258,23 @@ def _stage_faults(search: SearchConfig, blocks: BlocksConfig) -> list[str]:
                 f"search.{name} asks for {wrong} tokens; each must lie between {floor} and {pool * blocks.sequence_length} "
                 f"(blocks.{split} x blocks.sequence_length)."
             )
+    return found
+
+
+def _bench_faults(bench: BenchConfig) -> list[str]:
+    found = [
+        f"bench.{name} is {value}; it must be at least {least}."
+        for name, value, least in (
+            ("decode_tokens", bench.decode_tokens, 1),
+            ("repeats", bench.repeats, 1),
+            ("warmups", bench.warmups, 0),
+            ("threads", 1 if bench.threads is None else bench.threads, 1),
+        )
+        if value < least
+    ]
+    for name, values in (("batch_sizes", bench.batch_sizes), ("context_lengths", bench.context_lengths)):
+        if not values or min(values) < 1:
+            found.append(f"bench.{name} is {values}; it must be a list of numbers that are at least 1, such as [1, 8].")
     return found
 
 

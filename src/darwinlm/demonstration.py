@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from darwinlm.assemble import Assembler
 from darwinlm.config import RunConfig
 from darwinlm.database.store import Database
 from darwinlm.measure.quality import HeldOut
+from darwinlm.measure.timing import take_turns, timed
 from darwinlm.pipeline import database_stage, evaluation_stage, export_stage, search_stage
 from darwinlm.run import Run, opened
 
@@ -67,21 +68,13 @@ def _compare(run: Run, database: Database, genome: tuple[int, ...]) -> list[Demo
 @torch.no_grad()
 def tokens_per_second(models: list[Any], tokens: Tensor, rounds: int = 7) -> list[float]:
     """Median prefill speed of each model on `tokens` (S, T); the models take turns, so that drift hits all alike."""
-    seconds: list[list[float]] = [[] for _ in models]
-    for round_ in range(rounds + 1):
-        for model, taken in zip(models, seconds):
-            began = _now(model.device)
-            model(input_ids=tokens.to(model.device), use_cache=False, logits_to_keep=1)
-            if round_:  # the first warms up
-                taken.append(_now(model.device) - began)
-    return [tokens.numel() / statistics.median(taken) for taken in seconds]
 
+    def reader(model: Any) -> Callable[[], dict[str, float]]:
+        here = tokens.to(model.device)
+        return timed(lambda: model(input_ids=here, use_cache=False, logits_to_keep=1), model.device)
 
-def _now(device: torch.device) -> float:
-    """Seconds, after all work that was given to the device."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
+    taken = take_turns([reader(model) for model in models], repeats=rounds)
+    return [tokens.numel() / statistics.median(seconds["seconds"]) for seconds in taken]
 
 
 @torch.no_grad()

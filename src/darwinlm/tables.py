@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from rich.panel import Panel
@@ -11,7 +12,9 @@ from rich.table import Table
 
 from darwinlm.database.store import Database
 from darwinlm.demonstration import DemoRow
+from darwinlm.measure.bench import BenchResult
 from darwinlm.measure.quality import Quality
+from darwinlm.measure.timing import Spread
 from darwinlm.plan import Plan, SizeRow
 from darwinlm.runtime.progress import duration
 
@@ -117,3 +120,36 @@ def demo(rows: list[DemoRow]) -> Iterable[Any]:
         speed = f"{row.tokens_per_second:,.0f}"
         table.add_row(row.name, f"{row.parameters:,}", f"{row.perplexity:.2f}", _kl(row.kl), speed)
     yield table
+
+
+def bench(result: BenchResult) -> Iterable[Any]:
+    """The end of `darwinlm bench`: a table for each batch size and context length."""
+    columns = ("layers", "first token", "prefill", "speed-up", "decode", "speed-up", "memory", "KV/token")
+    for place, first in enumerate(result.measurements[0]):
+        work = first.work
+        title = f"{work.sequences} x {work.tokens:,} tokens read, {work.written:,} more written; tokens per second"
+        table = _table(title, "model", *columns)
+        for model, (facts, rows) in enumerate(zip(result.models, result.measurements)):
+            row = rows[place]
+            table.add_row(
+                Path(facts.name).name,
+                f"{result.layer_ratio(model):.2f}x",
+                f"{1e3 * row.prefill_seconds.median:,.1f} ms",
+                f"{row.tokens_per_second('prefill'):,.0f}",
+                _speedup(row.prefill_speedup),
+                f"{row.tokens_per_second('decode'):,.0f}",
+                _speedup(row.decode_speedup),
+                "-" if row.memory_bytes is None else _gb(row.memory_bytes),
+                f"{row.cache_bytes_per_token:,.0f} B",
+            )
+        yield table
+    repeats = result.settings["repeats"]
+    machine = ", ".join(f"{key} {value}" for key, value in result.machine.items())
+    yield (
+        f"Medians of {repeats} rounds in turn, quartiles in brackets; layers: how many times fewer parameters the layers "
+        f"have, which is the speed-up that they promise. {result.models[0].engine}, {machine}."
+    )
+
+
+def _speedup(spread: Spread | None) -> str:
+    return "-" if spread is None else f"{spread.median:.2f}x ({spread.low:.2f}-{spread.high:.2f})"

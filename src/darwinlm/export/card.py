@@ -63,8 +63,7 @@ def model_card(source: ModelSource, shape: ModelShape, levels: dict[str, int], f
     }
     if _is_hub_id(source.name):
         front["base_model"] = source.name
-    if licence := _licence(source):
-        front["license"] = licence
+    front |= _licence(source)
     rows = []
     for layer, widths in enumerate(shape.layers):
         attention, mlp = (levels.get(f"model.layers.{layer}.{module}", "-") for module in ("self_attn", "mlp"))
@@ -88,14 +87,13 @@ def _is_hub_id(name: str) -> bool:
     return name.count("/") == 1 and not name.startswith((".", "/", "~"))
 
 
-def _licence(source: ModelSource) -> str | None:
-    """The licence that the dense model's own card names."""
+def _licence(source: ModelSource) -> dict[str, Any]:
+    """What the dense model's own card says of its licence; `unknown` where it says nothing."""
     card = source.folder / "README.md"
     text = card.read_text(encoding="utf-8") if card.is_file() else ""
-    if not text.startswith("---"):
-        return None
     try:
-        front = yaml.safe_load(text.split("---")[1])
+        front = yaml.safe_load(text.split("---")[1]) if text.startswith("---") else {}
     except yaml.YAMLError:
-        return None
-    return front.get("license") if isinstance(front, dict) else None
+        front = {}
+    named = front if isinstance(front, dict) and front.get("license") else {"license": "unknown"}
+    return {key: named[key] for key in ("license", "license_name", "license_link") if key in named}
