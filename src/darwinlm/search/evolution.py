@@ -157,33 +157,37 @@ def evolve(
         return state
     with progress("Search", config.generations, done=state.generation) as advance:
         while not finished(state, config):
-            began = time.perf_counter()
-            rng = python_random(seed, "mutation", state.generation)
-            candidates = offspring(state.parent, config.offspring, space, config.switches, rng)
-            children, scores = len(candidates), []
-            for index, stage in enumerate(config.stages):
-                if index == len(config.stages) - 1:
-                    candidates = [*candidates, state.parent]  # elitism: the parent must be beaten
-                scores = fitness(candidates, state.parent, stage, state.generation, index)
-                best = sorted(range(len(candidates)), key=lambda i: (scores[i], i))[: stage.survivors]
-                candidates, scores = [candidates[i] for i in best], [scores[i] for i in best]
-            seconds = time.perf_counter() - began
-            improved = candidates[0] != state.parent
-            line = {"generation": state.generation, "kl": scores[0], "improved": improved, "seconds": round(seconds, 3)}
-            line |= {"children": children, "changes": _changes(space, state.parent, candidates[0])}
-            state = SearchState(
-                generation=state.generation + 1,
-                parent=candidates[0],
-                kl=scores[0],
-                seconds=state.seconds + seconds,
-                unbeaten=0 if improved else state.unbeaten + 1,
-            )
+            before = state
+            state, line = _generation(before, space, config, seed, fitness)
+            line["changes"] = _changes(space, before.parent, state.parent)
             if check and config.check_every and state.generation % config.check_every == 0 and ranks.is_first():
                 line["held_out"] = check(state.parent)
             record.save(state, line)
             advance(f"KL {state.kl:.4f}")
     log.info("Search: %d generations, KL %.4f on the tokens of the last selection.", state.generation, state.kl)
     return state
+
+
+def _generation(
+    state: SearchState, space: Space, config: SearchConfig, seed: int, fitness: Fitness
+) -> tuple[SearchState, dict[str, Any]]:
+    """Mutate the parent, let the selection steps choose among its children; the next state and its line of history."""
+    began = time.perf_counter()
+    rng = python_random(seed, "mutation", state.generation)
+    candidates = offspring(state.parent, config.offspring, space, config.switches, rng)
+    children, scores = len(candidates), []
+    for index, stage in enumerate(config.stages):
+        if index == len(config.stages) - 1:
+            candidates = [*candidates, state.parent]  # elitism: the parent must be beaten
+        scores = fitness(candidates, state.parent, stage, state.generation, index)
+        best = sorted(range(len(candidates)), key=lambda i: (scores[i], i))[: stage.survivors]
+        candidates, scores = [candidates[i] for i in best], [scores[i] for i in best]
+    seconds = time.perf_counter() - began
+    improved = candidates[0] != state.parent
+    line = {"generation": state.generation, "kl": scores[0], "improved": improved, "seconds": round(seconds, 3)}
+    unbeaten = 0 if improved else state.unbeaten + 1
+    after = SearchState(state.generation + 1, candidates[0], scores[0], state.seconds + seconds, unbeaten)
+    return after, {**line, "children": children}
 
 
 def _changes(space: Space, before: Genome, after: Genome) -> dict[str, int]:

@@ -17,7 +17,9 @@ from darwinlm.search.allocation import FORBIDDEN, allocate
 from darwinlm.search.screen import Screen
 
 RADIUS = 1
-"""Steps up and down that are measured of every module."""
+"""Steps up and down that are measured of every module; in the first round all its levels are."""
+GAIN = 0.01
+"""Share of the KL that a round must win for another one to follow."""
 CHANGES = (2, 4, 6, 8, 12, 16, 24, 32)
 """Modules of a kind that a proposed allocation may change."""
 
@@ -34,15 +36,18 @@ def measured_start(start: Genome, space: Space, screen: Screen, rounds: int) -> 
     best, best_kl = start, screen.refer(start)
     first_kl = best_kl
     with progress("Start", rounds) as advance:
-        for _ in range(rounds):
-            slopes = _sensitivities(best, best_kl, space, screen)
-            proposals = sorted(_proposals(best, space, slopes))
+        for round_ in range(rounds):
+            costs = _sensitivities(best, best_kl, space, screen, RADIUS if round_ else None)
+            proposals = sorted(_proposals(best, space, costs))
             scores = _scores(proposals, screen)
             if not proposals or min(scores) >= best_kl:
                 break
+            gain = 1 - min(scores) / best_kl
             best = proposals[scores.index(min(scores))]
             best_kl = screen.refer(best)
             advance(f"KL {best_kl:.4f}")
+            if gain < GAIN:
+                break
     log.info("Start: KL %.4f of the uniform genome, %.4f after its refinement.", first_kl, best_kl)
     return best
 
@@ -52,13 +57,13 @@ def _scores(genomes: list[Genome], screen: Screen) -> list[float]:
     return ranks.in_turn(ranks.gathered([screen(genome) for genome in ranks.mine(genomes)]))
 
 
-def _sensitivities(genome: Genome, kl: float, space: Space, screen: Screen) -> list[list[float]]:
+def _sensitivities(genome: Genome, kl: float, space: Space, screen: Screen, radius: int | None) -> list[list[float]]:
     """(modules, levels): what a level of one module alone adds to the KL; `FORBIDDEN` beyond the radius."""
     near = [
         (module, level)
         for module, ladder in enumerate(space.ladders)
-        for level in range(max(0, genome[module] - RADIUS), min(ladder.top, genome[module] + RADIUS) + 1)
-        if level != genome[module]
+        for level in range(ladder.top + 1)
+        if 0 < abs(level - genome[module]) <= (radius or ladder.top)
     ]
     scores = _scores([_with(genome, module, level) for module, level in near], screen)
     costs = [[FORBIDDEN] * (ladder.top + 1) for ladder in space.ladders]
