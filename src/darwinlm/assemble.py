@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from darwinlm.database.levels import OUTPUT_OF_KIND, Ladder
+from darwinlm.database.levels import NORM_OF_KIND, OUTPUT_OF_KIND, Ladder
 from darwinlm.database.store import Database
 from darwinlm.genome import Genome, Space
 from darwinlm.models.attention import AttentionLayout, heads_of_columns, lay_out
@@ -20,8 +20,6 @@ from darwinlm.models.heterogeneous import build_empty, fill, heterogeneous_confi
 from darwinlm.models.shape import LayerWidths, ModelShape
 from darwinlm.models.shrink import shrink_attention, shrink_mlp
 from darwinlm.models.source import ModelSource
-
-_NORMS = {"attention": "input_layernorm", "mlp": "post_attention_layernorm"}
 
 
 class Assembler:
@@ -60,7 +58,7 @@ class Assembler:
         yield "model.embed_tokens.weight", self._tensor("model.embed_tokens.weight")
         levels = {(l.layer, l.kind): (l, level) for l, level in zip(self.space.ladders, genome, strict=True)}
         for layer in range(len(self.source.shape.layers)):
-            for kind, norm in _NORMS.items():
+            for kind, norm in NORM_OF_KIND.items():
                 ladder, level = levels.get((layer, kind), (None, 0))
                 if ladder is None or level == ladder.top:  # already absent, or absent now: its norm goes, too
                     continue

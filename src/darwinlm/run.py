@@ -96,6 +96,8 @@ class Run:
     def database_identity(self) -> dict[str, Any]:
         """What the database depends on."""
         settings = {f"database.{key}": value for key, value in to_dict(self.config.database).items()}
+        if self.config.database.tensor_parallel == 1:  # changes nothing, and older databases do not know it
+            del settings["database.tensor_parallel"]
         return {**self.blocks_identity, "dtype": str(self.dtype), **settings}
 
     @property
