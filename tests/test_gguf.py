@@ -122,27 +122,41 @@ def test_rows_that_do_not_split_into_blocks_stay_f16_and_are_named(checkpoint, t
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory):
-    path = tmp_path_factory.mktemp("demo") / "demo.gguf"
-    write_gguf(ModelSource(str(DEMO_MODEL)), path, "f32")
-    return Engine(path, context=512)
+def demo(tmp_path_factory) -> tuple[Path, Engine]:
+    """The embedded model without its first attention, its last MLP, and half of the rest of two modules."""
+    folder = tmp_path_factory.mktemp("demo")
+    model = AutoModelForCausalLM.from_pretrained(DEMO_MODEL, dtype=torch.float32)
+    layers = model.model.layers
+    with torch.no_grad():
+        layers[0].self_attn.o_proj.weight.zero_()
+        layers[5].mlp.down_proj.weight.zero_()
+        layers[2].self_attn.o_proj.weight[:, :128].zero_()
+        layers[3].mlp.down_proj.weight[:, 1::2].zero_()
+    model.save_pretrained(folder / "masked")
+    AutoTokenizer.from_pretrained(DEMO_MODEL).save_pretrained(folder / "masked")
+    darwinlm.import_checkpoint(folder / "masked", folder / "model")
+    _, form = darwinlm.convert_checkpoint(folder / "model", format="gguf", dtype="f32")
+    return folder / "masked", Engine(form.path, context=512)
 
 
 def test_text_becomes_the_same_tokens(demo):
-    tokenizer = AutoTokenizer.from_pretrained(DEMO_MODEL)
+    folder, engine = demo
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     source_code = Path(json.__file__).read_text(encoding="utf-8")
     for text in (*TEXTS, "a<|endoftext|>b", source_code, (DEMO_MODEL / "README.md").read_text(encoding="utf-8")):
-        assert demo.tokenize(text) == tokenizer(text)["input_ids"], text[:80]
+        assert engine.tokenize(text) == tokenizer(text)["input_ids"], text[:80]
 
 
 def test_text_in_text_out(demo):
-    tokenizer = AutoTokenizer.from_pretrained(DEMO_MODEL)
-    model = AutoModelForCausalLM.from_pretrained(DEMO_MODEL, dtype=torch.float32)
+    """Stock transformers on the masked model, llama.cpp on the GGUF file of the smaller one."""
+    folder, engine = demo
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     for prompt in ("def read(self, path):\n", "class A:\n    def", "import os\n\n\n"):
         inputs = tokenizer(prompt, return_tensors="pt")
         output = model.generate(**inputs, max_new_tokens=40, do_sample=False, pad_token_id=0)
         written = tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        assert demo.complete(prompt, 40) == written
+        assert engine.complete(prompt, 40) == written
 
 
 REFUSALS = {

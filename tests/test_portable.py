@@ -136,3 +136,13 @@ def test_the_vllm_script_asks_for_the_portable_form(source, database, tmp_path):
     said = subprocess.run([sys.executable, script, folder], capture_output=True, text=True)
     assert said.returncode == 2
     assert "--portable" in said.stderr
+
+
+@pytest.mark.parametrize("form", [{"portable": True}, {"format": "gguf"}])
+def test_a_full_disk_is_found_before_the_work(form, checkpoint, tmp_path, monkeypatch):
+    pytest.importorskip("gguf")
+    folder = pico.make_checkpoint(tmp_path / "model", "llama_tied")
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000})())
+    with pytest.raises(darwinlm.RequestError, match=r"only 0\.00 GB are free"):
+        darwinlm.convert_checkpoint(folder, **form)
+    assert {path.name for path in tmp_path.iterdir()} == {"model"}

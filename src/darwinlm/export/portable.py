@@ -15,7 +15,7 @@ from darwinlm.export.huggingface import RECORD, write_checkpoint
 from darwinlm.models.heterogeneous import heterogeneous_config
 from darwinlm.models.source import ModelSource
 from darwinlm.models.stubs import stubbed, stubbed_layer
-from darwinlm.runtime.files import read_json
+from darwinlm.runtime.files import read_json, require_room
 
 _NOTE = """
 ## Portable form
@@ -31,8 +31,12 @@ def write_portable(source: ModelSource, folder: Path, heads: int = 1) -> None:
         source: the canonical checkpoint.
         folder: where the portable one goes; one that lies there is replaced.
         heads: query and KV heads of a stub attention; the tensor-parallel size where heads are split.
+
+    Raises:
+        RequestError: the folder holds something else, or the disk has no room.
     """
     shape = stubbed(source.shape, heads)
+    require_room(folder.parent, shape.parameters * source.dtype.itemsize, "This checkpoint")
     config = heterogeneous_config(source.family, source.config, shape.layers)
     card, record = source.folder / "README.md", source.folder / RECORD
     note = _NOTE.format(

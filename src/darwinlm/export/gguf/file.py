@@ -15,7 +15,7 @@ from darwinlm.export.gguf.vocabulary import Vocabulary, vocabulary
 from darwinlm.models.llama_cpp import architecture, llama_cpp_faults, outlines, rope_of, tensors
 from darwinlm.models.source import ModelSource
 from darwinlm.models.stubs import stubbed
-from darwinlm.runtime.files import written_whole
+from darwinlm.runtime.files import require_room, written_whole
 
 DTYPES = ("f32", "f16", "bf16", "q8_0")
 _STORED_AS = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
@@ -58,13 +58,15 @@ def write_gguf(source: ModelSource, path: Path, dtype: str) -> list[str]:
         What the reader should know of it: where llama.cpp cuts rare text otherwise, matrices kept in another dtype.
 
     Raises:
-        RequestError: llama.cpp would not compute what the checkpoint computes, or the weights do not fit the dtype.
+        RequestError: llama.cpp would not compute what the checkpoint computes, or the weights do not fit the dtype or the
+            disk.
     """
     words = check_gguf(source)
     import gguf
 
     shapes = outlines(source)
     kinds = {name: _kind(shape, dtype) for name, shape in shapes.items()}
+    require_room(path.parent, sum(_bytes(shape, kinds[name]) for name, shape in shapes.items()), "This GGUF file")
     with written_whole(path) as partial:
         writer = gguf.GGUFWriter(partial, architecture(source))
         try:
