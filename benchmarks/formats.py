@@ -4,7 +4,8 @@
 
 The embedded model, a random genome whose mean is the given level of the demo's 8 and in which modules are absent; sizes
 do not ask for a good one, so the database is built on few tokens and nothing is searched. Forms are loaded in turns, by
-transformers or llama.cpp, from a warm disk cache. Prints a table and writes benchmarks/results/formats.json.
+transformers or llama.cpp, from a warm disk cache, and timed to their first token. Prints a table and writes
+benchmarks/results/formats.json.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ HERE = Path(__file__).parent
 
 def prune(run: Path, level: float) -> dict[str, int]:
     """Write `run`/model; returns the levels."""
-    blocks = {"hessian": 32, "train": 4, "select": 4, "held_out": 4}
+    blocks = {"hessian": 32, "train": 4, "select": 4, "held_out": 4, "pool_tokens": 100_000}
     settings = {"blocks": blocks, "search": {"train_tokens": [64] * 3, "select_tokens": [64] * 3}}
     database = darwinlm.build_database(str(DEMO_MODEL), output=str(run), preset="demo", **settings)
     assembler = Assembler(ModelSource(str(DEMO_MODEL)), database, keep_dense=False)
@@ -61,26 +62,27 @@ def forms_of(run: Path) -> list[Form]:
     return [Form("dense", DEMO_MODEL, dense.shape.parameters, size), canonical, portable, *files]
 
 
-def load_in_transformers(form: Form) -> None:
-    AutoModelForCausalLM.from_pretrained(form.path, trust_remote_code=True, use_safetensors=True)
+def start_transformers(form: Form) -> None:
+    model = AutoModelForCausalLM.from_pretrained(form.path, trust_remote_code=True, use_safetensors=True)
+    model.generate(torch.tensor([[1]]), max_new_tokens=1, do_sample=False)
 
 
-def load_in_llama_cpp(form: Form) -> None:
+def start_llama_cpp(form: Form) -> None:
     params = xllamacpp.CommonParams()
     params.model.path = str(form.path)
     params.n_ctx, params.n_parallel, params.verbosity = 512, 1, 0
     params.warmup, params.fit_params = False, False
-    xllamacpp.Server(params)
+    xllamacpp.Server(params).handle_completions({"prompt": [1], "n_predict": 1})
 
 
-def load_seconds(forms: list[Form], repeats: int) -> dict[str, list[float]]:
-    """Seconds of every load of every form; they take turns, and the first turn does not count."""
+def first_token_seconds(forms: list[Form], repeats: int) -> dict[str, list[float]]:
+    """Seconds from nothing to a first token, for every form; they take turns, and the first turn does not count."""
     taken: dict[str, list[float]] = {form.name: [] for form in forms}
     for turn in range(repeats + 1):
         for form in forms:
-            load: Callable[[Form], None] = load_in_llama_cpp if form.name.startswith("gguf") else load_in_transformers
+            start: Callable[[Form], None] = start_llama_cpp if form.name.startswith("gguf") else start_transformers
             began = time.perf_counter()
-            load(form)
+            start(form)
             if turn:
                 taken[form.name].append(time.perf_counter() - began)
     return taken
@@ -94,13 +96,12 @@ def main() -> None:
     args = parser.parse_args()
     warnings.filterwarnings("ignore", module="transformers")
     logging.disable_progress_bar()
+    genome = prune(args.run, args.level)
     forms = forms_of(args.run)
-    seconds = load_seconds(forms, args.repeats)
-    genome = json.loads((args.run / "genome.json").read_text())["levels"]
-    print(
-        f"levels {list(genome.values())}; {torch.get_num_threads()} threads; loads: median (least to most) of {args.repeats}"
-    )
-    print("| form | parameters | weights on disk | loads in |")
+    seconds = first_token_seconds(forms, args.repeats)
+    print(f"levels (attention, MLP, layer by layer): {', '.join(map(str, genome.values()))}")
+    print(f"{torch.get_num_threads()} threads; first token: median (least to most) of {args.repeats}")
+    print("| form | parameters | weights on disk | first token after |")
     print("|---|---|---|---|")
     rows = []
     for form in forms:
@@ -108,7 +109,9 @@ def main() -> None:
         middle = statistics.median(taken)
         spread = f"{middle * 1e3:.0f} ms ({min(taken) * 1e3:.0f} to {max(taken) * 1e3:.0f})"
         print(f"| {form.name} | {form.parameters:,} | {form.bytes / 1e6:.2f} MB | {spread} |")
-        rows.append({"form": form.name, "parameters": form.parameters, "bytes": form.bytes, "load_seconds": taken})
+        rows.append(
+            {"form": form.name, "parameters": form.parameters, "bytes": form.bytes, "first_token_seconds": taken}
+        )
     (HERE / "results").mkdir(exist_ok=True)
     (HERE / "results/formats.json").write_text(json.dumps({"levels": genome, "forms": rows}, indent=2) + "\n")
 

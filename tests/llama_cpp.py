@@ -33,6 +33,7 @@ class Engine:
         params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
         params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
         self._server = xllamacpp.Server(params)
+        self._completion(prompt=[0], n_predict=1)  # a server that goes before its first answer never returns
         self.reused = 0  # tokens that the last question took from the KV cache
 
     def log_probabilities(self, tokens: Sequence[int], vocabulary: int, *, reuse: bool = False) -> Tensor:
