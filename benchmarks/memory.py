@@ -38,26 +38,30 @@ SHAPES = [HERE.parent / "recipes/shapes" / name for name in ("llama-2-7b", "llam
 @contextmanager
 def without_values() -> Iterator[None]:
     """Tensors hold nothing, so a loss cannot be looked at: it counts as finite."""
-    with FakeTensorMode(allow_non_fake_inputs=True), mock.patch("torch.isfinite", lambda loss: True):
+    with FakeTensorMode(allow_non_fake_inputs=True), mock.patch("torch.isfinite", return_value=True):
         yield
 
 
 def measured(source: ModelSource, config: RunConfig, weights: torch.dtype) -> int:
-    """Bytes at the peak of two training steps."""
+    """Bytes at the peak of the second training step."""
     rungs = ladders(source.shape, config.database)
-    genome = uniform_genome(Space(tuple(rungs)), config.target.level / config.database.levels, python_random(0, "start"))
+    genome = uniform_genome(
+        Space(tuple(rungs)), config.target.level / config.database.levels, python_random(0, "start")
+    )
     widths = nominal_widths(source.shape, rungs, genome)
     model_config = heterogeneous_config(source.family, source.config, widths)
     with without_values():
-        model = modeling(source.family).DarwinLMForCausalLM(model_config).to(weights)
+        model_config.dtype = weights
+        model = modeling(source.family).DarwinLMForCausalLM._from_config(model_config)
         if config.search.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.activation_checkpointing_enable({"use_reentrant": False})
+        trial = Trial(model, 1e-5, config.search.batch_sequences, weights)
+        pool = torch.zeros(1, config.blocks.sequence_length, dtype=torch.int64)
+        trial.train(pool, [(0, pool.shape[1])])  # now the moments are there
         tracker = MemTracker()
-        tracker.track_external(model)
+        tracker.track_external(model, *trial.moments())
         with tracker:
-            trial = Trial(model, 1e-5, config.search.batch_sequences, weights)
-            pool = torch.zeros(2, config.blocks.sequence_length, dtype=torch.int64)
-            trial.train(pool, [(0, pool.shape[1]), (1, pool.shape[1])])
+            trial.train(pool, [(0, pool.shape[1])])
         peaks = tracker.get_tracker_snapshot("peak")
     return sum(kinds["Total"] for kinds in peaks.values())
 
@@ -83,7 +87,9 @@ def main() -> None:
 
 def compare(source: ModelSource, name: str, config: RunConfig, weights: torch.dtype, checkpointing: bool) -> dict:
     rungs = ladders(source.shape, config.database)
-    genome = uniform_genome(Space(tuple(rungs)), config.target.level / config.database.levels, python_random(0, "start"))
+    genome = uniform_genome(
+        Space(tuple(rungs)), config.target.level / config.database.levels, python_random(0, "start")
+    )
     pruned = source.shape.with_layers(nominal_widths(source.shape, rungs, genome))
     plan, counted = trial_memory(pruned, config, weights), measured(source, config, weights)
     print(

@@ -44,6 +44,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen2": {"model_type": "qwen2", "num_key_value_heads": 4},
     "qwen2_tied": {"model_type": "qwen2", "tie_word_embeddings": True},
     "qwen3": {"model_type": "qwen3", "head_dim": 8},
+    "qwen3_tied": {"model_type": "qwen3", "head_dim": 8, "tie_word_embeddings": True},
     "qwen3_bias": {"model_type": "qwen3", "head_dim": 8, "attention_bias": True, "tie_word_embeddings": True},
 }
 """Name -> what differs from `COMMON`. A new model family is one line."""

@@ -205,3 +205,33 @@ def test_database_bytes_of_the_papers_models() -> None:
     llama_2_7b = shape_of(LLAMA_8B | {"vocab_size": 32000, "intermediate_size": 11008, "num_key_value_heads": 32})
     config = DatabaseConfig(rounding="paper", attention_unit="query_head")
     assert round(database_bytes(llama_2_7b, ladders(llama_2_7b, config), 2) / 1e9) == 18
+
+
+@pytest.mark.parametrize(("unit", "steps"), [("kv_group", 4), ("balanced", 4)])
+def test_heads_stay_divisible_by_the_tensor_parallel_size(unit: str, steps: int) -> None:
+    shape = shape_of(LLAMA_8B)
+    ladder = ladder_of("attention", shape, attention_unit=unit, tensor_parallel=2)
+    assert ladder.top == steps
+    for level in range(ladder.top + 1):
+        (widths,) = {w for i, w in enumerate(nominal_widths(shape, [ladder], (level,))) if i == ladder.layer}
+        assert widths.heads % 2 == widths.kv_heads % 2 == 0
+    multi_head = ladder_of("attention", one_layer(heads=8, kv_heads=8), tensor_parallel=4)
+    assert multi_head.removed == (0, 4, 8)
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"tensor_parallel": 3}, "Choose a divisor of 8"),
+        ({"tensor_parallel": 2, "attention_unit": "query_head"}, "Choose kv_group or balanced"),
+        (
+            {"tensor_parallel": 2, "attention_columns": LLAMA_8B_ATTENTION, "attention_unit": "kv_group"},
+            "multiples of 1024",
+        ),
+        ({"tensor_parallel": 8, "multiple_of": 4}, "database.multiple_of = 4"),
+        ({"tensor_parallel": 8, "mlp_columns": [0, 4, 14336]}, "every entry of database.mlp_columns"),
+    ],
+)
+def test_what_cannot_be_split_over_devices_is_refused(settings: dict, reason: str) -> None:
+    with pytest.raises(RequestError, match=re.escape(reason)):
+        ladders(shape_of(LLAMA_8B), DatabaseConfig(**settings))

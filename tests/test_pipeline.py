@@ -168,6 +168,28 @@ def test_a_finished_run_does_nothing_again(finished, checkpoint, text, monkeypat
     assert summary == json.loads((finished / "summary.json").read_text())
 
 
+def test_other_forms_lie_beside_the_checkpoint_and_go_with_it(finished, tmp_path):
+    pytest.importorskip("gguf")
+    output = tmp_path / "forms"
+    subprocess.run(["cp", "-r", finished, output], check=True)
+    assert darwinlm.export_checkpoint(str(output), portable=True, format="gguf") == output / "model"
+    forms = {path.name for path in output.glob("model-*")}
+    assert forms == {"model-portable", "model-f32.gguf"}
+    darwinlm.search_genome(str(output), restart=True, target={"level": 1})
+    assert not list(output.glob("model*"))
+
+
+def test_a_form_that_cannot_be_had_is_refused_before_the_checkpoint_is_written(finished, tmp_path, monkeypatch):
+    pytest.importorskip("gguf")
+    output = tmp_path / "refused"
+    subprocess.run(["cp", "-r", finished, output], check=True)
+    subprocess.run(["rm", "-r", output / "model"], check=True)
+    monkeypatch.setattr("darwinlm.export.gguf.file.llama_cpp_faults", lambda source: ["has a flaw"])
+    with pytest.raises(RequestError, match="it has a flaw"):
+        darwinlm.export_checkpoint(str(output), format="gguf")
+    assert not (output / "model").exists()
+
+
 def test_a_damaged_database_is_named_and_rebuilt_only_when_asked(finished, checkpoint, text, tmp_path):
     output = tmp_path / "damaged"
     subprocess.run(["cp", "-r", finished, output], check=True)

@@ -22,9 +22,11 @@ __all__ = [
     "RequestError",
     "bench",
     "build_database",
+    "convert_checkpoint",
     "demo",
     "evaluate",
     "export_checkpoint",
+    "import_checkpoint",
     "plan",
     "prune",
     "search_genome",
@@ -60,11 +62,31 @@ def search_genome(output: str, *, preset: str | None = None, restart: bool = Fal
     return run_search(_config(preset, {"output": output, **settings}), restart=restart)
 
 
-def export_checkpoint(output: str, **settings: Any):
-    """Write the checkpoint of a run directory's genome; returns its folder."""
+def export_checkpoint(output: str, *, portable: bool = False, format: str = "", dtype: str = "", **settings: Any):
+    """Write the checkpoint of a run directory's genome, and other forms of it beside; returns its folder."""
+    from darwinlm.export.forms import Wanted
     from darwinlm.pipeline import run_export
 
-    return run_export(_config(None, {"output": output, **settings}))
+    run_export(config := _config(None, {"output": output, **settings}), Wanted(portable, format, dtype))
+    return config.path / "model"
+
+
+def convert_checkpoint(folder: str, *, portable: bool = False, format: str = "", dtype: str = ""):
+    """Write other forms of a checkpoint beside it; returns what lies there now, the checkpoint itself first."""
+    from pathlib import Path
+
+    from darwinlm.export.forms import Wanted, write_forms
+
+    return write_forms(Path(folder).expanduser(), Wanted(portable, format, dtype))
+
+
+def import_checkpoint(source: str, output: str, *, model: str = "", configuration: str = ""):
+    """Write a masked model, or the authors' level database, as a really smaller checkpoint; returns what was found."""
+    from darwinlm.foreign.masked import import_model
+
+    return import_model(
+        os.fspath(source), os.fspath(output), model=os.fspath(model), configuration=os.fspath(configuration)
+    )
 
 
 def evaluate(model: str, *, against: str = "", **settings: Any):

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from darwinlm.database.levels import OUTPUT_OF_KIND, Ladder
+from darwinlm.database.levels import NORM_OF_KIND, OUTPUT_OF_KIND, Ladder
 from darwinlm.database.store import Database
 from darwinlm.genome import Genome, Space
 from darwinlm.models.attention import AttentionLayout, heads_of_columns, lay_out
@@ -21,8 +21,6 @@ from darwinlm.models.shape import LayerWidths, ModelShape
 from darwinlm.models.shrink import shrink_attention, shrink_mlp
 from darwinlm.models.source import ModelSource
 from darwinlm.runtime.cache import ByteCache
-
-_NORMS = {"attention": "input_layernorm", "mlp": "post_attention_layernorm"}
 
 
 class Assembler:
@@ -67,7 +65,7 @@ class Assembler:
         yield "model.embed_tokens.weight", self._tensor("model.embed_tokens.weight")
         levels = {(l.layer, l.kind): (l, level) for l, level in zip(self.space.ladders, genome, strict=True)}
         for layer in range(len(self.source.shape.layers)):
-            for kind, norm in _NORMS.items():
+            for kind, norm in NORM_OF_KIND.items():
                 ladder, level = levels.get((layer, kind), (None, 0))
                 if ladder is None or level == ladder.top:  # already absent, or absent now: its norm goes, too
                     continue
@@ -93,7 +91,7 @@ class Assembler:
             if ladder.layer == layer:
                 widths = self._widths(widths, ladder, level)
             if ladder.layer == layer and level < ladder.top:
-                norm = f"{_NORMS[ladder.kind]}.weight"
+                norm = f"{NORM_OF_KIND[ladder.kind]}.weight"
                 tensors[norm] = self._tensor(f"model.layers.{layer}.{norm}")
                 module = ladder.name.removeprefix(f"model.layers.{layer}.")
                 tensors |= {f"{module}.{name}": tensor for name, tensor in self._module(ladder, level).items()}

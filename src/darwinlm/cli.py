@@ -67,11 +67,27 @@ def _search(config: RunConfig, flags: dict[str, Any]) -> None:
 
 
 def _export(config: RunConfig, flags: dict[str, Any]) -> None:
+    from darwinlm import tables
+    from darwinlm.export.forms import Wanted
     from darwinlm.pipeline import run_export
 
-    folder = run_export(config)
-    console.print(f"The checkpoint lies in {folder}. It loads with transformers alone (trust_remote_code=True).")
-    _next(f"darwinlm eval {folder} --against {config.model}")
+    wanted = Wanted(bool(flags["portable"]), flags["format"] or "", flags["dtype"] or "")
+    if forms := run_export(config, wanted):
+        for line in tables.forms(forms):
+            console.print(line)
+        dense = config.model if config.output else "MODEL"
+        _next(f"darwinlm eval {forms[0].path} --against {dense}")
+
+
+def _import(config: RunConfig, flags: dict[str, Any]) -> None:
+    from darwinlm import tables
+    from darwinlm.foreign.masked import import_model
+
+    imported = import_model(
+        flags["source"] or "", config.output, model=config.model, configuration=flags["configuration"] or ""
+    )
+    console.print(tables.imported(imported))
+    _next(f"darwinlm eval {imported.folder} --against MODEL --data TEXT")
 
 
 def _eval(config: RunConfig, flags: dict[str, Any]) -> None:
@@ -124,7 +140,21 @@ COMMANDS = {
     "search": Command(
         "evolution over levels, training-aware", "--output RUN", _search, takes_model=False, flags=("restart",)
     ),
-    "export": Command("a really smaller Hugging Face checkpoint", "--output RUN", _export, takes_model=False),
+    "export": Command(
+        "a really smaller Hugging Face checkpoint, and other forms of it",
+        "--output RUN | CHECKPOINT [--portable] [--format gguf [--dtype f16]]",
+        _export,
+        flags=("portable", "format", "dtype"),
+        without=("dtype",),
+    ),
+    "import": Command(
+        "a masked model, or the authors' level database, as a really smaller checkpoint",
+        "SOURCE --output FOLDER [--model DENSE --configuration FILE]",
+        _import,
+        takes_model=False,
+        flags=("source", "configuration"),
+        without=("data", "seed", "device", "dtype", "trust_remote_code", "blocks", "database", "target", "search"),
+    ),
     "eval": Command(
         "perplexity of a checkpoint, and its KL to the dense model",
         "CHECKPOINT [--against MODEL] [--data DATA]",
@@ -158,8 +188,13 @@ _FLAG_HELP = {
     "restart": "discard the search that lies in the output folder and begin anew",
     "against": "the dense model to compare with: folder or hub id",
     "output": "folder for bench.json and bench.png; runs/bench by default",
+    "source": "masked checkpoint, or folder of <module>/<level>.pth files",
+    "configuration": "text file with a line `module: level` for each module of a level database",
+    "portable": "write a checkpoint with zero stubs for absent modules, too, for engines that need every module",
+    "format": "write this format, too: gguf, for llama.cpp",
+    "dtype": "of the GGUF file: f32, f16, bf16 or q8_0; by default what the checkpoint is stored in",
 }
-_WITH_VALUE = ("against", "output")
+_WITH_VALUE = ("against", "output", "format", "dtype", "configuration")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -249,7 +284,9 @@ def _parser(name: str, command: Command) -> ArgumentParser:
     parser.add_argument("--preset", help=f"settings by name: {', '.join(PRESETS)}")
     parser.add_argument("--config", help="YAML file with settings; flags override it")
     for flag in command.flags:
-        if flag in _WITH_VALUE:
+        if flag == "source":
+            parser.add_argument("source", nargs="?", help=_FLAG_HELP[flag])
+        elif flag in _WITH_VALUE:
             parser.add_argument(f"--{flag}", help=_FLAG_HELP[flag])
         else:
             parser.add_argument(f"--{flag}", action="store_true", help=_FLAG_HELP[flag])

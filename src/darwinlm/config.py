@@ -55,6 +55,8 @@ class DatabaseConfig:
     """`equal`: as many equal steps as a kind of module allows; `paper`: equations 5 and 6 as printed."""
     multiple_of: int = 32
     """MLP widths are multiples of this many columns."""
+    tensor_parallel: int = 1
+    """Devices that split the heads of the pruned model: every level keeps query and KV heads in multiples of it."""
     attention_columns: list[int] | None = None
     """Explicit table: columns of the attention output matrix removed at each level, 0 first, all last."""
     mlp_columns: list[int] | None = None
@@ -195,7 +197,7 @@ def faults(config: RunConfig, without: Collection[str] = ()) -> list[str]:
 
     for group, names in (
         (blocks, ("hessian", "train", "select", "held_out", "pool_tokens")),
-        (database, ("multiple_of", "batch_sequences")),
+        (database, ("multiple_of", "tensor_parallel", "batch_sequences")),
         (search, ("generations", "offspring", "batch_sequences", "switches")),
     ):
         section = type(group).__name__.removesuffix("Config").lower()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+
 from darwinlm.config import RunConfig
 from darwinlm.database.levels import Ladder
 from darwinlm.genome import Genome
@@ -47,20 +49,51 @@ class MemoryPlan:
 
 
 def plan_memory(
-    shape: ModelShape, pruned: ModelShape, config: RunConfig, bytes_per_value: int, compute_bytes: int
+    shape: ModelShape, pruned: ModelShape, config: RunConfig, value_bytes: int, compute: torch.dtype, on_host: bool
 ) -> MemoryPlan:
     """Peak memory of the database and the search, without what the runtime itself takes.
 
-    The database holds one block, its Hessian and the four matrices of its size that OBS works on. The search holds the
-    dense weights and one candidate in float32 with gradients and AdamW's two moments, and the candidate's activations.
+    The database holds one block, its Hessian and the four matrices of its size that OBS works on. The search holds one
+    candidate in training and the dense head in float32; where the host itself computes, the dense weights, too.
+
+    Args:
+        shape: the dense model.
+        pruned: the model at the target.
+        config: of the run.
+        value_bytes: of a stored weight.
+        compute: arithmetic of the forward passes.
+        on_host: whether device and host share one memory.
     """
     widest = max(max(w.heads * shape.head_dim, w.intermediate) for w in shape.layers)
-    block = shape.layer_parameters // len(shape.layers) * compute_bytes
+    block = shape.layer_parameters // len(shape.layers) * compute.itemsize
     batch_tokens = config.database.batch_sequences * config.blocks.sequence_length
     database = block + 5 * 4 * widest**2 + batch_tokens * (widest + 4 * shape.hidden) * 4
-    tokens = config.search.batch_sequences * config.blocks.sequence_length
-    mean_width = sum(3 * w.intermediate + 4 * w.heads * shape.head_dim + 6 * shape.hidden for w in pruned.layers)
-    activations = tokens * mean_width * 4 + min(tokens * shape.vocabulary, 1 << 24) * 8
-    search = shape.parameters * bytes_per_value + pruned.parameters * 16 + activations
-    hidden_states = config.blocks.hessian * config.blocks.sequence_length * shape.hidden * compute_bytes
+    weights = compute if config.search.weights == "auto" else getattr(torch, config.search.weights)
+    search = trial_memory(pruned, config, weights) + shape.vocabulary * shape.hidden * 4
+    if on_host:
+        search += shape.parameters * value_bytes
+    hidden_states = config.blocks.hessian * config.blocks.sequence_length * shape.hidden * compute.itemsize
     return MemoryPlan(database=database, search=search, hidden_states=hidden_states)
+
+
+def trial_memory(pruned: ModelShape, config: RunConfig, weights: torch.dtype) -> int:
+    """Bytes at the peak of the trial training of a candidate of this shape.
+
+    Its weights with gradients and AdamW's two moments (float32), or with the moments and the gradient of one parameter
+    at a time (bfloat16); the activations that the backward pass needs; one chunk of logits.
+    """
+    tokens = config.search.batch_sequences * config.blocks.sequence_length
+    value = weights.itemsize
+    per_layer = [_activations(pruned, w, tokens, value) for w in pruned.layers]
+    if config.search.gradient_checkpointing:
+        activations = tokens * pruned.hidden * value * len(per_layer) + max(per_layer)
+    else:
+        activations = sum(per_layer)
+    return pruned.parameters * (16 if value == 4 else 6) + activations
+
+
+def _activations(shape: ModelShape, widths: LayerWidths, tokens: int, value: int) -> int:
+    """Bytes of one layer's activations that its backward pass needs."""
+    attention = 4 * widths.heads * shape.head_dim + 6 * shape.hidden if widths.heads else 0
+    mlp = 4 * widths.intermediate + 4 * shape.hidden if widths.intermediate else 0
+    return tokens * (attention + mlp) * value

@@ -16,7 +16,8 @@ from darwinlm.cost import plan_memory
 from darwinlm.database.build import build_database
 from darwinlm.database.store import MANIFEST, Database, damaged_files
 from darwinlm.errors import RequestError
-from darwinlm.export.huggingface import export_checkpoint
+from darwinlm.export.forms import Form, Wanted, check_forms, discard_forms, write_forms
+from darwinlm.export.huggingface import RECORD, export_checkpoint
 from darwinlm.genome import Genome
 from darwinlm.measure.pictures import draw_errors
 from darwinlm.measure.quality import HeldOut, Quality
@@ -58,7 +59,7 @@ def database_stage(run: Run, *, rebuild: bool = False) -> Database:
 def _placement(run: Run) -> Placement:
     """Where the hidden states of the calibration go: what the database's own work needs stays free."""
     dense, config = run.source.shape, run.config
-    memory = plan_memory(dense, dense, config, run.source.dtype.itemsize, run.dtype.itemsize)
+    memory = plan_memory(dense, dense, config, run.source.dtype.itemsize, run.dtype, run.device.type == "cpu")
     where = config.database.hidden_states
     return Placement(run.device, run.directory.database, where, memory.database, ranks.local_world_size())
 
@@ -117,6 +118,7 @@ def _cache_bytes() -> int:
 
 
 def _discard_search(run: Run) -> None:
+    discard_forms(run.directory.model)
     for path in (run.directory.search, run.directory.model):
         shutil.rmtree(path, ignore_errors=True)
     for path in (run.directory.genome, run.directory.summary):
@@ -126,10 +128,11 @@ def _discard_search(run: Run) -> None:
 
 def export_stage(run: Run, database: Database, genome: Genome) -> None:
     """Write the genome's checkpoint to `model/`, unless it lies there already."""
-    marker = run.directory.model / "darwinlm.json"
+    marker = run.directory.model / RECORD
     made_from = {"genome": run.space.named(genome), "database": sha256_of(database.identity)}
     if marker.exists() and read_json(marker) == made_from:
         return
+    discard_forms(run.directory.model)
     with run.directory.timed("export"):
         assembler = Assembler(run.source, database, keep_dense=False)
         export_checkpoint(assembler, genome, run.directory.model, _card_facts(run), made_from)
@@ -229,13 +232,28 @@ def _require_database(config: RunConfig) -> None:
         )
 
 
-def run_export(config: RunConfig) -> Path:
-    """Write the checkpoint of a finished search; returns its folder. One rank does it all."""
+def run_export(config: RunConfig, wanted: Wanted | None = None) -> list[Form]:
+    """Write the checkpoint of a finished search, and the other forms of it that are asked for. One rank does it all.
+
+    Args:
+        config: a run directory; or, without one, `model` is a finished checkpoint that gets other forms.
+        wanted: the other forms.
+
+    Returns:
+        The forms, the canonical checkpoint first.
+    """
+    wanted = wanted or Wanted()
+    if config.model and not config.output:
+        if not wanted:
+            raise RequestError(f"Nothing is asked for '{config.model}': add --portable or --format gguf.")
+        return write_forms(Path(config.model).expanduser(), wanted)
     _require_database(config)
     with opened(config) as run:
-        if ranks.is_first():
-            export_stage(run, run.finished_database(), run.genome())
-        return run.directory.model
+        check_forms(run.source, wanted)
+        if not ranks.is_first():
+            return []
+        export_stage(run, run.finished_database(), run.genome())
+        return write_forms(run.directory.model, wanted, stub_heads=config.database.tensor_parallel)
 
 
 def run_prune(config: RunConfig, *, rebuild: bool = False, restart: bool = False) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -37,6 +37,8 @@ class Plan:
     target: SizeRow
     steps: dict[str, int]
     """Steps of each kind of module."""
+    unsplit_steps: dict[str, int]
+    """The same without `database.tensor_parallel`."""
     database_bytes: int
     memory: MemoryPlan
     hessian_tokens: int
@@ -66,6 +68,7 @@ def make_plan(config: RunConfig) -> Plan:
         genome = uniform(space, level / config.database.levels, config.seed)
         return _row(level, source.shape.with_layers(nominal_widths(source.shape, rungs, genome)), stored.itemsize)
 
+    unsplit = Space(tuple(ladders(source.shape, replace(config.database, tensor_parallel=1))))
     target = uniform(space, config.target.level / config.database.levels, config.seed)
     pruned = source.shape.with_layers(nominal_widths(source.shape, rungs, target))
     compute = choose_dtype(config.dtype, device)
@@ -74,13 +77,18 @@ def make_plan(config: RunConfig) -> Plan:
         dense=row(0),
         levels=[row(level) for level in range(1, config.database.levels)],
         target=row(config.target.level),
-        steps={kind: max(space.ladders[i].top for i in space.members(kind)) for kind in space.kinds},
+        steps=_steps(space),
+        unsplit_steps=_steps(unsplit),
         database_bytes=database_bytes(source.shape, rungs, stored.itemsize),
-        memory=plan_memory(source.shape, pruned, config, stored.itemsize, compute.itemsize),
+        memory=plan_memory(source.shape, pruned, config, stored.itemsize, compute, device.type == "cpu"),
         hessian_tokens=config.blocks.hessian * config.blocks.sequence_length,
         search_train_tokens=train,
         search_select_tokens=select,
     )
+
+
+def _steps(space: Space) -> dict[str, int]:
+    return {kind: max(space.ladders[i].top for i in space.members(kind)) for kind in space.kinds}
 
 
 def _row(level: float, shape: ModelShape, value_bytes: int) -> SizeRow:

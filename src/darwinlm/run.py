@@ -99,6 +99,8 @@ class Run:
         """What the database depends on."""
         chosen = {key: value for key, value in to_dict(self.config.database).items() if key != "hidden_states"}
         settings = {f"database.{key}": value for key, value in chosen.items()}
+        if self.config.database.tensor_parallel == 1:  # changes nothing, and older databases do not know it
+            del settings["database.tensor_parallel"]
         return {**self.blocks_identity, "dtype": str(self.dtype), **settings}
 
     @property

@@ -12,6 +12,8 @@ from rich.table import Table
 
 from darwinlm.database.store import Database
 from darwinlm.demonstration import DemoRow
+from darwinlm.export.forms import Form
+from darwinlm.foreign.masked import Imported
 from darwinlm.measure.bench import BenchResult
 from darwinlm.measure.quality import Quality
 from darwinlm.measure.timing import Spread
@@ -72,6 +74,29 @@ def genome(levels: dict[str, int]) -> Table:
     return table
 
 
+def forms(written: list[Form]) -> Iterable[Any]:
+    """The end of `darwinlm export`."""
+    table = _table("Written", "form", "parameters", "weights", "path")
+    for form in written:
+        table.add_row(form.name, f"{form.parameters:,}", _gb(form.bytes), str(form.path))
+    yield table
+    for form in written:
+        for note in form.notes:
+            yield f"{form.name}: {note}"
+    yield "The folders load with transformers alone (trust_remote_code=True)."
+
+
+def imported(found: Imported) -> Table:
+    """The end of `darwinlm import`: what was there, and what is left."""
+    table = _table("Kept", "layer", "query heads", "KV heads", "MLP columns")
+    for layer, (old, new) in enumerate(zip(found.before.layers, found.after.layers)):
+        pairs = ((old.heads, new.heads), (old.kv_heads, new.kv_heads), (old.intermediate, new.intermediate))
+        table.add_row(str(layer), *(f"{after} of {before}" for before, after in pairs))
+    sizes = f"{found.after.parameters:,} of {found.before.parameters:,} parameters"
+    table.caption = f"{sizes}; the checkpoint lies in {found.folder}"
+    return table
+
+
 def plan(values: Plan) -> Iterable[Any]:
     """What `darwinlm plan` prints."""
     sizes = _table("Sizes by level", "level", "parameters", "share", "in layers", "share", "KV/token", "checkpoint")
@@ -87,7 +112,12 @@ def plan(values: Plan) -> Iterable[Any]:
     cost.add_row("search, training", f"{values.search_train_tokens:,}", _gb(memory.search), "")
     cost.add_row("search, scoring", f"{values.search_select_tokens:,}", "", "")
     cost.add_row("export", "", "", _gb(values.target.checkpoint_bytes))
-    cost.caption = "Steps from dense to gone: " + ", ".join(f"{kind} {steps}" for kind, steps in values.steps.items())
+    steps = ", ".join(
+        f"{kind} {steps}"
+        + (f" ({whole} without tensor_parallel)" if (whole := values.unsplit_steps[kind]) != steps else "")
+        for kind, steps in values.steps.items()
+    )
+    cost.caption = f"Steps from dense to gone: {steps}"
     yield cost
 
 

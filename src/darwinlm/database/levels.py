@@ -18,6 +18,8 @@ from darwinlm.models.shape import LayerWidths, ModelShape
 Kind = Literal["attention", "mlp"]
 MODULE_OF_KIND: dict[Kind, str] = {"attention": "self_attn", "mlp": "mlp"}
 OUTPUT_OF_KIND: dict[Kind, str] = {"attention": "o_proj", "mlp": "down_proj"}
+NORM_OF_KIND: dict[Kind, str] = {"attention": "input_layernorm", "mlp": "post_attention_layernorm"}
+"""The norm before a module: it goes when the module goes."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,8 @@ def _attention_ladder(layer: int, widths: LayerWidths, head_dim: int, config: Da
     unit = attention_unit(widths, config)
     group = widths.heads // widths.kv_heads
     group_size = head_dim * (group if unit == "kv_group" else 1)
-    at_once = widths.kv_heads if unit == "balanced" else 1  # groups that one step of this unit removes
+    _check_split(widths, unit, config.tensor_parallel)
+    at_once = widths.kv_heads if unit == "balanced" else config.tensor_parallel  # groups that one step removes
     columns = widths.heads * head_dim
     steps = columns // group_size // at_once
     removed = _removed("attention", columns, group_size * at_once, steps, config, config.attention_columns)
@@ -84,8 +87,29 @@ def _attention_ladder(layer: int, widths: LayerWidths, head_dim: int, config: Da
     )
 
 
+def _check_split(widths: LayerWidths, unit: str, devices: int) -> None:
+    """Heads must split evenly over the devices, now and at every level."""
+    if devices == 1:
+        return
+    if widths.heads % devices or widths.kv_heads % devices:
+        raise RequestError(
+            f"database.tensor_parallel is {devices}, but the model has {widths.heads} query and {widths.kv_heads} KV heads. "
+            f"Choose a divisor of {math.gcd(widths.heads, widths.kv_heads)}."
+        )
+    if unit == "query_head" and widths.heads != widths.kv_heads:
+        raise RequestError(
+            f"database.tensor_parallel is {devices}, but with database.attention_unit query_head the kept heads decide how "
+            "many KV heads stay. Choose kv_group or balanced."
+        )
+
+
 def _mlp_ladder(layer: int, columns: int, config: DatabaseConfig) -> Ladder:
     multiple = 1 if config.mlp_columns is not None else config.multiple_of
+    if any(width % config.tensor_parallel for width in (columns, config.multiple_of, *(config.mlp_columns or ()))):
+        raise RequestError(
+            f"database.tensor_parallel is {config.tensor_parallel}, so the MLP's {columns} columns, database.multiple_of = "
+            f"{config.multiple_of} and every entry of database.mlp_columns must be multiples of it."
+        )
     units = math.ceil(columns / multiple) if config.rounding == "paper" else columns // multiple
     if config.rounding == "equal" and columns % multiple:
         raise RequestError(

@@ -9,13 +9,14 @@ import yaml
 from darwinlm.models.shape import ModelShape
 from darwinlm.models.source import ModelSource
 
+_TOLD = """pruned by [DarwinLM](https://arxiv.org/abs/2502.07780): second-order structured pruning of attention heads,
+MLP columns and whole modules, with the level of each module found by training-aware evolutionary search.
+The weights are really smaller; nothing is masked. It has had no training after the search."""
 _TEMPLATE = """---
 {front}---
 # {title}
 
-{dense} pruned by [DarwinLM](https://arxiv.org/abs/2502.07780): second-order structured pruning of attention heads,
-MLP columns and whole modules, with the level of each module found by training-aware evolutionary search.
-The weights are really smaller; nothing is masked. It has had no training after the search.
+{dense} {told}
 
 | | dense | pruned |
 |---|---|---|
@@ -42,7 +43,9 @@ that is needed besides transformers >= 5.14. It is short: read it before you tru
 """
 
 
-def model_card(source: ModelSource, shape: ModelShape, levels: dict[str, int], facts: dict[str, Any]) -> str:
+def model_card(
+    source: ModelSource, shape: ModelShape, levels: dict[str, int], facts: dict[str, Any], told: str = _TOLD
+) -> str:
     """The card as Markdown.
 
     Args:
@@ -50,6 +53,7 @@ def model_card(source: ModelSource, shape: ModelShape, levels: dict[str, int], f
         shape: the pruned widths.
         levels: {module name: level}.
         facts: what is told of the making, a line each.
+        told: what was done to the dense model, after its name.
     """
     title = (
         source.folder.name
@@ -72,6 +76,7 @@ def model_card(source: ModelSource, shape: ModelShape, levels: dict[str, int], f
         front=yaml.safe_dump(front, sort_keys=True),
         title=f"{title}, pruned",
         dense=f"`{source.name if _is_hub_id(source.name) else title}`",
+        told=told,
         dense_parameters=source.shape.parameters,
         parameters=shape.parameters,
         dense_layers=source.shape.layer_parameters,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from darwinlm.assemble import Assembler
+from darwinlm.errors import RequestError
 from darwinlm.export.card import model_card
 from darwinlm.genome import Genome
 from darwinlm.models.heterogeneous import modeling_source
@@ -24,6 +25,8 @@ from darwinlm.runtime.files import flush, write_json, write_tensors, write_text
 
 SHARD_BYTES = 4 << 30
 """Largest weight file."""
+RECORD = "darwinlm.json"
+"""What a checkpoint was made from."""
 _CODE = "modeling_darwinlm"
 _AUTO_MAP = {
     "AutoConfig": f"{_CODE}.DarwinLMConfig",
@@ -53,16 +56,44 @@ def export_checkpoint(
         facts: what the model card says of how it was made.
         made_from: kept beside it as `darwinlm.json`, so that it is known again.
     """
-    source = assembler.source
+    card = model_card(assembler.source, assembler.shape(genome), assembler.space.named(genome), facts)
+    write_checkpoint(
+        folder, assembler.source, assembler.config(genome), assembler.tensors(genome), card=card, made_from=made_from
+    )
+
+
+def write_checkpoint(
+    folder: Path,
+    source: ModelSource,
+    config: Any,
+    tensors: Iterable[tuple[str, Tensor]],
+    *,
+    card: str,
+    made_from: dict[str, Any],
+) -> None:
+    """Write any heterogeneous model as a checkpoint; the folder appears whole or not at all.
+
+    Args:
+        folder: where the checkpoint goes; one that lies there is replaced.
+        source: where tokenizer, licence, generation settings and dtype come from.
+        config: from `heterogeneous_config`.
+        tensors: (full name, tensor), streamed.
+        card: the README.md.
+        made_from: kept beside it as `darwinlm.json`, so that it is known again.
+
+    Raises:
+        RequestError: the folder holds something that is not ours.
+    """
+    check_replaceable(folder)
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    _write_weights(partial, assembler.tensors(genome))
-    write_json(partial / "config.json", _config(assembler, genome))
+    _write_weights(partial, tensors)
+    write_json(partial / "config.json", _config_values(config, source))
     write_text(partial / f"{_CODE}.py", modeling_source(source.family))
     _copy_words(source, partial)
-    write_text(partial / "README.md", model_card(source, assembler.shape(genome), assembler.space.named(genome), facts))
-    write_json(partial / "darwinlm.json", made_from)
+    write_text(partial / "README.md", card)
+    write_json(partial / RECORD, made_from)
     for path in partial.iterdir():
         flush(path)
     shutil.rmtree(folder, ignore_errors=True)
@@ -70,13 +101,25 @@ def export_checkpoint(
     flush(folder.parent)
 
 
-def _config(assembler: Assembler, genome: Genome) -> dict[str, Any]:
-    values = json.loads(assembler.config(genome).to_json_string())
-    dtype = str(assembler.source.dtype).removeprefix("torch.")
+def check_replaceable(folder: Path) -> None:
+    """Check that a checkpoint may be written to a folder: it is not there, empty, or holds one of ours.
+
+    Raises:
+        RequestError: it holds something else.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not (folder / RECORD).is_file():
+        raise RequestError(
+            f"'{folder}' holds something that DarwinLM has not made. Choose another --output, or move it away."
+        )
+
+
+def _config_values(config: Any, source: ModelSource) -> dict[str, Any]:
+    values = json.loads(config.to_json_string())
+    dtype = str(source.dtype).removeprefix("torch.")
     return {"architectures": ["DarwinLMForCausalLM"], "auto_map": _AUTO_MAP, **values, "dtype": dtype}
 
 
-def _write_weights(folder: Path, tensors: Iterator[tuple[str, Tensor]]) -> None:
+def _write_weights(folder: Path, tensors: Iterable[tuple[str, Tensor]]) -> None:
     """Stream tensors into one file, or into numbered ones with an index."""
     names: list[list[str]] = []
     total = 0
@@ -95,7 +138,7 @@ def _write_weights(folder: Path, tensors: Iterator[tuple[str, Tensor]]) -> None:
     write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": index})
 
 
-def _shards(tensors: Iterator[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+def _shards(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
     """Groups of at most SHARD_BYTES; a larger tensor gets one of its own."""
     shard: dict[str, Tensor] = {}
     for name, tensor in tensors:

@@ -151,6 +151,16 @@ class ModelSource:
         names = [name for name in self.files if name.startswith(prefix)]
         return {name.removeprefix(prefix): tensor for name, tensor in self.tensors(names).items()}
 
+    def outline(self, prefix: str) -> dict[str, Tensor]:
+        """As `module`, but on the meta device: shapes and dtypes without the numbers."""
+        found: dict[str, Tensor] = {}
+        for name, path in self.files.items():
+            if name.startswith(prefix):
+                with safe_open(path, framework="pt") as file:
+                    shape = file.get_slice(name).get_shape()
+                found[name.removeprefix(prefix)] = torch.empty(shape, dtype=self.dtype, device="meta")
+        return found
+
     def embedding(self) -> Tensor:
         """(vocabulary, hidden): the token embedding."""
         return self.tensors(["model.embed_tokens.weight"])["model.embed_tokens.weight"]

@@ -79,7 +79,8 @@ class TrainedFitness:
         device = self.teacher.head.device
         model = self.assembler.model(genome, device, self.weights)
         if self.config.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+            enable({"use_reentrant": False})  # the second name is that of transformers before 5.20
         rounding = torch_generator(self.seed, "rounding", generation, device=device)
         return Trial(model, self.config.learning_rate, self.config.batch_sequences, self.dtype, rounding)
 

@@ -60,12 +60,14 @@ class Trial:
     def to(self, device: torch.device) -> None:
         """Move weights and moments, to make room on the device or to go on there."""
         self.model.to(device)
-        if isinstance(self.optimizer, RoundedAdamW):
-            moments = [tensor for pair in self.optimizer.moments.values() for tensor in pair]
-        else:
-            moments = [tensor for state in self.optimizer.state.values() for tensor in state.values()]
-        for tensor in moments:
+        for tensor in self.moments():
             tensor.data = tensor.data.to(device)
+
+    def moments(self) -> list[Tensor]:
+        """What the optimizer keeps from step to step."""
+        if isinstance(self.optimizer, RoundedAdamW):
+            return [tensor for pair in self.optimizer.moments.values() for tensor in pair]
+        return [tensor for state in self.optimizer.state.values() for tensor in state.values()]
 
     def _step(self, tokens: Tensor) -> None:
         with self.autocast:

@@ -1,0 +1,157 @@
+"""A checkpoint as one GGUF file, streamed: the numbers of one layer at a time are in memory."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from darwinlm.errors import RequestError
+from darwinlm.export.gguf.vocabulary import Vocabulary, vocabulary
+from darwinlm.models.llama_cpp import architecture, llama_cpp_faults, outlines, rope_of, tensors
+from darwinlm.models.source import ModelSource
+from darwinlm.models.stubs import stubbed
+from darwinlm.runtime.files import require_room, written_whole
+
+DTYPES = ("f32", "f16", "bf16", "q8_0")
+_STORED_AS = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
+_FILE_TYPES = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0"}
+
+
+def check_gguf(source: ModelSource) -> Vocabulary:
+    """Check that llama.cpp computes a checkpoint as transformers does, before anything is written.
+
+    Args:
+        source: a checkpoint, pruned or dense.
+
+    Returns:
+        Its tokenizer in llama.cpp's terms.
+
+    Raises:
+        RequestError: it would not; names everything that stands in the way.
+    """
+    if importlib.util.find_spec("gguf") is None:
+        raise RequestError("GGUF files need the package gguf. Install it with: pip install 'darwinlm[gguf]'")
+    if found := llama_cpp_faults(source):
+        raise RequestError(*(f"'{source.name}' cannot be written as GGUF: it {fault}." for fault in found))
+    return vocabulary(source)
+
+
+def default_dtype(source: ModelSource) -> str:
+    """The dtype that a checkpoint is stored in, as GGUF names it."""
+    return _STORED_AS.get(source.dtype, "f16")
+
+
+def write_gguf(source: ModelSource, path: Path, dtype: str) -> list[str]:
+    """Write a checkpoint as a GGUF file, whole or not at all.
+
+    Args:
+        source: a checkpoint, pruned or dense.
+        path: the file; one that lies there is replaced.
+        dtype: one of `DTYPES`, for matrices; norms and biases are float32 always.
+
+    Returns:
+        What the reader should know of it: where llama.cpp cuts rare text otherwise, matrices kept in another dtype.
+
+    Raises:
+        RequestError: llama.cpp would not compute what the checkpoint computes, or the weights do not fit the dtype or the
+            disk.
+    """
+    words = check_gguf(source)
+    import gguf
+
+    shapes = outlines(source)
+    kinds = {name: _kind(shape, dtype) for name, shape in shapes.items()}
+    require_room(path.parent, sum(_bytes(shape, kinds[name]) for name, shape in shapes.items()), "This GGUF file")
+    with written_whole(path) as partial:
+        writer = gguf.GGUFWriter(partial, architecture(source))
+        try:
+            _metadata(writer, source, dtype)
+            _tokenizer(writer, words)
+            _write_tensors(writer, source, shapes, kinds)
+        finally:
+            writer.close()
+    odd = [name for name, kind in kinds.items() if dtype == "q8_0" and kind.name == "F16"]
+    kept = [f"{len(odd)} matrices are f16: their rows are no multiple of 32 ({odd[0]} first)."] if odd else []
+    return [*words.notes, *kept]
+
+
+def _write_tensors(writer: Any, source: ModelSource, shapes: dict[str, tuple[int, ...]], kinds: dict[str, Any]) -> None:
+    """Announce all tensors, then stream them; a name that comes out of turn would land in another's place."""
+    import gguf
+
+    for name, shape in shapes.items():
+        writer.add_tensor_info(name, shape, np.dtype(np.float32), _bytes(shape, kinds[name]), kinds[name])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    for expected, (name, tensor) in zip(shapes, tensors(source), strict=True):
+        if name != expected:
+            raise RuntimeError(f"tensor {name} came where {expected} was announced")
+        with np.errstate(over="ignore"):  # told below
+            values = gguf.quants.quantize(tensor.numpy(), kinds[name])
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            raise RequestError(f"'{source.name}' has weights beyond the range of f16. Choose --dtype bf16 or f32.")
+        writer.write_tensor_data(values)
+
+
+def _kind(shape: tuple[int, ...], dtype: str) -> Any:
+    """The type of one tensor: vectors stay float32, rows that do not split into blocks stay float16."""
+    import gguf
+
+    kind = gguf.GGMLQuantizationType[dtype.upper()]
+    block, _ = gguf.GGML_QUANT_SIZES[kind]
+    if len(shape) == 1:
+        return gguf.GGMLQuantizationType.F32
+    return kind if shape[-1] % block == 0 else gguf.GGMLQuantizationType.F16
+
+
+def _bytes(shape: tuple[int, ...], kind: Any) -> int:
+    import gguf
+
+    block, size = gguf.GGML_QUANT_SIZES[kind]
+    return math.prod(shape) // block * size
+
+
+def _metadata(writer: Any, source: ModelSource, dtype: str) -> None:
+    """Widths of every layer, and all that the graph computes with."""
+    import gguf
+
+    config, shape = source.config, stubbed(source.shape)
+    writer.add_name(source.folder.resolve().name)
+    writer.add_file_type(gguf.LlamaFileType[_FILE_TYPES[dtype]])
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    writer.add_vocab_size(shape.vocabulary)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(shape.hidden)
+    writer.add_block_count(len(shape.layers))
+    writer.add_feed_forward_length([widths.intermediate for widths in shape.layers])
+    writer.add_head_count([widths.heads for widths in shape.layers])
+    writer.add_head_count_kv([widths.kv_heads for widths in shape.layers])
+    writer.add_key_length(shape.head_dim)
+    writer.add_value_length(shape.head_dim)
+    writer.add_rope_dimension_count(shape.head_dim)
+    writer.add_rope_freq_base(rope_of(source).base)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+
+
+def _tokenizer(writer: Any, words: Vocabulary) -> None:
+    writer.add_tokenizer_model(words.model)
+    writer.add_tokenizer_pre(words.pre)
+    writer.add_token_list(words.tokens)
+    writer.add_token_types(words.types)
+    if words.merges is not None:
+        writer.add_token_merges(words.merges)
+    if words.scores is not None:
+        writer.add_token_scores(words.scores)
+    for name, number in words.special.items():
+        getattr(writer, f"add_{name}_token_id")(number)
+    writer.add_add_bos_token(words.add_bos)
+    writer.add_add_eos_token(words.add_eos)
+    writer.add_add_space_prefix(words.add_space_prefix)
+    if words.chat_template:
+        writer.add_chat_template(words.chat_template)

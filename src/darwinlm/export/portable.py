@@ -1,0 +1,67 @@
+"""The portable checkpoint: zero stubs in place of absent modules, for engines in which no layer may lack one.
+
+It computes what the canonical checkpoint computes and is a little larger. Layers still differ in width, so it ships the
+modeling file, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from torch import Tensor
+
+from darwinlm.export.huggingface import RECORD, write_checkpoint
+from darwinlm.models.heterogeneous import heterogeneous_config
+from darwinlm.models.source import ModelSource
+from darwinlm.models.stubs import stubbed, stubbed_layer
+from darwinlm.runtime.files import read_json, require_room
+
+_NOTE = """
+## Portable form
+Modules that pruning removed are here as zero stubs (attention of {heads} query and KV head(s), MLP of 32 channels), which add
+nothing: {stubs} of them, {parameters:,} parameters in all instead of {canonical:,}.
+"""
+
+
+def write_portable(source: ModelSource, folder: Path, heads: int = 1) -> None:
+    """Write a checkpoint with stubs; the folder appears whole or not at all.
+
+    Args:
+        source: the canonical checkpoint.
+        folder: where the portable one goes; one that lies there is replaced.
+        heads: query and KV heads of a stub attention; the tensor-parallel size where heads are split.
+
+    Raises:
+        RequestError: the folder holds something else, or the disk has no room.
+    """
+    shape = stubbed(source.shape, heads)
+    require_room(folder.parent, shape.parameters * source.dtype.itemsize, "This checkpoint")
+    config = heterogeneous_config(source.family, source.config, shape.layers)
+    card, record = source.folder / "README.md", source.folder / RECORD
+    note = _NOTE.format(
+        heads=heads,
+        stubs=sum((widths.heads == 0) + (widths.intermediate == 0) for widths in source.shape.layers),
+        parameters=shape.parameters,
+        canonical=source.shape.parameters,
+    )
+    write_checkpoint(
+        folder,
+        source,
+        config,
+        _tensors(source, heads),
+        card=(card.read_text(encoding="utf-8") if card.is_file() else "") + note,
+        made_from={**(read_json(record) if record.is_file() else {}), "portable": heads},
+    )
+
+
+def _tensors(source: ModelSource, heads: int) -> Iterator[tuple[str, Tensor]]:
+    """(full name, tensor) layer by layer, in the checkpoint's dtype."""
+    yield "model.embed_tokens.weight", source.embedding()
+    for index in range(len(source.shape.layers)):
+        prefix = f"model.layers.{index}."
+        for name, tensor in stubbed_layer(source, index, source.module(prefix), heads).items():
+            yield prefix + name, tensor
+    yield from source.tensors(["model.norm.weight"]).items()
+    if not source.shape.tied:
+        yield "lm_head.weight", source.head()

@@ -1,0 +1,1 @@
+"""Pruned models that others made, as our checkpoints."""

@@ -1,0 +1,160 @@
+"""A dense-shaped model in which heads and columns are zero -> a really smaller checkpoint that computes the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from darwinlm.database.levels import MODULE_OF_KIND, NORM_OF_KIND, OUTPUT_OF_KIND
+from darwinlm.errors import RequestError
+from darwinlm.export.card import model_card
+from darwinlm.export.huggingface import check_replaceable, write_checkpoint
+from darwinlm.foreign.authors import chosen_files, is_authors_database, read_matrix
+from darwinlm.models.attention import lay_out
+from darwinlm.models.heterogeneous import heterogeneous_config
+from darwinlm.models.shape import LayerWidths, ModelShape
+from darwinlm.models.shrink import shrink_attention, shrink_mlp
+from darwinlm.models.source import ModelSource
+from darwinlm.models.zeros import live_columns, live_heads
+
+_TOLD = (
+    "made smaller by cutting out what another tool had set to zero.\nThe weights are really smaller; nothing is masked."
+)
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What an import found, and where it lies now."""
+
+    folder: Path
+    before: ModelShape
+    after: ModelShape
+    """Padding queries and repeated KV heads of uneven groups included."""
+
+
+@dataclass(frozen=True)
+class _Live:
+    heads: list[int]
+    columns: list[int]
+
+
+def import_model(source: str, output: str, *, model: str = "", configuration: str = "") -> Imported:
+    """Write somebody else's pruned model as a canonical checkpoint.
+
+    Args:
+        source: a masked checkpoint (folder or hub id), or the authors' level database.
+        output: folder of the checkpoint.
+        model: the dense model of a level database.
+        configuration: the file that names the levels of a level database.
+
+    Raises:
+        RequestError: nothing to import, or it does not fit; raised before anything is written.
+    """
+    if not source or not output:
+        raise RequestError(
+            "Give what to import and where to: darwinlm import SOURCE --output FOLDER (and --model for a database)."
+        )
+    folder = Path(output).expanduser()
+    check_replaceable(folder)
+    if is_authors_database(Path(source).expanduser()):
+        if not model:
+            raise RequestError(
+                f"'{source}' is a level database: add --model with the dense model that it was made from."
+            )
+        dense = ModelSource(model)
+        text = Path(configuration).expanduser() if configuration else None
+        return _write(dense, chosen_files(Path(source).expanduser(), text, dense.shape), folder, source)
+    if model or configuration:
+        raise RequestError(
+            f"'{source}' holds no <module>/<level>.pth files, so it is no level database; --model and --configuration are for "
+            "those. A masked checkpoint is imported by itself."
+        )
+    return _write(ModelSource(source), {}, folder, source)
+
+
+def _write(model: ModelSource, files: Mapping[str, Path], folder: Path, origin: str) -> Imported:
+    if model.folder.resolve() == folder.resolve():
+        raise RequestError(f"--output is '{folder}', the model that is read. Choose another folder.")
+    live = [_live(model, layer, _layer(model, layer, files)) for layer in range(len(model.shape.layers))]
+    after = model.shape.with_layers([_widths(model, layer, found) for layer, found in enumerate(live)])
+    if after == model.shape:
+        raise RequestError(f"'{origin}' has no zero heads or columns: there is nothing to cut out.")
+    facts = {"origin": f"`{origin}`", "levels": f"{len(files)} matrices of a level database" if files else "masked"}
+    write_checkpoint(
+        folder,
+        model,
+        heterogeneous_config(model.family, model.config, after.layers),
+        _tensors(model, files, live),
+        card=model_card(model, after, {}, facts, told=_TOLD),
+        made_from={
+            "imported": origin,
+            "files": {name: f"{path.parent.name}/{path.name}" for name, path in files.items()},
+        },
+    )
+    return Imported(folder, model.shape, after)
+
+
+def _layer(model: ModelSource, layer: int, files: Mapping[str, Path]) -> dict[str, Tensor]:
+    """A layer as it was masked: the dense one, with the output matrices that a database names."""
+    prefix = f"model.layers.{layer}."
+    tensors = model.module(prefix)
+    for kind, module in MODULE_OF_KIND.items():
+        name = f"{module}.{OUTPUT_OF_KIND[kind]}"
+        if prefix + name in files:
+            tensors[f"{name}.weight"] = read_matrix(files[prefix + name], tensors[f"{name}.weight"])
+    return tensors
+
+
+def _module(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    return {key.removeprefix(f"{name}."): tensor for key, tensor in tensors.items() if key.startswith(f"{name}.")}
+
+
+def _live(model: ModelSource, layer: int, tensors: Mapping[str, Tensor]) -> _Live:
+    widths = model.shape.layers[layer]
+    attention, mlp = (_module(tensors, name) for name in MODULE_OF_KIND.values())
+    return _Live(
+        heads=live_heads(attention, widths, model.shape.head_dim) if widths.heads else [],
+        columns=live_columns(mlp) if widths.intermediate else [],
+    )
+
+
+def _widths(model: ModelSource, layer: int, live: _Live) -> LayerWidths:
+    old = model.shape.layers[layer]
+    layout = lay_out(live.heads, old.heads, old.kv_heads)
+    return LayerWidths(layout.heads, layout.kv_heads, len(live.columns))
+
+
+def _tensors(model: ModelSource, files: Mapping[str, Path], live: list[_Live]) -> Iterator[tuple[str, Tensor]]:
+    """(full name, tensor) of the smaller model, layer by layer."""
+    yield "model.embed_tokens.weight", model.embedding()
+    for layer, found in enumerate(live):
+        for name, tensor in _shrunk(model, layer, _layer(model, layer, files), found).items():
+            yield f"model.layers.{layer}.{name}", tensor
+    yield from model.tensors(["model.norm.weight"]).items()
+    if not model.shape.tied:
+        yield "lm_head.weight", model.head()
+
+
+def _shrunk(model: ModelSource, layer: int, tensors: Mapping[str, Tensor], live: _Live) -> dict[str, Tensor]:
+    old, head_dim = model.shape.layers[layer], model.shape.head_dim
+    norms = {name: tensor for name, tensor in tensors.items() if name.count(".") == 1}
+    attention, mlp = (_module(tensors, name) for name in MODULE_OF_KIND.values())
+    parts: dict[str, dict[str, Tensor]] = {}
+    if live.heads:
+        kept = torch.tensor([h * head_dim + i for h in live.heads for i in range(head_dim)])
+        output = attention[f"{OUTPUT_OF_KIND['attention']}.weight"][:, kept]
+        layout = lay_out(live.heads, old.heads, old.kv_heads)
+        parts["attention"] = shrink_attention(attention, layout, kept, output, head_dim)
+    if live.columns:
+        kept = torch.tensor(live.columns)
+        parts["mlp"] = shrink_mlp(mlp, kept, mlp[f"{OUTPUT_OF_KIND['mlp']}.weight"][:, kept].contiguous())
+    found: dict[str, Tensor] = {}
+    for kind, norm in NORM_OF_KIND.items():
+        if kind in parts:
+            found[f"{norm}.weight"] = norms[f"{norm}.weight"]
+            found |= {f"{MODULE_OF_KIND[kind]}.{name}": tensor for name, tensor in parts[kind].items()}
+    return found
