@@ -29,6 +29,7 @@ def main() -> None:
     parser.add_argument("--shared", type=Path, default=HERE.parent.parent / "shared")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--level", type=int, default=4)
+    parser.add_argument("--start", choices=["uniform", "measured"], default="uniform")
     parser.add_argument("--runs", type=Path, help="where the runs are kept; by default nowhere")
     args = parser.parse_args()
     if not (args.shared / "models/pep-llama").is_dir():
@@ -38,6 +39,7 @@ def main() -> None:
     settings = read_yaml(HERE.parent / "recipes/pep_llama_reference.yaml")
     settings["blocks"]["held_out_data"] = str(args.shared / "text/peps-valid.txt")
     settings["target"] = {"level": args.level}
+    settings["search"] |= {"start": args.start, "check_every": 1}
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         for seed in args.seeds:
@@ -48,30 +50,46 @@ def main() -> None:
                 seed=seed,
                 **settings,
             )
-            rows.append({"seed": seed, **{key: summary[key] for key in ("dense", "uniform", "pruned", "seconds")}})
+            folder = (args.runs or Path(scratch)) / f"level{args.level}_seed{seed}" / "search"
+            qualities = {key: summary[key] for key in ("dense", "uniform", "pruned", "seconds")}
+            rows.append({"seed": seed, **qualities, "trace": trace(folder)})
     authors = json.loads((args.shared / "reference/results.json").read_text())
-    report(args.level, rows, authors)
+    report(args.level, args.start, rows, authors)
 
 
-def report(level: int, rows: list[dict], authors: dict) -> None:
+def trace(folder: Path) -> list[list[float]]:
+    """(seconds of search, held-out KL of the parent) at the start and after every generation."""
+    start = json.loads((folder / "start.json").read_text())
+    points, seconds = [[start["seconds"], start["held_out"]["kl"]]], start["seconds"]
+    for line in map(json.loads, (folder / "history.jsonl").read_text().splitlines()):
+        seconds += line["seconds"]
+        points.append([seconds, line["held_out"]["kl"]])
+    return points
+
+
+def report(level: int, start: str, rows: list[dict], authors: dict) -> None:
     theirs = {
         row["seed"]: row for row in authors["darwinlm_authors" if level == 4 else f"darwinlm_authors_level{level}"]
     }
     print(
         f"pep-llama, level {level} of 8, held out; {platform.processor()}, torch {torch.__version__}", file=sys.stderr
     )
-    print("| seed | KL, ours | perplexity, ours | search seconds | KL, authors | perplexity, authors |")
-    print("|---|---|---|---|---|---|")
+    print(
+        "| seed | KL at the start | KL, ours | perplexity, ours | seconds: start, search | KL, authors | perplexity, authors |"
+    )
+    print("|---|---|---|---|---|---|---|")
     for row in rows:
         other = theirs.get(row["seed"], {"kl": float("nan"), "perplexity": float("nan")})
         ours = row["pruned"]
         print(
-            f"| {row['seed']} | {ours['kl']:.4f} | {ours['perplexity']:.2f} | {row['seconds']['search']:.0f} "
+            f"| {row['seed']} | {row['trace'][0][1]:.4f} | {ours['kl']:.4f} | {ours['perplexity']:.2f} "
+            f"| {row['trace'][0][0]:.0f}, {row['trace'][-1][0]:.0f} "
             f"| {other['kl']:.4f} | {other['perplexity']:.2f} |"
         )
     results = HERE / "results"
     results.mkdir(exist_ok=True)
-    (results / f"reference_level{level}.json").write_text(json.dumps({"level": level, "rows": rows}, indent=2) + "\n")
+    name = f"reference_level{level}{'' if start == 'uniform' else '_measured'}.json"
+    (results / name).write_text(json.dumps({"level": level, "start": start, "rows": rows}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

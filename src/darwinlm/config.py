@@ -111,7 +111,7 @@ class SearchConfig:
     """Level switches of an offspring are min(u1, u2) with u drawn from 1 to this number."""
     start: Literal["measured", "uniform"] = "measured"
     """The first parent: the best of several by measured sensitivities, or every module at the target (the paper)."""
-    start_tokens: int = 4096
+    start_tokens: int = 8192
     """Tokens that the sensitivities are measured on; all of blocks.select where that has fewer."""
     start_rounds: int = 8
     """Most rounds in which the measured start is refined; it ends earlier where a round finds nothing better."""

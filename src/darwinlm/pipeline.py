@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -92,11 +93,17 @@ def _search(run: Run, assembler: Assembler) -> SearchState:
     fitness = TrainedFitness(assembler, run.splits.train, teacher, search, seed, run.dtype)
 
     def start() -> Genome:
-        if search.start == "uniform":
-            return run.uniform_genome
-        drawn = draw(teacher.tokens, min(search.start_tokens, teacher.tokens.numel()), seed, "start", 0, 0)
-        screen = Screen(assembler, Targets(teacher, drawn), run.dtype)
-        return measured_start(run.uniform_genome, run.space, screen, search.start_rounds)
+        began, genome = time.perf_counter(), run.uniform_genome
+        if search.start == "measured":
+            drawn = draw(teacher.tokens, min(search.start_tokens, teacher.tokens.numel()), seed, "start", 0, 0)
+            screen = Screen(assembler, Targets(teacher, drawn), run.dtype)
+            genome = measured_start(genome, run.space, screen, search.start_rounds)
+        facts: dict[str, Any] = {"start": search.start, "seconds": round(time.perf_counter() - began, 3)}
+        if search.check_every and ranks.is_first():
+            facts["held_out"] = check(genome)
+        if ranks.is_first():
+            write_json(run.directory.search / "start.json", {**facts, "levels": run.space.named(genome)})
+        return genome
 
     def check(genome: Genome) -> dict[str, float]:
         quality = held_out().quality_of_model(assembler.model(genome, run.device, run.dtype))
