@@ -7,8 +7,11 @@ model, loads zero-masked output matrices of dense shape from one file a module a
 shapes with AdamW one sequence at a time, and scores it with the dense model's logits, which are kept whole; candidates
 come one after another. (That implementation does not mask the weights in training, either.)
 
-Each variant runs in processes of its own, alternately. Prints medians, peak memory beyond what the process holds before
-the generation (imports, dense model, database), and where the time goes; writes benchmarks/results/search.json.
+Beside the search as it is stand the same on two ranks of one thread each (the same answer), and with
+search.continue_training, where survivors go on instead of beginning anew (another, cheaper question).
+
+Each variant runs in processes of its own, alternately. Prints medians, the memory that the dense model, the teacher and
+the generation take beyond the imports (of all ranks), and where the time goes; writes benchmarks/results/search.json.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import resource
+import os
 import statistics
 import subprocess
 import sys
@@ -37,6 +40,7 @@ from darwinlm.config import read_yaml
 from darwinlm.database.levels import OUTPUT_OF_KIND
 from darwinlm.pipeline import database_stage, make_teacher
 from darwinlm.run import Run, opened
+from darwinlm.runtime import ranks
 from darwinlm.runtime.rundir import settled
 from darwinlm.runtime.seeds import python_random
 from darwinlm.search import selection
@@ -46,6 +50,14 @@ from darwinlm.search.samples import draw
 HERE = Path(__file__).parent
 Fitness = Callable[..., list[float]]
 SECONDS: dict[str, float] = defaultdict(float)
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+VARIANTS = {
+    "full-size": [sys.executable],
+    "ours": [sys.executable],
+    "two ranks": TORCHRUN,
+    "continued": [sys.executable],
+}
+"""Name -> what starts it."""
 
 
 @contextmanager
@@ -130,22 +142,25 @@ def generation(run: Run, fitness: Fitness) -> list[float]:
     return sorted(scores)
 
 
-def resident() -> int:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize()
+def memory(figure: str) -> int:
+    """Bytes of a figure of this process, such as VmRSS, or VmHWM for its peak."""
+    return next(int(row.split()[1]) for row in Path("/proc/self/status").open() if row.startswith(figure)) * 1024
 
 
 def child(config: Any, variant: str, masked: Path) -> dict:
+    before = memory("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak so far may be that of the parent process
     with opened(config) as run:
-        run.splits  # noqa: B018  read before the clock starts
-        fitness = ours(run) if variant == "ours" else FullSize(run, masked)
-        before, began = resident(), time.perf_counter()
+        fitness = FullSize(run, masked) if variant == "full-size" else ours(run)
+        ranks.barrier()
+        began = time.perf_counter()
         scores = generation(run, fitness)
         seconds = time.perf_counter() - began
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    if variant == "ours":
+        growth = sum(ranks.gathered(memory("VmHWM") - before))
+    if variant != "full-size":
         SECONDS["train"] -= SECONDS["optimizer"]
-    return {"seconds": seconds, "peak": peak, "growth": peak - before, "scores": scores, "parts": dict(SECONDS)}
+    ranks.leave()
+    return {"seconds": seconds, "growth": growth, "scores": scores, "parts": dict(SECONDS)}
 
 
 def write_masked(run: Run, folder: Path) -> None:
@@ -161,10 +176,11 @@ def write_masked(run: Run, folder: Path) -> None:
             torch.save(masked, folder / f"{ladder.name}.{level}.pth")
 
 
-def settings(shared: Path, level: int, output: str) -> Any:
+def settings(shared: Path, level: int, output: str, variant: str) -> Any:
     values = read_yaml(HERE.parent / "recipes/pep_llama_reference.yaml")
     values["blocks"]["held_out_data"] = str(shared / "text/peps-valid.txt")
     model, data = str(shared / "models/pep-llama"), str(shared / "text/peps-train.txt")
+    values["search"]["continue_training"] = variant == "continued"
     return settled({**values, "model": model, "data": data, "output": output, "target": {"level": level}})
 
 
@@ -179,15 +195,15 @@ def main() -> None:
         return print(f"skipped: '{args.shared}' has no models/pep-llama")
     if args.child:
         variant, scratch = args.child
-        config = settings(args.shared, args.level, f"{scratch}/run")
-        return print(json.dumps(child(config, variant, Path(scratch))))
-    found: dict[str, list[dict]] = {"ours": [], "full-size": []}
+        row = child(settings(args.shared, args.level, f"{scratch}/run", variant), variant, Path(scratch))
+        return print(json.dumps(row)) if os.environ.get("RANK", "0") == "0" else None
+    found: dict[str, list[dict]] = {variant: [] for variant in VARIANTS}
     with tempfile.TemporaryDirectory() as scratch:
-        with opened(settings(args.shared, args.level, f"{scratch}/run")) as run:
+        with opened(settings(args.shared, args.level, f"{scratch}/run", "ours")) as run:
             write_masked(run, Path(scratch))
         for _ in range(args.repeats):
             for variant, rows in found.items():
-                command = [sys.executable, __file__, "--level", str(args.level), "--shared", str(args.shared)]
+                command = [*VARIANTS[variant], __file__, "--level", str(args.level), "--shared", str(args.shared)]
                 output = subprocess.run([*command, "--child", variant, scratch], check=True, capture_output=True)
                 rows.append(json.loads(output.stdout.splitlines()[-1]))
     report(found)
@@ -198,23 +214,22 @@ def main() -> None:
 def report(found: dict[str, list[dict]]) -> None:
     parts = ("assemble", "train", "optimizer", "score")
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, float32; medians")
-    print("| generation | seconds | memory of the work | process at its peak | " + " | ".join(parts) + " | best KL |")
-    print("|---" * (len(parts) + 5) + "|")
+    print("| generation | seconds | memory | " + " | ".join(parts) + " | best KL | speed-up | memory, ratio |")
+    print("|---" * (len(parts) + 6) + "|")
+    full = found["full-size"]
 
     def median(rows: list[dict], key: str) -> float:
         return statistics.median(row[key] for row in rows)
 
     for variant, rows in found.items():
         shares = " | ".join(f"{statistics.median(row['parts'][part] for row in rows):.1f} s" for part in parts)
-        memory = f"{median(rows, 'growth') / 1e6:.0f} MB | {median(rows, 'peak') / 1e6:.0f} MB"
-        print(f"| {variant} | {median(rows, 'seconds'):.1f} | {memory} | {shares} | {rows[0]['scores'][0]:.4f} |")
-    full, small = found["full-size"], found["ours"]
-    ratios = sorted(a["seconds"] / b["seconds"] for a, b in zip(full, small))
-    print(
-        f"speed-up {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}), "
-        f"memory of the work {median(small, 'growth') / median(full, 'growth'):.2f}x, "
-        f"of the process {median(small, 'peak') / median(full, 'peak'):.2f}x"
-    )
+        ratios = sorted(a["seconds"] / b["seconds"] for a, b in zip(full, rows))
+        speed = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+        memory = f"{median(rows, 'growth') / median(full, 'growth'):.2f}"
+        print(
+            f"| {variant} | {median(rows, 'seconds'):.1f} | {median(rows, 'growth') / 1e6:.0f} MB | {shares} "
+            f"| {rows[0]['scores'][0]:.4f} | {speed} | {memory} |"
+        )
 
 
 if __name__ == "__main__":

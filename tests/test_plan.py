@@ -8,7 +8,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+import darwinlm
 import pico
+from darwinlm.errors import RequestError
 from darwinlm.plan import make_plan
 from darwinlm.runtime.rundir import settled
 
@@ -59,3 +61,12 @@ def test_the_plan_says_which_steps_tensor_parallelism_costs():
     plan = make_plan(settled({"model": model, "database": {"tensor_parallel": 4}}))
     assert plan.steps == {"attention": 2, "mlp": plan.unsplit_steps["mlp"]}
     assert plan.unsplit_steps["attention"] == 8
+
+
+def test_a_plan_is_for_any_machine(checkpoint) -> None:
+    """A GPU is planned for where there is none: bfloat16 weights and moments, and the dense weights stay on the host."""
+    here, there = (darwinlm.plan(str(checkpoint("llama_gqa")), device=device) for device in ("cpu", "cuda"))
+    assert (here.machine, there.machine) == ("cpu, float32", "cuda, bfloat16")
+    assert there.memory.search < here.memory.search / 2
+    with pytest.raises(RequestError, match="no kind of device 'abacus'"):
+        darwinlm.plan(str(checkpoint("llama_gqa")), device="abacus")

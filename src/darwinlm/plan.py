@@ -44,6 +44,8 @@ class Plan:
     hessian_tokens: int
     search_train_tokens: int
     """Tokens that all candidates of the whole search are trained on."""
+    machine: str
+    """What the memory is planned for: device and arithmetic."""
     search_select_tokens: int
     """Tokens that all candidates of the whole search are scored on."""
 
@@ -59,7 +61,7 @@ def make_plan(config: RunConfig) -> Plan:
     if found := faults(config):
         raise RequestError(*found)
     source = ModelSource(config.model, weights=False, trust_remote_code=config.trust_remote_code)
-    device = choose_device(config.device)
+    device = choose_device("auto") if config.device == "auto" else _device_of_any_machine(config.device)
     stored = getattr(source.config, "dtype", None) or torch.float32
     rungs = ladders(source.shape, config.database)
     space = Space(tuple(rungs))
@@ -83,12 +85,21 @@ def make_plan(config: RunConfig) -> Plan:
         memory=plan_memory(source.shape, pruned, config, stored.itemsize, compute, device.type == "cpu"),
         hessian_tokens=config.blocks.hessian * config.blocks.sequence_length,
         search_train_tokens=train,
+        machine=f"{device.type}, {str(compute).removeprefix('torch.')}",
         search_select_tokens=select,
     )
 
 
 def _steps(space: Space) -> dict[str, int]:
     return {kind: max(space.ladders[i].top for i in space.members(kind)) for kind in space.kinds}
+
+
+def _device_of_any_machine(name: str) -> torch.device:
+    """A plan may be for a machine with another device than this one."""
+    try:
+        return torch.device(name)
+    except RuntimeError as fault:
+        raise RequestError(f"There is no kind of device '{name}'. Plan for cpu or cuda.") from fault
 
 
 def _row(level: float, shape: ModelShape, value_bytes: int) -> SizeRow:

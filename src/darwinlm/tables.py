@@ -108,7 +108,7 @@ def plan(values: Plan) -> Iterable[Any]:
     cost = _table("What the run takes", "stage", "tokens", "memory", "disk")
     memory = values.memory
     cost.add_row("database", f"{values.hessian_tokens:,}", _gb(memory.database), _gb(values.database_bytes))
-    cost.add_row("  its hidden states, on the host", "", _gb(memory.hidden_states), "")
+    cost.add_row("  its hidden states, where there is room", "", _gb(memory.hidden_states), "")
     cost.add_row("search, training", f"{values.search_train_tokens:,}", _gb(memory.search), "")
     cost.add_row("search, scoring", f"{values.search_select_tokens:,}", "", "")
     cost.add_row("export", "", "", _gb(values.target.checkpoint_bytes))
@@ -117,7 +117,10 @@ def plan(values: Plan) -> Iterable[Any]:
         + (f" ({whole} without tensor_parallel)" if (whole := values.unsplit_steps[kind]) != steps else "")
         for kind, steps in values.steps.items()
     )
-    cost.caption = f"Steps from dense to gone: {steps}"
+    other = "cpu" if values.machine.startswith("cuda") else "cuda"
+    cost.caption = (
+        f"Memory for {values.machine}; plan for another machine by --device {other}. Steps from dense to gone: {steps}"
+    )
     yield cost
 
 
