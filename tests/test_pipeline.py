@@ -17,6 +17,9 @@ from torch.nn.functional import cross_entropy, kl_div, log_softmax
 from transformers import AutoModelForCausalLM
 
 import darwinlm
+import pico
+from darwinlm import pipeline
+from darwinlm.database.store import Database
 from darwinlm.errors import DamagedFileError, RequestError
 from darwinlm.models.source import ModelSource
 from darwinlm.runtime.files import read_tensors
@@ -148,6 +151,59 @@ def test_a_refused_request_leaves_the_settings_alone(finished):
     with pytest.raises(RequestError, match=r"target\.level"):
         darwinlm.export_checkpoint(str(finished), target={"level": 3})
     assert (finished / "config.yaml").read_bytes() == before
+
+
+@torch.no_grad()
+def naive_kl(run: Path, checkpoint: Path, levels: dict[str, int], split: str) -> float:
+    """Of a genome on a split of a run, by all logits of the masked stock model in float64."""
+    database = Database.open(run / "database")
+    genome = [levels[name] for name in database.modules]
+    dense, masked = (pico.zero_masked(checkpoint, database, g).double() for g in ([0] * len(genome), genome))
+    tokens = read_tensors(run / "blocks.safetensors")[0][split].long()
+    p, q = (log_softmax(model(tokens, use_cache=False).logits, -1) for model in (dense, masked))
+    return kl_div(q, p, log_target=True, reduction="none").sum(-1).mean().item()
+
+
+def test_both_starts_run_and_the_measured_one_is_better(finished, checkpoint, tmp_path, monkeypatch):
+    starts, totals, evolve = {}, set(), pipeline.evolve
+
+    def noted(start, space, *rest):
+        first = start()
+        starts[asked] = space.named(first)
+        return evolve(lambda: first, space, *rest)
+
+    monkeypatch.setattr(pipeline, "evolve", noted)
+    for asked in ("uniform", "measured"):
+        output = tmp_path / asked
+        subprocess.run(["cp", "-r", finished, output], check=True)
+        darwinlm.search_genome(str(output), restart=True, search={"start": asked, "generations": 1})
+        totals.add(tuple(json.loads((output / "genome.json").read_text())["totals"][k] for k in ("attention", "mlp")))
+    assert len(totals) == 1
+    assert {abs(level - 2) for name, level in starts["uniform"].items() if name.endswith("mlp")} == {0}
+    kl = {name: naive_kl(finished, checkpoint("llama_gqa"), start, "select") for name, start in starts.items()}
+    assert kl["measured"] < kl["uniform"]
+
+
+def test_what_ends_or_watches_a_search_may_change(finished, checkpoint, tmp_path):
+    output = tmp_path / "longer"
+    subprocess.run(["cp", "-r", finished, output], check=True)
+    before = (output / "search/history.jsonl").read_text()
+    levels = darwinlm.search_genome(str(output), search={"generations": 6, "patience": 40, "check_every": 3})
+    after = (output / "search/history.jsonl").read_text()
+    lines = [json.loads(line) for line in after.splitlines()]
+    assert after.startswith(before)
+    assert ["held_out" in line for line in lines] == [False] * 5 + [True]  # the third was done before
+    kl = naive_kl(output, checkpoint("llama_gqa"), levels, "held_out")
+    assert lines[5]["held_out"]["kl"] == pytest.approx(kl, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "there"),
+    [("start", "uniform", "measured"), ("continue_training", True, "False"), ("start_rounds", 2, "8")],
+)
+def test_another_search_is_refused_by_name(finished, setting, value, there):
+    with pytest.raises(RequestError, match=rf"search\.{setting}: there {there}, asked {value}.*--restart"):
+        darwinlm.search_genome(str(finished), search={setting: value})
 
 
 def test_restart_makes_room_for_another_search(finished, tmp_path):

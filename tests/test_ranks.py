@@ -17,16 +17,18 @@ import yaml
 import darwinlm
 from darwinlm.database.store import Database
 from darwinlm.runtime import ranks
-from test_pipeline import SETTINGS
+from test_pipeline import SETTINGS as SHORT
+
+SETTINGS = {**SHORT, "search": {**SHORT["search"], "check_every": 3}}
 
 
-def torchrun(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """`darwinlm` on two ranks of this machine."""
+def torchrun(*arguments: object, program: tuple[object, ...] = ("-m", "darwinlm")) -> subprocess.CompletedProcess[str]:
+    """`darwinlm`, or another program, on two ranks of this machine."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}"]
-    command += ["-m", "darwinlm", *map(str, arguments)]
+    command += map(str, (*program, *arguments))
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
 
@@ -58,19 +60,65 @@ def test_two_ranks_build_the_same_database(one_rank, tmp_path):
 
 
 def test_two_ranks_search_line_by_line_alike(one_rank, tmp_path):
+    """From a start that they measured together, with looks at the held-out text by one of them."""
     run, asked = one_rank
-    shutil.copytree(run, tmp_path / "run")
-    shutil.rmtree(tmp_path / "run/search")
+    assert yaml.safe_load((run / "config.yaml").read_text())["search"]["start"] == "measured"
+    assert ["held_out" in line for line in history(run)] == [False, False, True, False]
+    without_search(run, tmp_path / "run")
     done = torchrun("search", *asked, "--output", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run/genome.json").read_bytes() == (run / "genome.json").read_bytes()
     assert history(tmp_path / "run") == history(run)
 
 
+def without_search(run: Path, copy: Path) -> None:
+    """A copy of a run with nothing that its search left."""
+    shutil.copytree(run, copy)
+    shutil.rmtree(copy / "search")
+    (copy / "genome.json").unlink()
+
+
 def history(run: Path) -> list[dict]:
     """The lines without how long they took."""
     lines = [json.loads(line) for line in (run / "search/history.jsonl").read_text().splitlines()]
     return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+
+
+FATAL = """
+import os, signal, sys
+from darwinlm.search import selection
+scored, calls = selection.kl_to_teacher, 0
+def fatal(*asked):
+    global calls
+    calls += 1
+    if os.environ["RANK"] == sys.argv[1] and calls == 7:  # of 3 or 4 in a generation
+        os.kill(os.getpid(), signal.SIGKILL)
+    return scored(*asked)
+selection.kl_to_teacher = fatal
+from darwinlm.cli import main
+main(sys.argv[2:])
+"""
+
+
+@pytest.mark.parametrize(("victim", "ranks_again"), [(0, 1), (1, 2)])
+def test_a_killed_rank_ends_all_and_the_search_goes_on(one_rank, tmp_path, victim: int, ranks_again: int):
+    """With as many ranks as before or with one, to the end that an undisturbed run has."""
+    run, asked = one_rank
+    output = tmp_path / "run"
+    without_search(run, output)
+    (tmp_path / "fatal.py").write_text(FATAL)
+    died = torchrun(victim, "search", *asked, "--output", output, program=(tmp_path / "fatal.py",))
+    assert died.returncode != 0
+    assert "Signal 9 (SIGKILL)" in died.stderr
+    assert 0 < json.loads((output / "search/state.json").read_text())["generation"] < 4
+    assert not (output / "genome.json").exists()
+    if ranks_again == 1:
+        darwinlm.search_genome(str(output))
+    else:
+        done = torchrun("search", *asked, "--output", output)
+        assert done.returncode == 0, done.stderr
+    assert (output / "genome.json").read_bytes() == (run / "genome.json").read_bytes()
+    assert history(output) == history(run)
 
 
 def test_two_ranks_prune_to_the_end(one_rank, tmp_path):

@@ -82,7 +82,7 @@ def _proposals(genome: Genome, space: Space, costs: list[list[float]]) -> set[Ge
         moved = {kind: _reallocated(genome, space, costs, kind, changes) for kind in kinds}
         for chosen in [kinds, *([kind] for kind in kinds)]:
             found.add(_merged(genome, (moved[kind] for kind in chosen)))
-        if changes >= max(len(space.members(kind)) for kind in kinds):
+        if changes >= max((len(space.members(kind)) for kind in kinds), default=0):
             break
     return found - {genome}
 

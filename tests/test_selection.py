@@ -1,0 +1,214 @@
+"""Selection steps: what candidates are trained on, that training goes on as if it had never stopped, what is untrained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+import pico
+from darwinlm.assemble import Assembler
+from darwinlm.config import SearchConfig
+from darwinlm.genome import Genome
+from darwinlm.runtime.seeds import torch_generator
+from darwinlm.search import selection
+from darwinlm.search.fitness import Targets, Teacher, kl_to_teacher
+from darwinlm.search.samples import draw
+from darwinlm.search.selection import TrainedFitness
+from darwinlm.search.trial import Trial
+from test_screen import TOKENS, naive_kl
+
+SEED, RATE, LENGTH = 3, 2e-3, 24
+TRAIN = pico.random_tokens(8, LENGTH, seed=5)
+CONFIG = SearchConfig(
+    offspring=6,
+    survivors=[3, 2, 1],
+    train_tokens=[24, 60, 120],
+    select_tokens=[30, 48, 72],
+    learning_rate=RATE,
+    continue_training=True,
+)
+ANEW = replace(CONFIG, continue_training=False)
+PARENT: Genome = (1, 3, 1, 3, 1, 3)
+CHILDREN: list[Genome] = [
+    (0, 3, 2, 3, 1, 3),
+    (1, 2, 1, 4, 1, 3),
+    (2, 3, 0, 3, 1, 3),
+    (1, 3, 1, 0, 1, 6),
+    (1, 4, 1, 3, 1, 2),
+]
+
+
+@pytest.fixture(scope="module")
+def setting(source, database) -> tuple[Assembler, Teacher]:
+    dense = source("llama_gqa")
+    teacher = Teacher(TOKENS, pico.stream(dense).final_hidden(TOKENS), dense.head())
+    return Assembler(dense, database("llama_gqa", "kv_group"), keep_dense=True, cache_bytes=1 << 20), teacher
+
+
+def fitness_of(setting: tuple[Assembler, Teacher], config: SearchConfig = CONFIG, dtype: Any = torch.float32) -> Any:
+    assembler, teacher = setting
+    return TrainedFitness(assembler, TRAIN, teacher, config, SEED, dtype)
+
+
+def target(setting: tuple[Assembler, Teacher], generation: int, index: int) -> Targets:
+    return Targets(setting[1], draw(TOKENS, CONFIG.select_tokens[index], SEED, "select", generation, index))
+
+
+def trained_at_once(setting: Any, genome: Genome, generation: int, index: int, dtype: Any = torch.float32) -> float:
+    """One uninterrupted training on the blocks of all steps so far, joined; then the score."""
+    blocks, before = [], 0
+    for step, tokens in enumerate(CONFIG.train_tokens[: index + 1]):
+        blocks += draw(TRAIN, tokens - before, SEED, "train", generation, step)
+        before = tokens
+    model = setting[0].model(genome, pico.CPU, dtype)
+    trial = Trial(model, RATE, 1, dtype, torch_generator(SEED, "rounding", generation))
+    trial.train(TRAIN, blocks)
+    return kl_to_teacher(model, target(setting, generation, index), dtype)
+
+
+def generation_of(fitness: Any, generation: int = 0) -> list[tuple[list[Genome], list[float]]]:
+    """The calls of one generation: candidates and scores of each step."""
+    candidates, steps = CHILDREN, []
+    for index, stage in enumerate(CONFIG.stages):
+        if index == len(CONFIG.stages) - 1:
+            candidates = [*candidates, PARENT]
+        scores = fitness(candidates, PARENT, stage, generation, index)
+        steps.append((candidates, scores))
+        best = sorted(range(len(candidates)), key=lambda i: scores[i])[: stage.survivors]
+        candidates = [candidates[i] for i in best]
+    return steps
+
+
+@pytest.fixture
+def steps_taken(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+    """How many optimizer steps were taken since the last time it was asked."""
+    taken: list[Any] = []
+    original = Trial._step
+
+    def counted(self: Trial, tokens: Any) -> None:
+        taken.append(tokens)
+        original(self, tokens)
+
+    def since() -> int:
+        count = len(taken)
+        taken.clear()
+        return count
+
+    monkeypatch.setattr(Trial, "_step", counted)
+    return since
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_continued_training_is_one_training(setting: Any, dtype: torch.dtype) -> None:
+    """Bit for bit; also for the parent, which enters in the last step; and anew in the next generation."""
+    fitness = fitness_of(setting, dtype=dtype)
+    for generation in (0, 1):
+        for index, (candidates, scores) in enumerate(generation_of(fitness, generation)):
+            assert scores == [trained_at_once(setting, genome, generation, index, dtype) for genome in candidates]
+
+
+def test_survivors_go_on_and_are_not_trained_anew(setting: Any, steps_taken: Callable[[], int]) -> None:
+    """Blocks of 24: the steps add 24, 36 (two blocks) and 60 tokens (three), so 1, 2 and 3 optimizer steps."""
+    fitness, taken = fitness_of(setting), []
+    for index, stage in enumerate(CONFIG.stages):
+        fitness(CHILDREN[: (5, 3, 2)[index]], PARENT, stage, 0, index)
+        taken.append(steps_taken())
+        assert len(fitness._trials) <= stage.survivors  # of the others the memory is free
+    # the first three need not be the three best: those that were forgotten catch up
+    assert taken[0] == 5
+    assert 3 * 2 <= taken[1] <= 3 * (1 + 2)
+    generation_of(fitness, 1)
+    assert steps_taken() == 5 * 1 + 3 * 2 + 2 * 3 + (1 + 2 + 3)
+    assert fitness._trials == {}
+
+
+def test_the_forgotten_are_trained_anew_to_the_same_score(setting: Any) -> None:
+    """As when a rank gets a candidate that another one trained so far."""
+    whole, (first, second, third) = fitness_of(setting), CONFIG.stages
+    whole(CHILDREN, PARENT, first, 0, 0)
+    everyone = whole([*CHILDREN, PARENT], PARENT, second, 0, 1)
+    assert everyone == fitness_of(setting)([*CHILDREN, PARENT], PARENT, second, 0, 1)
+    last = whole(CHILDREN, PARENT, third, 0, 2)
+    assert last == fitness_of(setting)(CHILDREN, PARENT, third, 0, 2)
+    assert last == [trained_at_once(setting, genome, 0, 2) for genome in CHILDREN]
+
+
+def test_training_anew_sees_the_step_s_own_tokens_alone(setting: Any, steps_taken: Callable[[], int]) -> None:
+    fitness = fitness_of(setting, ANEW)
+    for generation, index in [(0, 0), (0, 1), (0, 2), (1, 0), (0, 1)]:
+        scores = fitness(CHILDREN[:2], PARENT, CONFIG.stages[index], generation, index)
+        assert steps_taken() == 2 * (1, 3, 5)[index]
+        for genome, score in zip(CHILDREN, scores):
+            model = setting[0].model(genome, pico.CPU)
+            drawn = draw(TRAIN, CONFIG.train_tokens[index], SEED, "train", generation, index)
+            Trial(model, RATE, 1, torch.float32).train(TRAIN, drawn)
+            assert kl_to_teacher(model, target(setting, generation, index), torch.float32) == score
+        steps_taken()
+    assert fitness._trials == {}
+
+
+@pytest.mark.parametrize("continued", [False, True])
+@pytest.mark.parametrize(("tokens", "rate"), [(0, RATE), (24, 0.0)], ids=["no tokens", "no rate"])
+def test_untrained_candidates_are_screened(setting: Any, checkpoint, monkeypatch, tokens, rate, continued) -> None:
+    """Their score is that of the untrained model, and of all logits of the masked one."""
+    assembler, _ = setting
+    config = replace(CONFIG, train_tokens=[tokens, 60, 120], learning_rate=rate, continue_training=continued)
+    with monkeypatch.context() as patched:
+        patched.setattr(selection, "kl_to_teacher", None)  # neither a whole model nor a training
+        patched.setattr(selection, "Trial", None)
+        scores = fitness_of(setting, config)([*CHILDREN, PARENT], PARENT, config.stages[0], 0, 0)
+    targets = target(setting, 0, 0)
+    drawn = [(block, length) for blocks, length in targets.batches for block in blocks]
+    dense = pico.zero_masked(checkpoint("llama_gqa"), assembler.database, (0,) * 6)
+    for genome, score in zip([*CHILDREN, PARENT], scores, strict=True):
+        whole = kl_to_teacher(assembler.model(genome, pico.CPU), targets, torch.float32)
+        masked = pico.zero_masked(checkpoint("llama_gqa"), assembler.database, genome)
+        assert score == pytest.approx(whole, rel=1e-5)
+        assert score == pytest.approx(naive_kl(dense, masked, drawn), rel=1e-5)
+
+
+def test_a_screened_step_before_continued_training_counts_nothing(setting: Any) -> None:
+    config = replace(CONFIG, train_tokens=[0, 60, 120])
+    fitness = fitness_of(setting, config)
+    fitness(CHILDREN, PARENT, config.stages[0], 0, 0)
+    (score,) = fitness(CHILDREN[:1], PARENT, config.stages[1], 0, 1)
+    model = setting[0].model(CHILDREN[0], pico.CPU)
+    Trial(model, RATE, 1, torch.float32).train(TRAIN, draw(TRAIN, 60, SEED, "train", 0, 1))
+    assert score == kl_to_teacher(model, target(setting, 0, 1), torch.float32)
+
+
+# The name that is not deprecated is younger than the oldest transformers that we support.
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning")
+@pytest.mark.parametrize("continued", [False, True])
+def test_gradient_checkpointing_scores_alike(setting: Any, continued: bool) -> None:
+    config = replace(CONFIG, continue_training=continued)
+    plain = generation_of(fitness_of(setting, config))
+    saving = generation_of(fitness_of(setting, replace(config, gradient_checkpointing=True)))
+    for (candidates, scores), (same, others) in zip(plain, saving, strict=True):
+        assert candidates == same
+        assert scores == pytest.approx(others, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("weights", "dtype"),
+    [
+        ("float32", torch.float32),
+        ("float32", torch.bfloat16),
+        ("bfloat16", torch.bfloat16),
+        pytest.param(
+            *("bfloat16", torch.float32),
+            marks=pytest.mark.xfail(raises=UserWarning, strict=True, reason="a CPU has no autocast to float32"),
+        ),
+    ],
+)
+def test_weights_are_of_the_asked_dtype_whatever_the_arithmetic(setting: Any, weights: Any, dtype: Any) -> None:
+    config = replace(CONFIG, weights=weights)
+    fitness = fitness_of(setting, config, dtype)
+    scores = fitness(CHILDREN[:2], PARENT, config.stages[0], 0, 0)
+    kept = [trial.model for trial, _ in fitness._trials.values()]
+    assert {p.dtype for model in kept for p in model.parameters()} == {getattr(torch, weights)}
+    assert scores == pytest.approx([trained_at_once(setting, genome, 0, 0) for genome in CHILDREN[:2]], rel=0.05)
