@@ -15,7 +15,7 @@ import darwinlm
 ROOT = Path(darwinlm.__file__).parent
 ORDER = (
     "errors | config | runtime | models | data, losses | database | genome | assemble, cost | search | baselines | export"
-    " | foreign | recovery | measure | run | pipeline | plan, evaluation, demonstration | tables | cli"
+    " | foreign | recovery | measure | run | pipeline | planning, evaluation, demonstration | tables | cli"
 )
 RANKS = {room: rank for rank, group in enumerate(ORDER.split(" | ")) for room in group.split(", ")}
 ABOVE_ALL = ("__init__", "__main__", "demo")
@@ -90,3 +90,8 @@ def test_only_models_knows_architectures(module: str) -> None:
 
 def test_no_file_is_a_drawer_for_everything() -> None:
     assert not [module for module in MODULES if re.search(r"util|helper|misc|common", module)]
+
+
+def test_no_twin_of_a_command_shares_its_name_with_a_room() -> None:
+    """Importing such a room would put it in the function's place."""
+    assert not set(darwinlm.__all__) & set(RANKS)

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import darwinlm
 import pico
 from darwinlm.errors import RequestError
-from darwinlm.plan import make_plan
+from darwinlm.planning import make_plan
 from darwinlm.runtime.rundir import settled
 
 RECIPES = Path(__file__).parent.parent / "recipes"

@@ -115,7 +115,7 @@ def bench(model: str, *, against: str = "", output: str | os.PathLike[str] = "",
 
 def plan(model: str, *, preset: str | None = None, **settings: Any):
     """Sizes, disk, memory and tokens of a run, from the model's configuration alone."""
-    from darwinlm.plan import make_plan
+    from darwinlm.planning import make_plan
 
     return make_plan(_config(preset, {"model": model, **settings}))
 

@@ -100,7 +100,7 @@ def _eval(config: RunConfig, flags: dict[str, Any]) -> None:
 
 def _plan(config: RunConfig, flags: dict[str, Any]) -> None:
     from darwinlm import tables
-    from darwinlm.plan import make_plan
+    from darwinlm.planning import make_plan
 
     for table in tables.plan(make_plan(config)):
         console.print(table)

@@ -17,7 +17,7 @@ from darwinlm.foreign.masked import Imported
 from darwinlm.measure.bench import BenchResult
 from darwinlm.measure.quality import Quality
 from darwinlm.measure.timing import Spread
-from darwinlm.plan import Plan, SizeRow
+from darwinlm.planning import Plan, SizeRow
 from darwinlm.runtime.progress import duration
 
 
