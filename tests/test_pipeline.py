@@ -270,3 +270,13 @@ def test_a_full_disk_is_found_before_the_work(checkpoint, text, tmp_path, monkey
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000})())
     with pytest.raises(RequestError, match=r"only 0\.00 GB are free"):
         darwinlm.prune(str(checkpoint("llama_gqa")), data=str(text), output=str(tmp_path / "run"), **SETTINGS)
+
+
+def test_low_precision_weights_need_low_precision_arithmetic(checkpoint, text, tmp_path):
+    with pytest.raises(RequestError, match=r"search\.weights is bfloat16, but the arithmetic is float32"):
+        darwinlm.prune(
+            str(checkpoint("llama_gqa")),
+            data=str(text),
+            output=str(tmp_path / "run"),
+            **{**SETTINGS, "search": {**SETTINGS["search"], "weights": "bfloat16"}},
+        )

@@ -199,10 +199,6 @@ def test_gradient_checkpointing_scores_alike(setting: Any, continued: bool) -> N
         ("float32", torch.float32),
         ("float32", torch.bfloat16),
         ("bfloat16", torch.bfloat16),
-        pytest.param(
-            *("bfloat16", torch.float32),
-            marks=pytest.mark.xfail(raises=UserWarning, strict=True, reason="a CPU has no autocast to float32"),
-        ),
     ],
 )
 def test_weights_are_of_the_asked_dtype_whatever_the_arithmetic(setting: Any, weights: Any, dtype: Any) -> None:

@@ -56,6 +56,11 @@ class Run:
         self.stream = BlockStream(self.source, self.device, self.dtype)
         self.record = SearchRecord(directory.search, self.search_identity, self.space)
         self.source.require_context(config.blocks.sequence_length)
+        if config.search.weights == "bfloat16" and self.dtype == torch.float32:
+            raise RequestError(
+                "search.weights is bfloat16, but the arithmetic is float32, which such weights would not compute in. Leave "
+                "search.weights at auto, or give --dtype bfloat16."
+            )
         self._check_identity(restart)
         self._check_room()
 

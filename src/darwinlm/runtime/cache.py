@@ -28,6 +28,8 @@ class ByteCache(Generic[T]):
             self._values.move_to_end(key)
             return self._values[key]
         value = make()
+        if self.size(value) > self.limit:
+            return value
         self._values[key] = value
         self.bytes += self.size(value)
         while self.bytes > self.limit:

@@ -33,7 +33,9 @@ class Trial:
         self.model, self.learning_rate, self.batch = model, learning_rate, batch
         weight = model.lm_head.weight
         self.device = weight.device
-        self.autocast = torch.autocast(self.device.type, dtype=dtype, enabled=dtype != weight.dtype)
+        self.autocast = torch.autocast(
+            self.device.type, dtype=dtype, enabled=dtype not in (weight.dtype, torch.float32)
+        )
         self.optimizer: torch.optim.Optimizer | RoundedAdamW
         if weight.dtype == torch.bfloat16:
             self.optimizer = RoundedAdamW(model.parameters(), learning_rate, generator or torch.Generator(self.device))
