@@ -9,17 +9,43 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import torch
+
+from darwinlm.assemble import Assembler
+from darwinlm.config import SearchConfig
 from darwinlm.database.levels import Kind
 from darwinlm.genome import Genome, Space
 from darwinlm.runtime import ranks
 from darwinlm.runtime.progress import log, progress
 from darwinlm.search.allocation import FORBIDDEN, allocate
+from darwinlm.search.fitness import Targets, Teacher
+from darwinlm.search.samples import draw
 from darwinlm.search.screen import Screen
 
 RADIUS = 1
 """Steps up and down that are measured of every module."""
 CHANGES = (2, 4, 6, 8, 12, 16, 24, 32)
 """Modules of a kind that a proposed allocation may change."""
+
+
+def first_parent(
+    uniform: Genome, assembler: Assembler, teacher: Teacher, config: SearchConfig, seed: int, dtype: torch.dtype
+) -> Genome:
+    """The genome that a search begins with, as `search.start` says.
+
+    Args:
+        uniform: at the target.
+        assembler: gives the layers of candidates.
+        teacher: the dense model on the pool that they are scored on.
+        config: of the search.
+        seed: of the choice of blocks.
+        dtype: arithmetic of the forward passes.
+    """
+    if config.start == "uniform":
+        return uniform
+    drawn = draw(teacher.tokens, min(config.start_tokens, teacher.tokens.numel()), seed, "start", 0, 0)
+    screen = Screen(assembler, Targets(teacher, drawn), dtype)
+    return measured_start(uniform, assembler.space, screen, config.start_rounds)
 
 
 def measured_start(start: Genome, space: Space, screen: Screen, rounds: int) -> Genome:
