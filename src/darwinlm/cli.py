@@ -104,6 +104,17 @@ def _bench(config: RunConfig, flags: dict[str, Any]) -> None:
     console.print(f"The numbers lie in {numbers}, their picture in {picture}.", highlight=False, soft_wrap=True)
 
 
+def _compare(config: RunConfig, flags: dict[str, Any]) -> None:
+    from darwinlm import tables
+    from darwinlm.comparison import asked, run_compare
+
+    given = {name: value for name, value in flags.items() if value is not None}
+    comparison, folder = run_compare(config, asked(config, **given))
+    for table in tables.comparison(comparison):
+        console.print(table, highlight=False)
+    console.print(f"Tables, numbers and pictures lie in {folder}.", highlight=False, soft_wrap=True)
+
+
 def _demo(config: RunConfig, flags: dict[str, Any]) -> None:
     from darwinlm import tables
     from darwinlm.demonstration import run_demo
@@ -139,6 +150,13 @@ COMMANDS = {
         flags=("against", "output"),
         without=("data", "output", "blocks", "database", "target", "search"),
     ),
+    "compare": Command(
+        "every method of the paper's comparisons, on your model, at the same sizes",
+        f"MODEL {_RUN_FLAGS} [--methods all] [--levels 2,4,6] [--train-tokens N]",
+        _compare,
+        flags=("methods", "levels", "train_tokens", "learning_rate"),
+        without=("target",),
+    ),
     "plan": Command(
         "sizes, disk, memory and tokens, from the configuration alone", "MODEL", _plan, without=("data", "output")
     ),
@@ -158,8 +176,12 @@ _FLAG_HELP = {
     "restart": "discard the search that lies in the output folder and begin anew",
     "against": "the dense model to compare with: folder or hub id",
     "output": "folder for bench.json and bench.png; runs/bench by default",
+    "methods": "methods with commas, or all, which is the default",
+    "levels": "levels with commas, in steps of database.levels; by default the run's target",
+    "train_tokens": "tokens of the same post-training for every model, which is then scored again; 0 (default) for none",
+    "learning_rate": "AdamW's learning rate in that post-training; 1e-4 by default",
 }
-_WITH_VALUE = ("against", "output")
+_WITH_VALUE = ("against", "output", "methods", "levels", "train_tokens", "learning_rate")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -250,7 +272,7 @@ def _parser(name: str, command: Command) -> ArgumentParser:
     parser.add_argument("--config", help="YAML file with settings; flags override it")
     for flag in command.flags:
         if flag in _WITH_VALUE:
-            parser.add_argument(f"--{flag}", help=_FLAG_HELP[flag])
+            parser.add_argument(f"--{flag.replace('_', '-')}", help=_FLAG_HELP[flag])
         else:
             parser.add_argument(f"--{flag}", action="store_true", help=_FLAG_HELP[flag])
     return parser
