@@ -37,8 +37,8 @@ from darwinlm.search.samples import draw
 from darwinlm.search.trial import Trial
 
 _OTHER = "Choose another --output, or ask for what is there."
-_ALWAYS = ("start_tokens", "batch_sequences")
-"""Settings of the search that methods without a search use, too."""
+_ALWAYS = ("start_tokens",)
+"""Settings of the search that methods without one use, too."""
 
 
 @dataclass(frozen=True)

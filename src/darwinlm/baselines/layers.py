@@ -7,6 +7,9 @@ from collections.abc import Collection, Sequence
 from darwinlm.baselines.task import Task
 from darwinlm.genome import Genome, Space
 
+SEQUENCES = 8
+"""Blocks in one forward pass."""
+
 
 def droppable(space: Space) -> list[int]:
     """Layers that still hold a module."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from darwinlm.baselines.layers import drop_in_order, droppable
+from darwinlm.baselines.layers import SEQUENCES, drop_in_order, droppable
 from darwinlm.baselines.task import Task
 from darwinlm.genome import Genome
 from darwinlm.models.blocks import BlockStream
@@ -16,11 +16,11 @@ from darwinlm.models.blocks import BlockStream
 
 def shortgpt(task: Task) -> Genome:
     """Drop layers of the least block influence."""
-    influence = block_influences(task.stream, task.teacher.tokens, task.search.batch_sequences)
+    influence = block_influences(task.stream, task.teacher.tokens)
     return drop_in_order(task, sorted(droppable(task.space), key=lambda layer: influence[layer]))
 
 
-def block_influences(stream: BlockStream, tokens: Tensor, batch: int) -> list[float]:
+def block_influences(stream: BlockStream, tokens: Tensor, batch: int = SEQUENCES) -> list[float]:
     """1 - mean cosine over tokens of a layer's input and output (eq. 1 there), for every layer.
 
     Args:

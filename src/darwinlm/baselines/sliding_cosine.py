@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from darwinlm.baselines.layers import without_layers
+from darwinlm.baselines.layers import SEQUENCES, without_layers
 from darwinlm.baselines.task import Task
 from darwinlm.genome import Genome
 from darwinlm.models.blocks import BlockStream
@@ -19,7 +19,7 @@ from darwinlm.models.blocks import BlockStream
 
 def sliding_cosine(task: Task) -> Genome:
     """Of the shortest runs that bring the parameters within the budget, drop the one of the least angle."""
-    angles = angular_distances(task.stream, task.teacher.tokens, task.search.batch_sequences)
+    angles = angular_distances(task.stream, task.teacher.tokens)
     count = len(task.stream)
     for length in range(1, count + 1):
         runs = [range(first, first + length) for first in range(count - length + 1)]
@@ -30,7 +30,7 @@ def sliding_cosine(task: Task) -> Genome:
     raise ValueError("a budget that no model without layers can meet")
 
 
-def angular_distances(stream: BlockStream, tokens: Tensor, batch: int) -> list[list[float]]:
+def angular_distances(stream: BlockStream, tokens: Tensor, batch: int = SEQUENCES) -> list[list[float]]:
     """(L + 1, L + 1): mean angle, in half turns, between the residual streams before layers i and j (eq. 7 there).
 
     As there, only the last token of every sequence counts: it has seen all others.

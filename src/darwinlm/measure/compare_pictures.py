@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from darwinlm.measure.compare import Cell, Comparison, Row
 from darwinlm.runtime.files import written_whole
@@ -18,7 +19,7 @@ _OURS = "darwinlm"
 
 
 def draw_tradeoff(comparison: Comparison, path: Path) -> None:
-    """Perplexity, on a logarithmic axis, against parameters: a line for each method, from the dense model on, as PNG."""
+    """Perplexity, on a logarithmic axis, against parameters: a line for each method, a star for the dense model, as PNG."""
     trained = bool(comparison.train_tokens)
     figure = Figure(figsize=(14 if trained else 9, 5.5), layout="constrained")
     panels = figure.subplots(1, 1 + trained, squeeze=False, sharey=True)[0]
@@ -30,8 +31,13 @@ def draw_tradeoff(comparison: Comparison, path: Path) -> None:
         for place, (method, found) in enumerate(rows.items()):
             values = [row.trained_perplexity if panel else row.perplexity for row in found]
             _line(axis, place, found, values, method == _OURS)
-        axis.plot(comparison.dense.parameters / 1e6, comparison.dense.perplexity, "k*", markersize=12, label="dense")
+        axis.plot(
+            comparison.dense.parameters / 1e6, comparison.dense.perplexity, "k*", markersize=12, label="dense, as it is"
+        )
         axis.set_yscale("log")
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.4g}"))
+        axis.yaxis.set_minor_locator(NullLocator())
         axis.set(title=title, xlabel="parameters, millions", ylabel="perplexity, held-out text" if not panel else "")
         axis.grid(alpha=0.3, which="both", linewidth=0.5)
         axis.spines[["top", "right"]].set_visible(False)
