@@ -23,6 +23,7 @@ from darwinlm.baselines.magnitude import build_magnitude_database
 from darwinlm.baselines.registry import METHODS
 from darwinlm.baselines.task import Task
 from darwinlm.config import to_dict
+from darwinlm.cost import database_bytes
 from darwinlm.database.store import MANIFEST, Database
 from darwinlm.errors import DamagedFileError
 from darwinlm.genome import Genome, Space
@@ -30,7 +31,7 @@ from darwinlm.measure.compare import Cell
 from darwinlm.measure.quality import HeldOut, Quality
 from darwinlm.pipeline import cache_bytes, database_stage, make_teacher
 from darwinlm.run import Run
-from darwinlm.runtime.files import read_json, sha256_of, write_json
+from darwinlm.runtime.files import read_json, require_room, sha256_of, write_json
 from darwinlm.runtime.rundir import require_same
 from darwinlm.search.evolution import SearchRecord
 from darwinlm.search.samples import draw
@@ -153,8 +154,23 @@ class Workbench:
         )
 
 
+def require_room_for_magnitudes(run: Run) -> None:
+    """Check that the second database has room, unless it lies there already.
+
+    Raises:
+        RequestError: it has not.
+    """
+    if not (_magnitude_folder(run) / MANIFEST).exists():
+        needed = database_bytes(run.source.shape, run.ladders, run.source.dtype.itemsize)
+        require_room(run.directory.path, needed, "The database of method magnitude")
+
+
+def _magnitude_folder(run: Run) -> Path:
+    return folder_of(run) / "magnitude_database"
+
+
 def _magnitude_database(run: Run) -> Database:
-    folder, identity = folder_of(run) / "magnitude_database", {**run.database_identity, "rule": "magnitude"}
+    folder, identity = _magnitude_folder(run), {**run.database_identity, "rule": "magnitude"}
     database = Database.open(folder) if (folder / MANIFEST).exists() else Database(folder, identity)
     require_same(database.identity, identity, folder, "a database", _OTHER)
     for name in database.damaged():

@@ -10,7 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from darwinlm.baselines.registry import METHODS, methods_named
-from darwinlm.cells import Place, Training, Workbench, finished_cell, folder_of, require_same_cell
+from darwinlm.cells import (
+    Place,
+    Training,
+    Workbench,
+    finished_cell,
+    folder_of,
+    require_room_for_magnitudes,
+    require_same_cell,
+)
 from darwinlm.config import RunConfig, TargetConfig
 from darwinlm.errors import RequestError
 from darwinlm.measure.compare import Comparison, save_comparison
@@ -100,6 +108,8 @@ def run_compare(config: RunConfig, wanted: Asked) -> tuple[Comparison, Path]:
     ]
 
     def check(run: Run) -> None:
+        if "magnitude" in wanted.methods:
+            require_room_for_magnitudes(run)
         for place in places:
             require_same_cell(run, place, wanted.training)
 

@@ -5,6 +5,7 @@ Letters: S = sequences, T = tokens in a sequence, H = hidden size.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
@@ -32,5 +33,7 @@ def block_influences(stream: BlockStream, tokens: Tensor, batch: int = SEQUENCES
     for block in stream.blocks():
         before = hidden.clone()
         stream.forward(block, hidden, batch)
-        found.append(1 - cosine_similarity(before.double(), hidden.double(), dim=-1).mean().item())
+        parts = zip(before.split(batch), hidden.split(batch))
+        cosines = torch.cat([cosine_similarity(x.double(), y.double(), dim=-1) for x, y in parts])  # (S, T)
+        found.append(1 - cosines.mean().item())
     return found
