@@ -87,7 +87,8 @@ def test_a_mean_is_over_its_seeds(finished):
     row = next(row for row in values["rows"] if (row["method"], row["level"]) == ("random", 2.0))
     assert len(set(drawn)) == 3
     assert row["perplexity"] == pytest.approx(sum(drawn) / 3)
-    assert row["perplexity_spread"] == pytest.approx(max(drawn) - min(drawn))
+    assert row["perplexity_range"] == [min(drawn), max(drawn)]
+    assert f"({min(drawn):,.2f}-{max(drawn):,.2f})" in (finished / "compare/compare.md").read_text()
 
 
 def test_its_darwinlm_and_uniform_are_those_of_prune(finished, checkpoint, text, tmp_path):

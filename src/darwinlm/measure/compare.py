@@ -52,8 +52,8 @@ class Row:
     seeds: int
     parameters: float
     perplexity: float
-    perplexity_spread: float
-    """Largest less smallest over the seeds."""
+    perplexity_range: tuple[float, float]
+    """Least and largest over the seeds."""
     kl: float
     trained_perplexity: float | None
     trained_kl: float | None
@@ -91,7 +91,7 @@ def _row(cells: list[Cell]) -> Row:
         seeds=len(cells),
         parameters=statistics.fmean(cell.quality.parameters for cell in cells),
         perplexity=statistics.fmean(perplexities),
-        perplexity_spread=max(perplexities) - min(perplexities),
+        perplexity_range=(min(perplexities), max(perplexities)),
         kl=statistics.fmean(cell.quality.kl or 0.0 for cell in cells),
         trained_perplexity=statistics.fmean(quality.perplexity for quality in trained) if trained else None,
         trained_kl=statistics.fmean(quality.kl or 0.0 for quality in trained) if trained else None,
@@ -113,9 +113,12 @@ def headings(comparison: Comparison) -> list[str]:
 
 
 def texts(comparison: Comparison, row: Row) -> list[str]:
-    """A row as people read it; a mean over seeds says so."""
-    several = f" (mean of {row.seeds})" if row.seeds > 1 else ""
-    found = [f"{row.title}{several}", f"{row.parameters:,.0f}", f"{row.perplexity:,.2f}", f"{row.kl:.4f}"]
+    """A row as people read it; a mean over seeds says so, and between which perplexities it lies."""
+    several, between = "", ""
+    if row.seeds > 1:
+        several = f" (mean of {row.seeds})"
+        between = " ({:,.2f}-{:,.2f})".format(*row.perplexity_range)
+    found = [f"{row.title}{several}", f"{row.parameters:,.0f}", f"{row.perplexity:,.2f}{between}", f"{row.kl:.4f}"]
     if comparison.train_tokens:
         found += [
             "-" if row.trained_perplexity is None else f"{row.trained_perplexity:,.2f}",
@@ -145,9 +148,10 @@ def _line(values: Iterable[str]) -> str:
 
 
 def as_csv(comparison: Comparison) -> str:
-    """All rows, with a heading."""
+    """All rows, with a heading; ranges stand in `compare.json` alone."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, [field.name for field in dataclasses.fields(Row)], lineterminator="\n")
+    columns = [field.name for field in dataclasses.fields(Row) if field.name != "perplexity_range"]
+    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(dataclasses.asdict(row) for row in comparison.rows)
     return text.getvalue()
