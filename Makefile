@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench compare clean
 
 demo: $(INSTALLED)  ## prune the embedded model
 	$(BIN)/darwinlm demo
@@ -17,7 +17,10 @@ check: $(INSTALLED)  ## style, types, import order
 	$(BIN)/python -m pytest tests/test_import_order.py
 
 bench: $(INSTALLED)  ## the measurements of docs/benchmarks.md
-	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+	for script in $(filter-out benchmarks/compare.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
+
+compare: $(INSTALLED)  ## every method of the paper's comparisons on two small models: an hour or more on two cores
+	$(BIN)/python benchmarks/compare.py --runs runs/compare
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -22,6 +22,7 @@ __all__ = [
     "RequestError",
     "bench",
     "build_database",
+    "compare",
     "convert_checkpoint",
     "demo",
     "evaluate",
@@ -111,6 +112,28 @@ def bench(model: str, *, against: str = "", output: str | os.PathLike[str] = "",
     if output:
         save_bench(result, Path(output).expanduser())
     return result
+
+
+def compare(
+    model: str = "",
+    *,
+    methods: str = "all",
+    levels: Any = "",
+    train_tokens: int = 0,
+    learning_rate: float = 1e-4,
+    preset: str | None = None,
+    **settings: Any,
+):
+    """Every method of the paper's comparisons on one model; returns a `Comparison`, whose `rows` are the table.
+
+    `methods` are names with commas, or `all`; `levels` a list or numbers with commas; `train_tokens` and `learning_rate` a
+    post-training after which all are scored again.
+    """
+    from darwinlm.comparison import asked, run_compare
+
+    config = _config(preset, {"model": model, **settings}, ("target",))
+    listed = levels if isinstance(levels, str) else ",".join(map(str, levels if isinstance(levels, list) else [levels]))
+    return run_compare(config, asked(config, methods, listed, str(train_tokens), str(learning_rate)))[0]
 
 
 def plan(model: str, *, preset: str | None = None, **settings: Any):

@@ -120,6 +120,17 @@ def _bench(config: RunConfig, flags: dict[str, Any]) -> None:
     console.print(f"The numbers lie in {numbers}, their picture in {picture}.", highlight=False, soft_wrap=True)
 
 
+def _compare(config: RunConfig, flags: dict[str, Any]) -> None:
+    from darwinlm import tables
+    from darwinlm.comparison import asked, run_compare
+
+    given = {name: value for name, value in flags.items() if value is not None}
+    comparison, folder = run_compare(config, asked(config, **given))
+    for table in tables.comparison(comparison):
+        console.print(table, highlight=False)
+    console.print(f"Tables, numbers and pictures lie in {folder}.", highlight=False, soft_wrap=True)
+
+
 def _demo(config: RunConfig, flags: dict[str, Any]) -> None:
     from darwinlm import tables
     from darwinlm.demonstration import run_demo
@@ -169,6 +180,13 @@ COMMANDS = {
         flags=("against", "output"),
         without=("data", "output", "blocks", "database", "target", "search"),
     ),
+    "compare": Command(
+        "every method of the paper's comparisons, on your model, at the same sizes",
+        f"MODEL {_RUN_FLAGS} [--methods all] [--levels 2,4,6] [--train-tokens N]",
+        _compare,
+        flags=("methods", "levels", "train_tokens", "learning_rate"),
+        without=("target",),
+    ),
     "plan": Command(
         "sizes, disk, memory and tokens, from the configuration alone", "MODEL", _plan, without=("data", "output")
     ),
@@ -193,8 +211,22 @@ _FLAG_HELP = {
     "portable": "write a checkpoint with zero stubs for absent modules, too, for engines that need every module",
     "format": "write this format, too: gguf, for llama.cpp",
     "dtype": "of the GGUF file: f32, f16, bf16 or q8_0; by default what the checkpoint is stored in",
+    "methods": "methods with commas, or all, which is the default",
+    "levels": "levels with commas, in steps of database.levels; by default the run's target",
+    "train_tokens": "tokens of the same post-training for every model, which is then scored again; 0 (default) for none",
+    "learning_rate": "AdamW's learning rate in that post-training; 1e-4 by default",
 }
-_WITH_VALUE = ("against", "output", "format", "dtype", "configuration")
+_WITH_VALUE = (
+    "against",
+    "output",
+    "format",
+    "dtype",
+    "configuration",
+    "methods",
+    "levels",
+    "train_tokens",
+    "learning_rate",
+)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -287,7 +319,7 @@ def _parser(name: str, command: Command) -> ArgumentParser:
         if flag == "source":
             parser.add_argument("source", nargs="?", help=_FLAG_HELP[flag])
         elif flag in _WITH_VALUE:
-            parser.add_argument(f"--{flag}", help=_FLAG_HELP[flag])
+            parser.add_argument(f"--{flag.replace('_', '-')}", help=_FLAG_HELP[flag])
         else:
             parser.add_argument(f"--{flag}", action="store_true", help=_FLAG_HELP[flag])
     return parser

@@ -31,11 +31,9 @@ from darwinlm.runtime.files import read_json, sha256_of, write_json
 from darwinlm.runtime.placement import Placement, free_host_memory
 from darwinlm.runtime.rundir import RunDirectory
 from darwinlm.search.evolution import SearchState, evolve, finished
-from darwinlm.search.fitness import Targets, Teacher
-from darwinlm.search.samples import draw
-from darwinlm.search.screen import Screen
+from darwinlm.search.fitness import Teacher
 from darwinlm.search.selection import TrainedFitness
-from darwinlm.search.start import measured_start
+from darwinlm.search.start import first_parent
 
 
 def database_stage(run: Run, *, rebuild: bool = False) -> Database:
@@ -78,7 +76,7 @@ def search_stage(run: Run, database: Database, *, restart: bool = False) -> Geno
     state = run.record.load()
     if state is None or not finished(state, run.config.search):
         with run.directory.timed("search"):
-            state = _search(run, Assembler(run.source, database, keep_dense=True, cache_bytes=_cache_bytes()))
+            state = _search(run, Assembler(run.source, database, keep_dense=True, cache_bytes=cache_bytes()))
     levels = run.space.named(state.parent)
     parameters = Assembler(run.source, database, keep_dense=False).shape(state.parent).parameters
     totals = {**run.space.totals(state.parent), "parameters": parameters}
@@ -93,11 +91,8 @@ def _search(run: Run, assembler: Assembler) -> SearchState:
     fitness = TrainedFitness(assembler, run.splits.train, teacher, search, seed, run.dtype)
 
     def start() -> Genome:
-        began, genome = time.perf_counter(), run.uniform_genome
-        if search.start == "measured":
-            drawn = draw(teacher.tokens, min(search.start_tokens, teacher.tokens.numel()), seed, "start", 0, 0)
-            screen = Screen(assembler, Targets(teacher, drawn), run.dtype)
-            genome = measured_start(genome, run.space, screen, search.start_rounds)
+        began = time.perf_counter()
+        genome = first_parent(run.uniform_genome, assembler, teacher, search, seed, run.dtype)
         facts: dict[str, Any] = {"start": search.start, "seconds": round(time.perf_counter() - began, 3)}
         if search.check_every and ranks.is_first():
             facts["held_out"] = check(genome)
@@ -119,7 +114,7 @@ def make_teacher(run: Run) -> Teacher:
     return Teacher(run.splits.select, run.stream.final_hidden(run.splits.select), head)
 
 
-def _cache_bytes() -> int:
+def cache_bytes() -> int:
     """Host memory for shrunk modules: a quarter of what is free, shared by the ranks of this machine."""
     return free_host_memory() // 4 // ranks.local_world_size()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -174,12 +174,13 @@ class Run:
 
 
 @contextmanager
-def opened(config: RunConfig, *, restart: bool = False) -> Iterator[Run]:
+def opened(config: RunConfig, *, restart: bool = False, check: Callable[[Run], None] | None = None) -> Iterator[Run]:
     """Check a request and open its run directory, alone.
 
     Args:
         config: what is asked.
         restart: a search that lies there will be discarded.
+        check: raises what else is wrong with the request, before anything of the folder is changed.
 
     Raises:
         RequestError: the request cannot be fulfilled.
@@ -200,6 +201,8 @@ def opened(config: RunConfig, *, restart: bool = False) -> Iterator[Run]:
     ranks.join()
     with directory.locked() if ranks.is_first() else nullcontext():
         run = Run(config, directory, restart=restart)
+        if check is not None:
+            check(run)
         run.splits  # noqa: B018  a tokenizer that does not fit and too few tokens are found now
         if ranks.is_first():
             directory.save_settings(to_dict(config))

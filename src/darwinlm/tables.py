@@ -14,6 +14,7 @@ from darwinlm.database.store import Database
 from darwinlm.demonstration import DemoRow
 from darwinlm.export.forms import Form
 from darwinlm.foreign.masked import Imported
+from darwinlm.measure import compare
 from darwinlm.measure.bench import BenchResult
 from darwinlm.measure.quality import Quality
 from darwinlm.measure.timing import Spread
@@ -182,6 +183,18 @@ def bench(result: BenchResult) -> Iterable[Any]:
         f"Medians of {repeats} rounds in turn, quartiles in brackets; layers: how many times fewer parameters the layers "
         f"have, which is the speed-up that they promise. {result.models[0].engine}, {machine}."
     )
+
+
+def comparison(result: compare.Comparison) -> Iterable[Any]:
+    """The end of `darwinlm compare`: a table for each level."""
+    for level in result.budgets:
+        table = _table(compare.level_title(result, level), *compare.headings(result))
+        table.columns[0].no_wrap = True
+        for row in result.rows:
+            if row.level == level:
+                table.add_row(*compare.texts(result, row), style="bold" if row.method == "darwinlm" else None)
+        table.caption = f"dense: perplexity {result.dense.perplexity:.2f}; held-out text"
+        yield table
 
 
 def _speedup(spread: Spread | None) -> str:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from darwinlm.errors import RequestError
-from darwinlm.losses import chunk_tokens, distributions, summed_kl
+from darwinlm.losses import chunk_tokens, distributions, summed_kl, token_nll
 from darwinlm.search.samples import batches
 
 SCORING_TOKENS = 2048
@@ -70,6 +70,15 @@ class Targets:
         if not math.isfinite(kl):
             raise RequestError(f"The KL of a candidate is {kl}. Lower search.learning_rate, or use --dtype float32.")
         return kl
+
+    def nll(self, hidden: Iterable[Tensor], head: Tensor) -> float:
+        """Mean negative log-likelihood of the next tokens, in nats; arguments as in `kl`. The dense model has no part in it."""
+        total, count = 0.0, 0
+        for batch, tokens in zip(hidden, self.tokens()):
+            wanted = tokens[:, 1:].flatten()
+            total += token_nll(batch[:, :-1].flatten(0, 1), head, wanted) * len(wanted)
+            count += len(wanted)
+        return total / count
 
     def _distributions(self, step: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The dense model's, chunk by chunk of every batch; kept where there is room."""

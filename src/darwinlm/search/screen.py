@@ -5,6 +5,8 @@ A candidate that differs from a reference genome from some layer on begins at th
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+
 import torch
 from torch import Tensor, nn
 
@@ -26,13 +28,20 @@ class Screen:
         targets: the dense model on these blocks.
         dtype: arithmetic of the forward passes.
         cache_bytes: memory of the device for layers that were made before.
+        score: of final hidden states, for each batch, and a head; by default the KL to `targets`.
     """
 
     def __init__(
-        self, assembler: Assembler, targets: Targets, dtype: torch.dtype, cache_bytes: int = CACHE_BYTES
+        self,
+        assembler: Assembler,
+        targets: Targets,
+        dtype: torch.dtype,
+        cache_bytes: int = CACHE_BYTES,
+        score: Callable[[Iterable[Tensor], Tensor], float] | None = None,
     ) -> None:
         self.assembler, self.targets, self.dtype = assembler, targets, dtype
         self.head, source = targets.teacher.head, assembler.source
+        self.score = score or targets.kl
         self.device = self.head.device
         self.evaluations = 0
         table = source.embedding()
@@ -48,22 +57,22 @@ class Screen:
 
     @torch.no_grad()
     def refer(self, genome: Genome) -> float:
-        """The KL of a genome, whose activations then serve those that differ from it late."""
+        """The score of a genome, whose activations then serve those that differ from it late."""
         start = self._first_difference(genome)
         inputs = self._inputs[: start + 1]
         for layer in self._depth()[start:]:
             inputs.append(self._through(genome, layer, inputs[-1]))
         self._reference, self._inputs = genome, inputs
-        return self._kl(inputs[-1])
+        return self._scored(inputs[-1])
 
     @torch.no_grad()
     def __call__(self, genome: Genome) -> float:
-        """Mean KL(dense || candidate) per token, in nats."""
+        """The score of a genome: by default the mean KL(dense || candidate) per token, in nats."""
         start = self._first_difference(genome)
         hidden = self._inputs[start]
         for layer in self._depth()[start:]:
             hidden = self._through(genome, layer, hidden)
-        return self._kl(hidden)
+        return self._scored(hidden)
 
     def _depth(self) -> range:
         return range(len(self.assembler.source.shape.layers))
@@ -79,9 +88,9 @@ class Screen:
         block = self._blocks.get(key, lambda: self.assembler.block(genome, layer, self.device, self.dtype))
         return [block(inputs_embeds=part, use_cache=False).last_hidden_state for part in hidden]
 
-    def _kl(self, hidden: list[Tensor]) -> float:
+    def _scored(self, hidden: list[Tensor]) -> float:
         self.evaluations += 1
-        return self.targets.kl(map(self._norm, hidden), self.head)
+        return self.score(map(self._norm, hidden), self.head)
 
 
 def _bytes_of(block: nn.Module) -> int:

@@ -9,11 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import torch
+
+from darwinlm.assemble import Assembler
+from darwinlm.config import SearchConfig
 from darwinlm.database.levels import Kind
 from darwinlm.genome import Genome, Space
 from darwinlm.runtime import ranks
 from darwinlm.runtime.progress import log, progress
 from darwinlm.search.allocation import FORBIDDEN, allocate
+from darwinlm.search.fitness import Targets, Teacher
+from darwinlm.search.samples import draw
 from darwinlm.search.screen import Screen
 
 RADIUS = 1
@@ -22,6 +28,26 @@ GAIN = 0.01
 """Share of the KL that a round must win for another one to follow."""
 CHANGES = (2, 4, 6, 8, 12, 16, 24, 32)
 """Modules of a kind that a proposed allocation may change."""
+
+
+def first_parent(
+    uniform: Genome, assembler: Assembler, teacher: Teacher, config: SearchConfig, seed: int, dtype: torch.dtype
+) -> Genome:
+    """The genome that a search begins with, as `search.start` says.
+
+    Args:
+        uniform: at the target.
+        assembler: gives the layers of candidates.
+        teacher: the dense model on the pool that they are scored on.
+        config: of the search.
+        seed: of the choice of blocks.
+        dtype: arithmetic of the forward passes.
+    """
+    if config.start == "uniform":
+        return uniform
+    drawn = draw(teacher.tokens, min(config.start_tokens, teacher.tokens.numel()), seed, "start", 0, 0)
+    screen = Screen(assembler, Targets(teacher, drawn), dtype)
+    return measured_start(uniform, assembler.space, screen, config.start_rounds)
 
 
 def measured_start(start: Genome, space: Space, screen: Screen, rounds: int) -> Genome:
@@ -35,26 +61,30 @@ def measured_start(start: Genome, space: Space, screen: Screen, rounds: int) -> 
     """
     best, best_kl = start, screen.refer(start)
     first_kl = best_kl
-    with progress("Start", rounds) as advance:
-        for round_ in range(rounds):
-            costs = _sensitivities(best, best_kl, space, screen, RADIUS if round_ else None)
-            proposals = sorted(_proposals(best, space, costs))
-            scores = _scores(proposals, screen)
-            if not proposals or min(scores) >= best_kl:
-                break
-            gain = 1 - min(scores) / best_kl
-            best = proposals[scores.index(min(scores))]
-            best_kl = screen.refer(best)
-            advance(f"KL {best_kl:.4f}")
-            if gain < GAIN:
-                break
+    for round_ in range(rounds):
+        costs = _sensitivities(best, best_kl, space, screen, RADIUS if round_ else None)
+        proposals = sorted(_proposals(best, space, costs))
+        scores = _scores(proposals, screen, f"Start, round {round_ + 1}, proposals")
+        if not proposals or min(scores) >= best_kl:
+            break
+        gain = 1 - min(scores) / best_kl
+        best = proposals[scores.index(min(scores))]
+        best_kl = screen.refer(best)
+        log.info("Start, round %d: KL %.4f.", round_ + 1, best_kl)
+        if gain < GAIN:
+            break
     log.info("Start: KL %.4f of the uniform genome, %.4f after its refinement.", first_kl, best_kl)
     return best
 
 
-def _scores(genomes: list[Genome], screen: Screen) -> list[float]:
+def _scores(genomes: list[Genome], screen: Screen, title: str) -> list[float]:
     """The KL of each, the work shared out to the ranks."""
-    return ranks.in_turn(ranks.gathered([screen(genome) for genome in ranks.mine(genomes)]))
+    own, scores = ranks.mine(genomes), []
+    with progress(title, len(own)) as advance:
+        for genome in own:
+            scores.append(screen(genome))
+            advance(f"KL {scores[-1]:.4f}")
+    return ranks.in_turn(ranks.gathered(scores))
 
 
 def _sensitivities(genome: Genome, kl: float, space: Space, screen: Screen, radius: int | None) -> list[list[float]]:
@@ -65,7 +95,7 @@ def _sensitivities(genome: Genome, kl: float, space: Space, screen: Screen, radi
         for level in range(ladder.top + 1)
         if 0 < abs(level - genome[module]) <= (radius or ladder.top)
     ]
-    scores = _scores([_with(genome, module, level) for module, level in near], screen)
+    scores = _scores([_with(genome, module, level) for module, level in near], screen, "Start, one module at a time")
     costs = [[FORBIDDEN] * (ladder.top + 1) for ladder in space.ladders]
     for module, level in enumerate(genome):
         costs[module][level] = 0.0

@@ -1,0 +1,30 @@
+"""DarwinLM itself, as one of the methods: with training-aware selection, and without."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from darwinlm.baselines.task import Task
+from darwinlm.config import SearchConfig
+from darwinlm.genome import Genome
+from darwinlm.search.evolution import evolve
+from darwinlm.search.selection import TrainedFitness
+from darwinlm.search.start import first_parent
+
+
+def darwinlm(task: Task) -> Genome:
+    """What `darwinlm search` finds with the same settings."""
+    return _search(task, task.search)
+
+
+def darwinlm_untrained(task: Task) -> Genome:
+    """The same search, but candidates are scored as they come from the database."""
+    return _search(task, dataclasses.replace(task.search, train_tokens=[0] * len(task.search.train_tokens)))
+
+
+def _search(task: Task, config: SearchConfig) -> Genome:
+    def start() -> Genome:
+        return first_parent(task.uniform, task.assembler, task.teacher, config, task.seed, task.dtype)
+
+    fitness = TrainedFitness(task.assembler, task.train, task.teacher, config, task.seed, task.dtype)
+    return evolve(start, task.space, config, task.seed, fitness, task.record(task.space)).parent

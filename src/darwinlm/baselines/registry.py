@@ -1,0 +1,63 @@
+"""All methods, by the names that are typed. A new one is a file and a line here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from darwinlm.baselines.darwin import darwinlm, darwinlm_untrained
+from darwinlm.baselines.evopress import evopress
+from darwinlm.baselines.random_levels import random_levels
+from darwinlm.baselines.shortened_llama import shortened_llama, shortened_llama_taylor
+from darwinlm.baselines.shortgpt import shortgpt
+from darwinlm.baselines.sliding_cosine import sliding_cosine
+from darwinlm.baselines.task import Task
+from darwinlm.baselines.uniform import uniform_levels
+from darwinlm.baselines.ziplm import ziplm, ziplm_kinds
+from darwinlm.errors import RequestError
+from darwinlm.genome import Genome
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to choose what leaves."""
+
+    title: str
+    find: Callable[[Task], Genome]
+    rule: Literal["second_order", "magnitude"] = "second_order"
+    """How the database is made that its levels come from."""
+    searches: bool = False
+    """Whether the search's settings count: generations, offspring, selection, trial training."""
+    seeds: int = 1
+    """Runs with different seeds whose mean is reported."""
+
+
+METHODS = {
+    "uniform": Method("uniform", uniform_levels),
+    "magnitude": Method("magnitude, uniform", uniform_levels, rule="magnitude"),
+    "random": Method("random levels", random_levels, seeds=3),
+    "ziplm": Method("ZipLM, parameters", ziplm),
+    "ziplm_kinds": Method("ZipLM, levels of a kind", ziplm_kinds),
+    "shortgpt": Method("ShortGPT", shortgpt),
+    "shortened_llama": Method("Shortened LLaMA, perplexity", shortened_llama),
+    "shortened_llama_taylor": Method("Shortened LLaMA, Taylor", shortened_llama_taylor),
+    "sliding_cosine": Method("sliding-window cosine", sliding_cosine),
+    "evopress": Method("EvoPress, modules", evopress, searches=True),
+    "darwinlm_untrained": Method("DarwinLM, untrained selection", darwinlm_untrained, searches=True),
+    "darwinlm": Method("DarwinLM", darwinlm, searches=True),
+}
+
+
+def methods_named(names: str) -> list[str]:
+    """Names from a list with commas; `all` stands for every method.
+
+    Raises:
+        RequestError: a method is unknown, or none is named.
+    """
+    asked = [name.strip() for name in names.split(",") if name.strip()]
+    if unknown := [name for name in asked if name not in METHODS and name != "all"]:
+        raise RequestError(f"There is no method '{unknown[0]}'; there are: all, {', '.join(METHODS)}.")
+    if not asked:
+        raise RequestError(f"--methods names no method. Give all, or some of: {', '.join(METHODS)}.")
+    return [name for name in METHODS if name in asked or "all" in asked]

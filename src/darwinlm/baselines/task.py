@@ -1,0 +1,84 @@
+"""What every method is asked: a genome of one model within one budget."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from darwinlm.assemble import Assembler
+from darwinlm.baselines.uniform import uniform
+from darwinlm.config import SearchConfig
+from darwinlm.genome import Genome, Space
+from darwinlm.models.blocks import BlockStream
+from darwinlm.search.evolution import SearchRecord
+from darwinlm.search.fitness import Targets, Teacher
+from darwinlm.search.samples import draw
+
+
+@dataclass(frozen=True)
+class Task:
+    """A model to be pruned, the text to do it by, and what may be left of it."""
+
+    assembler: Assembler
+    """The dense model and the levels of its modules."""
+    stream: BlockStream
+    """The dense model, block by block."""
+    teacher: Teacher
+    """The dense model on the blocks that scores are measured on."""
+    train: Tensor
+    """(blocks, T) pool that candidates are trained on."""
+    share: float
+    """Part of every kind of module that is to go."""
+    search: SearchConfig
+    seed: int
+    folder: Path
+    """Where a search keeps its state, so that it can be continued."""
+    identity: dict[str, Any]
+    """The settings that the answer depends on."""
+
+    @property
+    def space(self) -> Space:
+        """The modules and their ladders."""
+        return self.assembler.space
+
+    @property
+    def uniform(self) -> Genome:
+        """Every module at the share, or a random genome of that mean where it is no whole level."""
+        return uniform(self.space, self.share, self.seed)
+
+    @property
+    def budget(self) -> int:
+        """Parameters that may be left: those of the uniform model."""
+        return self.budget_of(self.assembler, self.share, self.seed)
+
+    @staticmethod
+    def budget_of(assembler: Assembler, share: float, seed: int) -> int:
+        """Parameters of the uniform model at a share."""
+        return assembler.shape(uniform(assembler.space, share, seed)).parameters
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Arithmetic of the forward passes."""
+        return self.stream.dtype
+
+    def parameters(self, genome: Genome) -> int:
+        """Parameters of a genome's whole model."""
+        return self.assembler.shape(genome).parameters
+
+    def targets(self) -> Targets:
+        """The dense model on `search.start_tokens` of the blocks: what single scores are measured on."""
+        tokens = self.teacher.tokens
+        wanted = min(self.search.start_tokens, tokens.numel())
+        return Targets(self.teacher, draw(tokens, wanted, self.seed, "start", 0, 0))
+
+    def record(self, space: Space) -> SearchRecord:
+        """The search of this task on disk.
+
+        Args:
+            space: what it searches.
+        """
+        return SearchRecord(self.folder / "search", self.identity, space)

@@ -1,0 +1,135 @@
+"""`darwinlm compare`: every method on one model, one database, the same budgets and the same held-out text.
+
+A comparison that was killed goes on with the first cell that is missing, within the search that was going on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from darwinlm.baselines.registry import METHODS, methods_named
+from darwinlm.cells import (
+    Place,
+    Training,
+    Workbench,
+    finished_cell,
+    folder_of,
+    require_room_for_magnitudes,
+    require_same_cell,
+)
+from darwinlm.config import RunConfig, TargetConfig
+from darwinlm.errors import RequestError
+from darwinlm.measure.compare import Comparison, save_comparison
+from darwinlm.measure.compare_pictures import draw_allocations, draw_tradeoff
+from darwinlm.run import Run, opened
+from darwinlm.runtime import ranks
+from darwinlm.runtime.progress import log
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a comparison is to hold, beside the settings of a run."""
+
+    methods: list[str]
+    levels: list[float]
+    training: Training
+
+
+def asked(
+    config: RunConfig, methods: str = "all", levels: str = "", train_tokens: str = "0", learning_rate: str = "1e-4"
+) -> Asked:
+    """Read what was typed.
+
+    Args:
+        config: blocks, levels and target count.
+        methods: names with commas, or `all`.
+        levels: numbers with commas, in steps of `database.levels`; by default the target's.
+        train_tokens: a whole number; 0 for no post-training.
+        learning_rate: of the post-training, a positive number.
+
+    Raises:
+        RequestError: it does not fit; names all that does not.
+    """
+    faults: list[str] = []
+    top, pool = config.database.levels, config.blocks.train * config.blocks.sequence_length
+    found = [_number(text, "--levels", faults) for text in (levels or f"{config.target.level:g}").split(",")]
+    for level in found:
+        if not 0 < level < top:
+            faults.append(
+                f"--levels names {level:g}; each must lie between 0 (dense) and {top} (nothing left), both excluded."
+            )
+    tokens, rate = _number(train_tokens, "--train-tokens", faults), _number(learning_rate, "--learning-rate", faults)
+    if tokens and not (tokens % 1 == 0 and 2 <= tokens <= pool):
+        faults.append(
+            f"--train-tokens is {train_tokens}; it must be 0, or a whole number from 2 to {pool} (blocks.train x "
+            "blocks.sequence_length). Raise blocks.train for more."
+        )
+    if not 0 < rate < float("inf"):
+        faults.append(f"--learning-rate is {learning_rate}; it must be positive, such as 1e-4.")
+    try:
+        names = methods_named(methods)
+    except RequestError as fault:
+        raise RequestError(*fault.faults, *faults) from fault
+    if faults:
+        raise RequestError(*faults)
+    return Asked(names, sorted(set(found)), Training(int(tokens), rate))
+
+
+def _number(text: str, flag: str, faults: list[str]) -> float:
+    """A number; where the text is none, a fault more, and a number that makes no other."""
+    try:
+        return float(text)
+    except ValueError:
+        faults.append(f"{flag} holds '{text}', which is no number.")
+        return 1.0 if flag != "--train-tokens" else 0.0
+
+
+def run_compare(config: RunConfig, wanted: Asked) -> tuple[Comparison, Path]:
+    """Make the cells that are missing; returns all that were asked, and the folder with tables and pictures.
+
+    Args:
+        config: the settings of a run; `target` does not count.
+        wanted: methods, levels and post-training.
+
+    Raises:
+        RequestError: the request cannot be fulfilled, or the folder holds results of other settings.
+    """
+    if ranks.world_size() > 1:
+        raise RequestError("`darwinlm compare` runs in one process. Start it without torchrun.")
+    if not 0 < config.target.level < config.database.levels:
+        config = dataclasses.replace(config, target=TargetConfig(wanted.levels[0]))
+    places = [
+        Place(method, level, config.seed + repeat)
+        for level in wanted.levels
+        for method in wanted.methods
+        for repeat in range(METHODS[method].seeds)
+    ]
+
+    def check(run: Run) -> None:
+        if "magnitude" in wanted.methods:
+            require_room_for_magnitudes(run)
+        for place in places:
+            require_same_cell(run, place, wanted.training)
+
+    with opened(config, check=check) as run:
+        comparison = _compared(run, places, wanted)
+        folder = folder_of(run)
+        save_comparison(comparison, folder)
+        draw_tradeoff(comparison, folder / "tradeoff.png")
+        for level in wanted.levels:
+            draw_allocations(comparison, level, folder / f"allocations_level{level:g}.png")
+        return comparison, folder
+
+
+def _compared(run: Run, places: list[Place], wanted: Asked) -> Comparison:
+    bench, cells = Workbench(run), []
+    for number, place in enumerate(places, 1):
+        cell = finished_cell(bench, place, wanted.training)
+        cells.append(cell)
+        found = f"level {place.level:g}, {cell.title}: perplexity {cell.quality.perplexity:.2f}"
+        later = f", {cell.trained.perplexity:.2f} after training" if cell.trained else ""
+        log.info("Cell %d/%d: %s%s", number, len(places), found, later)
+    budgets = {level: bench.budget(level) for level in wanted.levels}
+    return Comparison(run.config.model, budgets, bench.dense_quality, cells, wanted.training.tokens)

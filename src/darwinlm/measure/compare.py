@@ -1,0 +1,165 @@
+"""The results of a comparison: what each method left of a model at each level, as rows, text and files."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from darwinlm.measure.quality import Quality
+from darwinlm.runtime.files import write_json, write_text
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method at one level, with one seed."""
+
+    method: str
+    title: str
+    level: float
+    seed: int
+    levels: dict[str, int]
+    """{module name: level}."""
+    kept: dict[str, float]
+    """{module name: part of its output matrix's columns that is left}."""
+    quality: Quality
+    """On held-out text, as pruned."""
+    trained: Quality | None
+    """The same after post-training; None where that was not asked."""
+    search_seconds: float
+    """Time to find the levels; the database, which all methods share, is not in it."""
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> Cell:
+        """A cell from what `dataclasses.asdict` made of it; what else stands there is ignored."""
+        known = {field.name: values[field.name] for field in dataclasses.fields(cls)}
+        trained = Quality(**known["trained"]) if known["trained"] else None
+        return cls(**{**known, "quality": Quality(**known["quality"]), "trained": trained})
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method at one level: the mean over its seeds."""
+
+    method: str
+    title: str
+    level: float
+    seeds: int
+    parameters: float
+    perplexity: float
+    perplexity_range: tuple[float, float]
+    """Least and largest over the seeds."""
+    kl: float
+    trained_perplexity: float | None
+    trained_kl: float | None
+    search_seconds: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All cells of a comparison."""
+
+    model: str
+    budgets: dict[float, int]
+    """{level: parameters that every method may leave}."""
+    dense: Quality
+    cells: list[Cell]
+    train_tokens: int
+    """Tokens of the post-training; 0 where there was none."""
+
+    @property
+    def rows(self) -> list[Row]:
+        """Methods within levels, in the order of the cells."""
+        groups: dict[tuple[float, str], list[Cell]] = {}
+        for cell in self.cells:
+            groups.setdefault((cell.level, cell.method), []).append(cell)
+        return [_row(group) for group in groups.values()]
+
+
+def _row(cells: list[Cell]) -> Row:
+    trained = [cell.trained for cell in cells if cell.trained]
+    perplexities = [cell.quality.perplexity for cell in cells]
+    return Row(
+        method=cells[0].method,
+        title=cells[0].title,
+        level=cells[0].level,
+        seeds=len(cells),
+        parameters=statistics.fmean(cell.quality.parameters for cell in cells),
+        perplexity=statistics.fmean(perplexities),
+        perplexity_range=(min(perplexities), max(perplexities)),
+        kl=statistics.fmean(cell.quality.kl or 0.0 for cell in cells),
+        trained_perplexity=statistics.fmean(quality.perplexity for quality in trained) if trained else None,
+        trained_kl=statistics.fmean(quality.kl or 0.0 for quality in trained) if trained else None,
+        search_seconds=statistics.fmean(cell.search_seconds for cell in cells),
+    )
+
+
+def headings(comparison: Comparison) -> list[str]:
+    """What stands above the columns of `texts`."""
+    trained = [f"{name}, {comparison.train_tokens:,} tokens later" for name in ("perplexity", "KL")]
+    return [
+        "method",
+        "parameters",
+        "perplexity",
+        "KL to dense",
+        *(trained if comparison.train_tokens else []),
+        "search",
+    ]
+
+
+def texts(comparison: Comparison, row: Row) -> list[str]:
+    """A row as people read it; a mean over seeds says so, and between which perplexities it lies."""
+    several, between = "", ""
+    if row.seeds > 1:
+        several = f" (mean of {row.seeds})"
+        between = " ({:,.2f}-{:,.2f})".format(*row.perplexity_range)
+    found = [f"{row.title}{several}", f"{row.parameters:,.0f}", f"{row.perplexity:,.2f}{between}", f"{row.kl:.4f}"]
+    if comparison.train_tokens:
+        found += [
+            "-" if row.trained_perplexity is None else f"{row.trained_perplexity:,.2f}",
+            "-" if row.trained_kl is None else f"{row.trained_kl:.4f}",
+        ]
+    return [*found, f"{row.search_seconds:,.1f} s"]
+
+
+def level_title(comparison: Comparison, level: float) -> str:
+    """What stands above the table of a level."""
+    return f"Level {level:g}: at most {comparison.budgets[level]:,} parameters of {comparison.dense.parameters:,}"
+
+
+def markdown(comparison: Comparison) -> str:
+    """A table for each level."""
+    columns = headings(comparison)
+    lines: list[str] = [f"Dense: perplexity {comparison.dense.perplexity:.2f}."]
+    for level in comparison.budgets:
+        lines += ["", f"{level_title(comparison, level)}.", ""]
+        lines += [_line(columns), "|---" * len(columns) + "|"]
+        lines += [_line(texts(comparison, row)) for row in comparison.rows if row.level == level]
+    return "\n".join(lines) + "\n"
+
+
+def _line(values: Iterable[str]) -> str:
+    return f"| {' | '.join(values)} |"
+
+
+def as_csv(comparison: Comparison) -> str:
+    """All rows, with a heading; ranges stand in `compare.json` alone."""
+    text = io.StringIO()
+    columns = [field.name for field in dataclasses.fields(Row) if field.name != "perplexity_range"]
+    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(dataclasses.asdict(row) for row in comparison.rows)
+    return text.getvalue()
+
+
+def save_comparison(comparison: Comparison, folder: Path) -> None:
+    """Write `compare.json`, `compare.md` and `compare.csv`."""
+    rows = [dataclasses.asdict(row) for row in comparison.rows]
+    write_json(folder / "compare.json", {**dataclasses.asdict(comparison), "rows": rows})
+    write_text(folder / "compare.md", markdown(comparison))
+    write_text(folder / "compare.csv", as_csv(comparison))

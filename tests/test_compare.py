@@ -1,0 +1,225 @@
+"""A comparison: its numbers are those of the single commands, and a killed one goes on."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch.nn.functional import cross_entropy
+
+import darwinlm
+from darwinlm.assemble import Assembler
+from darwinlm.baselines.registry import METHODS
+from darwinlm.cli import main
+from darwinlm.database.store import Database
+from darwinlm.errors import DamagedFileError, RequestError
+from darwinlm.measure.quality import HeldOut
+from darwinlm.models.blocks import BlockStream
+from darwinlm.models.source import ModelSource
+from darwinlm.runtime.files import read_tensors
+
+SETTINGS = {
+    "blocks": {"sequence_length": 32, "hessian": 24, "train": 8, "select": 8, "held_out": 8},
+    "database": {"levels": 4, "multiple_of": 4},
+    "search": {
+        "generations": 3,
+        "offspring": 3,
+        "survivors": [2, 1],
+        "train_tokens": [64, 128],
+        "select_tokens": [64, 128],
+        "start_tokens": 128,
+        "start_rounds": 1,
+        "learning_rate": 1e-3,
+    },
+}
+ASKED = {"methods": "uniform,magnitude,random,ziplm,evopress,darwinlm", "levels": "1,2", "train_tokens": 64}
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text("".join(f"{number} and {number * number}; " for number in range(1000)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(checkpoint, text, tmp_path_factory) -> Path:
+    """A comparison that nothing interrupted."""
+    output = tmp_path_factory.mktemp("runs") / "whole"
+    darwinlm.compare(str(checkpoint("llama_gqa")), data=str(text), output=str(output), **ASKED, **SETTINGS)
+    return output
+
+
+def results(run: Path) -> dict:
+    """All cells, but what they took."""
+    values = json.loads((run / "compare/compare.json").read_text())
+    return {**values, "rows": 0, "cells": [{**cell, "search_seconds": 0} for cell in values["cells"]]}
+
+
+def cell(run: Path, method: str, level: float) -> dict:
+    return next(c for c in results(run)["cells"] if (c["method"], c["level"]) == (method, level))
+
+
+def test_tables_and_pictures_lie_there(finished):
+    folder = finished / "compare"
+    rows = list(csv.DictReader((folder / "compare.csv").read_text().splitlines()))
+    assert [(row["method"], float(row["level"])) for row in rows] == [
+        (method, level) for level in (1.0, 2.0) for method in ASKED["methods"].split(",")
+    ]
+    assert {row["seeds"] for row in rows if row["method"] == "random"} == {"3"}
+    assert "| DarwinLM |" in (folder / "compare.md").read_text()
+    for name in ("tradeoff", "allocations_level1", "allocations_level2"):
+        assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_mean_is_over_its_seeds(finished):
+    values = json.loads((finished / "compare/compare.json").read_text())
+    drawn = [c["quality"]["perplexity"] for c in values["cells"] if (c["method"], c["level"]) == ("random", 2.0)]
+    row = next(row for row in values["rows"] if (row["method"], row["level"]) == ("random", 2.0))
+    assert len(set(drawn)) == 3
+    assert row["perplexity"] == pytest.approx(sum(drawn) / 3)
+    assert row["perplexity_range"] == [min(drawn), max(drawn)]
+    assert f"({min(drawn):,.2f}-{max(drawn):,.2f})" in (finished / "compare/compare.md").read_text()
+
+
+def test_its_darwinlm_and_uniform_are_those_of_prune(finished, checkpoint, text, tmp_path):
+    asked = {**SETTINGS, "target": {"level": 2}}
+    summary = darwinlm.prune(str(checkpoint("llama_gqa")), data=str(text), output=str(tmp_path / "run"), **asked)
+    assert cell(finished, "darwinlm", 2)["levels"] == json.loads((tmp_path / "run/genome.json").read_text())["levels"]
+    for method, name in (("darwinlm", "pruned"), ("uniform", "uniform")):
+        assert cell(finished, method, 2)["quality"] == pytest.approx(summary[name], rel=1e-5)
+    assert results(finished)["dense"] == pytest.approx(summary["dense"], rel=1e-6)
+
+
+def test_post_training_is_adamw_on_cross_entropy(finished, checkpoint):
+    source, tokens = ModelSource(str(checkpoint("llama_gqa"))), read_tensors(finished / "blocks.safetensors")[0]
+    assembler = Assembler(source, Database.open(finished / "database"))
+    found, device = cell(finished, "uniform", 2), torch.device("cpu")
+    held_out = HeldOut(tokens["held_out"].long(), BlockStream(source, device, torch.float32))
+    reached = []
+    for order in ((a, b) for a in range(8) for b in range(8) if a != b):  # which two blocks, is for the seed to say
+        model = assembler.model(assembler.space.genome(found["levels"]), device).train()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.0)
+        for block in order:
+            ids = tokens["train"][block : block + 1].long()
+            loss = cross_entropy(model(ids, use_cache=False).logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        reached.append(held_out.quality_of_model(model.eval()).perplexity)
+    assert sum(value == pytest.approx(found["trained"]["perplexity"], rel=1e-6) for value in reached) == 1
+
+
+KILL = """
+import importlib, os, signal, sys, torch
+torch.set_num_threads(1)
+module, name, last = importlib.import_module(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+original, calls = getattr(module, name), 0
+def fatal(*arguments, **options):
+    global calls
+    calls += 1
+    if calls == last:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return original(*arguments, **options)
+setattr(module, name, fatal)
+from darwinlm.cli import main
+main(sys.argv[4:])
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "call"),
+    [
+        ("darwinlm.cells", "write_json", 6),
+        ("darwinlm.search.selection", "kl_to_teacher", 17),
+        ("darwinlm.search.evolution", "write_json", 3),
+        ("darwinlm.comparison", "draw_tradeoff", 1),
+    ],
+)
+def test_kill_9_and_the_same_command_give_the_same_cells(module, name, call, finished, checkpoint, text, tmp_path):
+    settings, output, model = tmp_path / "settings.yaml", tmp_path / "killed", str(checkpoint("llama_gqa"))
+    settings.write_text(yaml.safe_dump(SETTINGS))
+    given = [f"--{key.replace('_', '-')}={value}" for key, value in ASKED.items()]
+    command = ["compare", model, "--data", str(text), "--config", str(settings), "--output", str(output), *given]
+    died = subprocess.run([sys.executable, "-c", KILL, module, name, str(call), *command], capture_output=True)
+    assert died.returncode == -signal.SIGKILL, died.stderr.decode()
+    before = {path: path.stat().st_mtime_ns for path in output.glob("compare/*/*/*.json")}
+    darwinlm.compare(model, data=str(text), output=str(output), **ASKED, **SETTINGS)
+    assert results(output) == results(finished)
+    assert all(path.stat().st_mtime_ns == moment for path, moment in before.items())
+
+
+def test_finished_cells_are_not_made_again(finished, monkeypatch):
+    def again(*arguments: object, **options: object) -> None:
+        raise AssertionError("made again")
+
+    monkeypatch.setattr("darwinlm.cells._found", again)
+    monkeypatch.setattr("darwinlm.cells._trained", again)
+    fewer = darwinlm.compare(output=str(finished), methods="darwinlm", levels=[2], train_tokens=64)
+    assert [row.method for row in fewer.rows] == ["darwinlm"]
+    darwinlm.compare(output=str(finished), **ASKED)
+
+
+def test_other_settings_are_refused_by_name_and_change_nothing(finished):
+    before = (finished / "config.yaml").read_bytes()
+    with pytest.raises(RequestError, match=r"search.generations: there 3, asked 4.*another --output"):
+        darwinlm.compare(output=str(finished), **ASKED, search={"generations": 4})
+    with pytest.raises(RequestError, match=r"learning_rate: there 0.0001, asked 0.01"):
+        darwinlm.compare(output=str(finished), **ASKED, learning_rate=1e-2)
+    assert (finished / "config.yaml").read_bytes() == before
+
+
+def test_a_method_without_a_search_does_not_mind_its_settings(finished, tmp_path):
+    copied = shutil.copytree(finished, tmp_path / "copied")
+    found = darwinlm.compare(output=str(copied), methods="ziplm", levels="2", search={"generations": 9})
+    assert found.cells[0].levels == cell(finished, "ziplm", 2)["levels"]
+
+
+def test_a_damaged_cell_is_named(finished, tmp_path):
+    copied = shutil.copytree(finished, tmp_path / "copied")
+    path = copied / "compare/ziplm/level2_seed0/pruned.json"
+    values = json.loads(path.read_text())
+    del values["quality"]
+    path.write_text(json.dumps(values))
+    with pytest.raises(DamagedFileError, match=r"level2_seed0/pruned.json' lacks 'quality'"):
+        darwinlm.compare(output=str(copied), methods="ziplm", levels="2")
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (["--methods", "zplm"], "no method 'zplm'; there are: all, uniform"),
+        (["--levels", "0,2"], "--levels names 0; each must lie between 0 (dense) and 4"),
+        (["--levels", "two"], "--levels holds 'two', which is no number"),
+        (["--levels", "nan"], "--levels names nan"),
+        (["--train-tokens", "1e9"], "from 2 to 256 (blocks.train x blocks.sequence_length)"),
+        (["--train-tokens", "nan"], "--train-tokens is nan"),
+        (["--learning-rate", "0"], "--learning-rate is 0; it must be positive"),
+    ],
+)
+def test_mistyped(typed, said, capsys, checkpoint, text, tmp_path):
+    settings = tmp_path / "settings.yaml"
+    settings.write_text(yaml.safe_dump(SETTINGS))
+    where = ["--data", text, "--config", settings, "--output", tmp_path / "run", "--levels", "2"]
+    with pytest.raises(SystemExit) as exit_:
+        main([str(word) for word in ["compare", checkpoint("llama_gqa"), *where, *typed]])
+    assert exit_.value.code == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_command_prints_a_table_for_each_level(finished, capsys):
+    main(["compare", "--output", os.fspath(finished), *(f"--{k.replace('_', '-')}={v}" for k, v in ASKED.items())])
+    printed = capsys.readouterr().out
+    assert "Level 1: at most" in printed
+    assert "Level 2: at most" in printed
+    assert METHODS["magnitude"].title in printed
