@@ -6,9 +6,6 @@ import csv
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -26,6 +23,7 @@ from darwinlm.measure.quality import HeldOut
 from darwinlm.models.blocks import BlockStream
 from darwinlm.models.source import ModelSource
 from darwinlm.runtime.files import read_tensors
+from killing import kill_within
 
 SETTINGS = {
     "blocks": {"sequence_length": 32, "hessian": 24, "train": 8, "select": 8, "held_out": 8},
@@ -119,23 +117,6 @@ def test_post_training_is_adamw_on_cross_entropy(finished, checkpoint):
     assert sum(value == pytest.approx(found["trained"]["perplexity"], rel=1e-6) for value in reached) == 1
 
 
-KILL = """
-import importlib, os, signal, sys, torch
-torch.set_num_threads(1)
-module, name, last = importlib.import_module(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-original, calls = getattr(module, name), 0
-def fatal(*arguments, **options):
-    global calls
-    calls += 1
-    if calls == last:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return original(*arguments, **options)
-setattr(module, name, fatal)
-from darwinlm.cli import main
-main(sys.argv[4:])
-"""
-
-
 @pytest.mark.parametrize(
     ("module", "name", "call"),
     [
@@ -150,8 +131,7 @@ def test_kill_9_and_the_same_command_give_the_same_cells(module, name, call, fin
     settings.write_text(yaml.safe_dump(SETTINGS))
     given = [f"--{key.replace('_', '-')}={value}" for key, value in ASKED.items()]
     command = ["compare", model, "--data", str(text), "--config", str(settings), "--output", str(output), *given]
-    died = subprocess.run([sys.executable, "-c", KILL, module, name, str(call), *command], capture_output=True)
-    assert died.returncode == -signal.SIGKILL, died.stderr.decode()
+    kill_within(module, name, call, command)
     before = {path: path.stat().st_mtime_ns for path in output.glob("compare/*/*/*.json")}
     darwinlm.compare(model, data=str(text), output=str(output), **ASKED, **SETTINGS)
     assert results(output) == results(finished)

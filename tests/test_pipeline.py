@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -23,6 +21,7 @@ from darwinlm.database.store import Database
 from darwinlm.errors import DamagedFileError, RequestError
 from darwinlm.models.source import ModelSource
 from darwinlm.runtime.files import read_tensors
+from killing import kill_within
 
 SETTINGS = {
     "blocks": {"sequence_length": 32, "hessian": 24, "train": 8, "select": 8, "held_out": 8},
@@ -94,21 +93,6 @@ KILLERS = {
     "export": ("darwinlm.export.huggingface", "_copy_words", 1),
     "summary": ("darwinlm.pipeline", "peak_memory_bytes", 1),
 }
-KILL = """
-import importlib, os, signal, sys, torch
-torch.set_num_threads(1)
-module, name, last = importlib.import_module(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-original, calls = getattr(module, name), 0
-def fatal(*arguments, **options):
-    global calls
-    calls += 1
-    if calls == last:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return original(*arguments, **options)
-setattr(module, name, fatal)
-from darwinlm.cli import main
-main(sys.argv[4:])
-"""
 
 
 @pytest.mark.parametrize("killer", KILLERS)
@@ -117,8 +101,7 @@ def test_kill_9_and_the_same_command_give_the_same_bytes(killer, finished, check
     settings.write_text(yaml.safe_dump(SETTINGS))
     command = [str(checkpoint("llama_gqa")), "--data", str(text), "--config", str(settings), "--output", str(output)]
     module, name, call = KILLERS[killer]
-    died = subprocess.run([sys.executable, "-c", KILL, module, name, str(call), "prune", *command], capture_output=True)
-    assert died.returncode == -signal.SIGKILL, died.stderr.decode()
+    kill_within(module, name, call, ["prune", *command])
     darwinlm.prune(str(checkpoint("llama_gqa")), data=str(text), output=str(output), **SETTINGS)
     assert answer(output) == answer(finished)
 

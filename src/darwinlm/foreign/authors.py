@@ -6,8 +6,8 @@ zeros where columns are gone, one for each level. A configuration has a line `<m
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from torch import Tensor
@@ -101,7 +101,7 @@ def read_matrix(path: Path, like: Tensor) -> Tensor:
     """
     try:
         matrix = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as fault:
+    except (OSError, EOFError, RuntimeError, UnpicklingError) as fault:
         raise DamagedFileError(f"'{path}' is damaged, or holds more than tensors: {first_line(fault)}.") from fault
     if not isinstance(matrix, Tensor) or matrix.shape != like.shape:
         shape = tuple(matrix.shape) if isinstance(matrix, Tensor) else type(matrix).__name__
