@@ -1,0 +1,137 @@
+"""What each command does: call one function, print its tables. Imports wait until they are needed: torch is slow to load."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from rich.console import Console
+
+from darwinlm.config import RunConfig
+from darwinlm.runtime import ranks
+
+console = Console(width=None if sys.stdout.isatty() else 110)
+
+
+def prune(config: RunConfig, flags: dict[str, Any]) -> None:
+    """All stages."""
+    from darwinlm import tables
+    from darwinlm.pipeline import run_prune
+
+    summary = run_prune(config, rebuild=flags["rebuild"], restart=flags["restart"])
+    if ranks.is_first():
+        console.print(tables.summary(summary))
+        next_command(f"darwinlm eval {config.output}/model --against {config.model} --data OTHER_TEXT")
+
+
+def database(config: RunConfig, flags: dict[str, Any]) -> None:
+    """Build, check or show a level database."""
+    from darwinlm import tables
+    from darwinlm.pipeline import check_database, run_database
+
+    if flags["check"] or flags["show"]:
+        database, picture = check_database(config, draw=bool(flags["show"]))
+        console.print(f"All {len(database.modules)} files of '{database.folder}' are whole.")
+        if picture:
+            console.print(tables.database(database))
+            console.print(f"The picture lies in {picture}")
+        return
+    console.print(tables.database(run_database(config, rebuild=flags["rebuild"])))
+    next_command(f"darwinlm search --output {config.output} --target.level {config.target.level:g}")
+
+
+def search(config: RunConfig, flags: dict[str, Any]) -> None:
+    """Search on a finished database."""
+    from darwinlm import tables
+    from darwinlm.pipeline import run_search
+
+    console.print(tables.genome(run_search(config, restart=flags["restart"])))
+    next_command(f"darwinlm export --output {config.output}")
+
+
+def export(config: RunConfig, flags: dict[str, Any]) -> None:
+    """Write the checkpoint and its other forms."""
+    from darwinlm import tables
+    from darwinlm.export.forms import Wanted
+    from darwinlm.pipeline import run_export
+
+    wanted = Wanted(bool(flags["portable"]), flags["format"] or "", flags["dtype"] or "")
+    if forms := run_export(config, wanted):
+        for line in tables.forms(forms):
+            console.print(line)
+        dense = config.model if config.output else "MODEL"
+        next_command(f"darwinlm eval {forms[0].path} --against {dense}")
+
+
+def import_(config: RunConfig, flags: dict[str, Any]) -> None:
+    """A foreign model as a checkpoint."""
+    from darwinlm import tables
+    from darwinlm.foreign.masked import import_model
+
+    imported = import_model(
+        flags["source"] or "", config.output, model=config.model, configuration=flags["configuration"] or ""
+    )
+    console.print(tables.imported(imported))
+    next_command(f"darwinlm eval {imported.folder} --against MODEL --data TEXT")
+
+
+def evaluate(config: RunConfig, flags: dict[str, Any]) -> None:
+    """Score a checkpoint."""
+    from darwinlm import tables
+    from darwinlm.evaluation import run_eval
+
+    title = f"First blocks of {config.data}" if config.data else "Held-out text of the run"
+    console.print(tables.qualities(run_eval(config, flags["against"] or ""), title))
+
+
+def plan(config: RunConfig, flags: dict[str, Any]) -> None:
+    """Sizes, from the configuration alone."""
+    from darwinlm import tables
+    from darwinlm.planning import make_plan
+
+    for table in tables.plan(make_plan(config)):
+        console.print(table)
+
+
+def bench(config: RunConfig, flags: dict[str, Any]) -> None:
+    """Time checkpoints in turn."""
+    from pathlib import Path
+
+    from darwinlm import tables
+    from darwinlm.measure.bench import run_bench, save_bench
+
+    models = [flags["against"], config.model] if flags["against"] else [config.model]
+    result = run_bench(models, config)
+    for table in tables.bench(result):
+        console.print(table, highlight=False)
+    numbers, picture = save_bench(result, Path(flags["output"] or "runs/bench").expanduser())
+    console.print(f"The numbers lie in {numbers}, their picture in {picture}.", highlight=False, soft_wrap=True)
+
+
+def compare(config: RunConfig, flags: dict[str, Any]) -> None:
+    """Every method at the same sizes."""
+    from darwinlm import tables
+    from darwinlm.comparison import asked, run_compare
+
+    given = {name: value for name, value in flags.items() if value is not None}
+    comparison, folder = run_compare(config, asked(config, **given))
+    for table in tables.comparison(comparison):
+        console.print(table, highlight=False)
+    console.print(f"Tables, numbers and pictures lie in {folder}.", highlight=False, soft_wrap=True)
+
+
+def demo(config: RunConfig, flags: dict[str, Any]) -> None:
+    """Prune the embedded model."""
+    from darwinlm import tables
+    from darwinlm.demonstration import run_demo
+
+    for table in tables.demo(run_demo(config)):
+        console.print(table)
+    next_command(
+        f"darwinlm prune MODEL --data DATA --preset quick --output runs/mine   (this run lies in {config.output})"
+    )
+
+
+def next_command(command: str) -> None:
+    """What to type next."""
+    console.print(f"Next: {command}", highlight=False, soft_wrap=True)

@@ -1,0 +1,87 @@
+"""The table of commands: what each is called with, and which settings it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from darwinlm.cli import calls
+from darwinlm.config import RunConfig
+
+
+@dataclass(frozen=True)
+class Command:
+    """One subcommand."""
+
+    summary: str
+    usage: str
+    call: Callable[[RunConfig, dict[str, Any]], None]
+    takes_model: bool = True
+    flags: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
+    default_preset: str | None = None
+
+
+_RUN_FLAGS = "--data DATA --output RUN"
+COMMANDS = {
+    "prune": Command(
+        "all of it: database, search, export, evaluation",
+        f"MODEL {_RUN_FLAGS}",
+        calls.prune,
+        flags=("rebuild", "restart"),
+    ),
+    "database": Command(
+        "second-order levels of every module", f"MODEL {_RUN_FLAGS}", calls.database, flags=("rebuild", "check", "show")
+    ),
+    "search": Command(
+        "evolution over levels, training-aware", "--output RUN", calls.search, takes_model=False, flags=("restart",)
+    ),
+    "export": Command(
+        "a really smaller Hugging Face checkpoint, and other forms of it",
+        "--output RUN | CHECKPOINT [--portable] [--format gguf [--dtype f16]]",
+        calls.export,
+        flags=("portable", "format", "dtype"),
+        without=("dtype",),
+    ),
+    "import": Command(
+        "a masked model, or the authors' level database, as a really smaller checkpoint",
+        "SOURCE --output FOLDER [--model DENSE --configuration FILE]",
+        calls.import_,
+        takes_model=False,
+        flags=("source", "configuration"),
+        without=("data", "seed", "device", "dtype", "trust_remote_code", "blocks", "database", "target", "search"),
+    ),
+    "eval": Command(
+        "perplexity of a checkpoint, and its KL to the dense model",
+        "CHECKPOINT [--against MODEL] [--data DATA]",
+        calls.evaluate,
+        flags=("against",),
+        without=("output", "database", "target", "search"),
+    ),
+    "bench": Command(
+        "speed and memory of a checkpoint or .gguf file, beside the dense one's, in turn",
+        "CHECKPOINT [--against MODEL] [--output FOLDER]",
+        calls.bench,
+        flags=("against", "output"),
+        without=("data", "output", "blocks", "database", "target", "search"),
+    ),
+    "compare": Command(
+        "every method of the paper's comparisons, on your model, at the same sizes",
+        f"MODEL {_RUN_FLAGS} [--methods all] [--levels 2,4,6] [--train-tokens N]",
+        calls.compare,
+        flags=("methods", "levels", "train_tokens", "learning_rate"),
+        without=("target",),
+    ),
+    "plan": Command(
+        "sizes, disk, memory and tokens, from the configuration alone", "MODEL", calls.plan, without=("data", "output")
+    ),
+    "demo": Command(
+        "prune the embedded model, minutes on a laptop CPU",
+        "[--output RUN]",
+        calls.demo,
+        takes_model=False,
+        without=("model",),
+        default_preset="demo",
+    ),
+}

@@ -1,0 +1,74 @@
+"""The entry point: one command, its settings, and what its end says."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+
+from darwinlm.cli.calls import console
+from darwinlm.cli.commands import COMMANDS, Command
+from darwinlm.cli.flags import read_settings
+from darwinlm.errors import RequestError
+from darwinlm.runtime import ranks
+from darwinlm.runtime.progress import show_log
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of `darwinlm`; exits with 0 (done), 2 (the request is wrong) or 1 (anything else)."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help"):
+        console.print(overview(), highlight=False)
+        return
+    if arguments[0] == "--version":
+        from darwinlm import __version__
+
+        console.print(f"darwinlm {__version__}", highlight=False)
+        return
+    try:
+        command = _command(arguments[0])
+        config, flags = read_settings(arguments[0], command, arguments[1:])
+        ranks.join()
+        show_log(speak=ranks.is_first())
+        console.quiet = not ranks.is_first()
+        _quiet_libraries()
+        command.call(config, flags)
+    except RequestError as fault:
+        for message in fault.faults:
+            print(f"darwinlm: {message}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("darwinlm: stopped. The same command goes on from here.", file=sys.stderr)
+        sys.exit(130)
+    finally:
+        ranks.leave()
+
+
+def _command(name: str) -> Command:
+    if name not in COMMANDS:
+        raise RequestError(
+            f"There is no command '{name}'. The commands are: {', '.join(COMMANDS)}. See darwinlm --help."
+        )
+    return COMMANDS[name]
+
+
+def overview() -> str:
+    """What `darwinlm --help` prints."""
+    lines = [f"  darwinlm {name:<10} {command.summary}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "DarwinLM: really smaller and faster language models by training-aware evolutionary pruning.",
+            "",
+            *lines,
+            "",
+            "darwinlm COMMAND --help lists the settings. Begin with: darwinlm demo",
+        ]
+    )
+
+
+def _quiet_libraries() -> None:
+    """Progress bars and advice of libraries would tear ours apart; their warnings go to the log file."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", module="transformers")

@@ -1,0 +1,108 @@
+"""What is wrong with settings by themselves, found before any file is opened."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from itertools import pairwise
+
+from darwinlm.config.settings import BenchConfig, BlocksConfig, RunConfig, SearchConfig
+
+
+def faults(config: RunConfig, without: Collection[str] = ()) -> list[str]:
+    """Everything that is wrong with the settings by themselves, found before any file is opened.
+
+    Args:
+        config: the settings.
+        without: groups that do not count.
+    """
+    blocks, database, search, target = config.blocks, config.database, config.search, config.target
+    found: list[str] = []
+
+    def check(holds: bool, message: str) -> None:
+        if not holds:
+            found.append(message)
+
+    for group, names in (
+        (blocks, ("hessian", "train", "select", "held_out", "pool_tokens")),
+        (database, ("multiple_of", "tensor_parallel", "batch_sequences")),
+        (search, ("generations", "offspring", "batch_sequences", "switches")),
+    ):
+        section = type(group).__name__.removesuffix("Config").lower()
+        for name in names if section not in without else ():
+            value = getattr(group, name)
+            check(value >= 1, f"{section}.{name} is {value}; it must be at least 1.")
+    check(blocks.sequence_length >= 2, f"blocks.sequence_length is {blocks.sequence_length}; it must be at least 2.")
+    check(database.levels >= 2, f"database.levels is {database.levels}; it must be at least 2: dense, and gone.")
+    check(
+        database.rel_damp > 0 and math.isfinite(database.rel_damp),
+        f"database.rel_damp is {database.rel_damp}; it must be positive, such as 0.01.",
+    )
+    check(
+        "target" in without or 0 < target.level < database.levels,
+        f"target.level is {target.level:g}; it must lie between 0 (dense) and {database.levels} (nothing left), both excluded.",
+    )
+    check(
+        search.learning_rate >= 0 and math.isfinite(search.learning_rate),
+        f"search.learning_rate is {search.learning_rate}; it must be 0 or positive, such as 1e-5.",
+    )
+    check(
+        not config.data or blocks.held_out_data != config.data,
+        f"blocks.held_out_data is the same as data, '{config.data}', so it would be scored on what it was fitted to. "
+        "Leave it out: held-out blocks are then drawn apart from the others.",
+    )
+    for name in ("start_rounds", "check_every", "patience"):
+        check(getattr(search, name) >= 0, f"search.{name} is {getattr(search, name)}; it must be 0 or more.")
+    found += _stage_faults(search, blocks) if "search" not in without else []
+    return found + _bench_faults(config.bench)
+
+
+def _stage_faults(search: SearchConfig, blocks: BlocksConfig) -> list[str]:
+    found: list[str] = []
+    survivors = search.survivors
+    lengths = {name: len(getattr(search, name)) for name in ("survivors", "train_tokens", "select_tokens")}
+    if len(set(lengths.values())) > 1 or not survivors:
+        listed = ", ".join(f"search.{name} has {count}" for name, count in lengths.items())
+        found.append(f"Each selection step needs one entry in each list, but {listed}.")
+    decreasing = all(a > b for a, b in pairwise(survivors))
+    if survivors and (not decreasing or survivors[-1] != 1):
+        found.append(f"search.survivors is {survivors}; the numbers must decrease and end in 1, such as [8, 4, 2, 1].")
+    elif survivors and survivors[0] > search.offspring:
+        found.append(
+            f"search.survivors begins with {survivors[0]}, but a generation has only search.offspring = "
+            f"{search.offspring} candidates; raise the one or lower the other."
+        )
+    if search.continue_training and any(a > b for a, b in pairwise(search.train_tokens)):
+        found.append(
+            f"search.train_tokens is {search.train_tokens}; with search.continue_training the numbers must not fall: "
+            "each is what a survivor has seen in all."
+        )
+    if search.start_tokens < 2:
+        found.append(f"search.start_tokens is {search.start_tokens}; it must be at least 2.")
+    for name, pool in (("train_tokens", blocks.train), ("select_tokens", blocks.select)):
+        floor = 0 if name == "train_tokens" else 2
+        wrong = [tokens for tokens in getattr(search, name) if not floor <= tokens <= pool * blocks.sequence_length]
+        if wrong:
+            split = name.removesuffix("_tokens")
+            found.append(
+                f"search.{name} asks for {wrong} tokens; each must lie between {floor} and {pool * blocks.sequence_length} "
+                f"(blocks.{split} x blocks.sequence_length)."
+            )
+    return found
+
+
+def _bench_faults(bench: BenchConfig) -> list[str]:
+    found = [
+        f"bench.{name} is {value}; it must be at least {least}."
+        for name, value, least in (
+            ("decode_tokens", bench.decode_tokens, 1),
+            ("repeats", bench.repeats, 1),
+            ("warmups", bench.warmups, 0),
+            ("threads", 1 if bench.threads is None else bench.threads, 1),
+        )
+        if value < least
+    ]
+    for name, values in (("batch_sizes", bench.batch_sizes), ("context_lengths", bench.context_lengths)):
+        if not values or min(values) < 1:
+            found.append(f"bench.{name} is {values}; it must be a list of numbers that are at least 1, such as [1, 8].")
+    return found

@@ -1,0 +1,170 @@
+"""Every setting of a run: one frozen dataclass per stage, gathered in `RunConfig`.
+
+Units stand in each field's docstring; the command line and `config.yaml` are derived from these classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class BlocksConfig:
+    """Text as fixed token blocks in four disjoint splits."""
+
+    sequence_length: int = 2048
+    """Tokens in a block."""
+    hessian: int = 512
+    """Blocks that the Hessians are accumulated on."""
+    train: int = 256
+    """Blocks that candidates are trained on during the search."""
+    select: int = 64
+    """Blocks that candidates are scored on during the search."""
+    held_out: int = 64
+    """Blocks that only the final evaluation reads."""
+    held_out_data: str | None = None
+    """Separate source of the held-out blocks, read from its beginning; by default they are drawn from the same data."""
+    text_field: str = "text"
+    """Field that holds the text in .jsonl, .parquet and hub data sets."""
+    pool_tokens: int = 8_000_000
+    """Tokens that are read before blocks are drawn from them at random; more are read where the splits need more."""
+
+
+@dataclass(frozen=True)
+class DatabaseConfig:
+    """Second-order levels of every module."""
+
+    levels: int = 10
+    """Steps from dense (level 0) to a module that is gone (the last level)."""
+    attention_unit: Literal["auto", "kv_group", "balanced", "query_head"] = "auto"
+    """What leaves attention together; `auto` is kv_group where the model has grouped queries."""
+    rounding: Literal["equal", "paper"] = "equal"
+    """`equal`: as many equal steps as a kind of module allows; `paper`: equations 5 and 6 as printed."""
+    multiple_of: int = 32
+    """MLP widths are multiples of this many columns."""
+    tensor_parallel: int = 1
+    """Devices that split the heads of the pruned model: every level keeps query and KV heads in multiples of it."""
+    attention_columns: list[int] | None = None
+    """Explicit table: columns of the attention output matrix removed at each level, 0 first, all last."""
+    mlp_columns: list[int] | None = None
+    """Explicit table: columns of the MLP output matrix removed at each level, 0 first, all last."""
+    rel_damp: float = 1e-2
+    """Damping of the Hessian, relative to the mean of its diagonal."""
+    batch_sequences: int = 8
+    """Blocks in one forward pass of the calibration."""
+    hidden_states: Literal["auto", "device", "host", "disk"] = "auto"
+    """Where the activations of all calibration blocks lie; `auto` is the first that has the room."""
+
+
+@dataclass(frozen=True)
+class TargetConfig:
+    """What the pruned model must hold."""
+
+    level: float = 5.0
+    """Mean level of each kind of module, in steps of `database.levels`; fractions are allowed."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of training-aware selection (Algorithm 1 of arXiv 2502.07780)."""
+
+    survivors: int
+    """Candidates that stay."""
+    train_tokens: int
+    """Tokens that each candidate is trained on before it is scored."""
+    select_tokens: int
+    """Tokens that each candidate is scored on."""
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """Evolution with training-aware selection."""
+
+    generations: int = 200
+    """Generations from the start to the end of the search."""
+    offspring: int = 16
+    """Mutated candidates of a generation."""
+    survivors: list[int] = field(default_factory=lambda: [8, 4, 2, 1])
+    """Candidates that stay after each selection step; decreasing, the last is 1."""
+    train_tokens: list[int] = field(default_factory=lambda: [10_000, 50_000, 100_000, 200_000])
+    """Tokens that each candidate is trained on, per selection step."""
+    select_tokens: list[int] = field(default_factory=lambda: [1024, 2048, 4096, 8192])
+    """Tokens that each candidate is scored on, per selection step."""
+    learning_rate: float = 1e-5
+    """AdamW's learning rate in the trial training."""
+    batch_sequences: int = 1
+    """Blocks in one optimizer step of the trial training."""
+    switches: int = 3
+    """Level switches of an offspring are min(u1, u2) with u drawn from 1 to this number."""
+    start: Literal["measured", "uniform"] = "measured"
+    """The first parent: the best of several by measured sensitivities, or every module at the target (the paper)."""
+    start_tokens: int = 8192
+    """Tokens that the sensitivities are measured on; all of blocks.select where that has fewer."""
+    start_rounds: int = 8
+    """Most rounds in which the measured start is refined; it ends earlier where a round finds nothing better."""
+    continue_training: bool = False
+    """Survivors go on from where the last step left them, up to its number of tokens, instead of anew from the database."""
+    weights: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Candidates' weights in trial training; bfloat16 is rounded stochastically. `auto` is the run's arithmetic."""
+    gradient_checkpointing: bool = False
+    """Make activations again in the backward pass of the trial training: a third slower, and several times smaller."""
+    check_every: int = 10
+    """Generations between scores of the parent on the held-out blocks, for the eye alone; 0 never."""
+    patience: int = 0
+    """Stop after this many generations without a better candidate; 0 never."""
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The selection steps, first to last."""
+        return tuple(map(Stage, self.survivors, self.train_tokens, self.select_tokens))
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """Speed and memory of checkpoints that take turns."""
+
+    batch_sizes: list[int] = field(default_factory=lambda: [1])
+    """Sequences that are read, and then continued, at once; llama.cpp takes one."""
+    context_lengths: list[int] = field(default_factory=lambda: [512])
+    """Tokens of each sequence that are read."""
+    decode_tokens: int = 32
+    """Tokens written after the first one, one forward pass for each."""
+    repeats: int = 9
+    """Rounds that count; in each, every model reads and writes once."""
+    warmups: int = 1
+    """Rounds before them that do not count."""
+    threads: int | None = None
+    """CPU threads; by default as many as torch takes."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A whole run; `config.yaml` of a run directory holds it complete, as resolved."""
+
+    model: str = ""
+    """Path or hub id of the dense model."""
+    data: str = ""
+    """Text: a hub data set (streamed), `fineweb-edu`, a .txt, .jsonl or .parquet file, a folder of them, or `stdlib`."""
+    output: str = ""
+    """Run directory; an existing run of the same model and settings is continued."""
+    seed: int = 0
+    """Seed of every random choice."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda` or another torch device."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Arithmetic of the model; `auto` is bfloat16 on a GPU and float32 on a CPU. Hessians and losses are
+    float32 always; for the weights of candidates see `search.weights`."""
+    trust_remote_code: bool = False
+    """Run Python code that ships with the dense model. Off unless asked for."""
+    blocks: BlocksConfig = field(default_factory=BlocksConfig)
+    database: DatabaseConfig = field(default_factory=DatabaseConfig)
+    target: TargetConfig = field(default_factory=TargetConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
+    bench: BenchConfig = field(default_factory=BenchConfig)
+
+    @property
+    def path(self) -> Path:
+        """The run directory."""
+        return Path(self.output).expanduser()
