@@ -1,0 +1,52 @@
+"""Plans, from the configuration alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from rich.table import Table
+
+from darwinlm.planning import Plan, SizeRow
+from darwinlm.tables.cells import count, empty_table, gigabytes
+
+
+def plan(values: Plan) -> Iterable[Any]:
+    """What `darwinlm plan` prints."""
+    sizes = empty_table(
+        "Sizes by level", "level", "parameters", "share", "in layers", "share", "KV/token", "checkpoint"
+    )
+    for row in (values.dense, *values.levels):
+        _add_size(sizes, f"{row.level:g}", row, values.dense)
+    sizes.add_section()
+    _add_size(sizes, f"target {values.target.level:g}", values.target, values.dense)
+    yield sizes
+    cost = empty_table("What the run takes", "stage", "tokens", "memory", "disk")
+    memory = values.memory
+    cost.add_row("database", f"{values.hessian_tokens:,}", gigabytes(memory.database), gigabytes(values.database_bytes))
+    cost.add_row("  its hidden states, where there is room", "", gigabytes(memory.hidden_states), "")
+    cost.add_row("search, training", f"{values.search_train_tokens:,}", gigabytes(memory.search), "")
+    cost.add_row("search, scoring", f"{values.search_select_tokens:,}", "", "")
+    cost.add_row("export", "", "", gigabytes(values.target.checkpoint_bytes))
+    steps = ", ".join(
+        f"{kind} {steps}"
+        + (f" ({whole} without tensor_parallel)" if (whole := values.unsplit_steps[kind]) != steps else "")
+        for kind, steps in values.steps.items()
+    )
+    other = "cpu" if values.machine.startswith("cuda") else "cuda"
+    cost.caption = (
+        f"Memory for {values.machine}; plan for another machine by --device {other}. Steps from dense to gone: {steps}"
+    )
+    yield cost
+
+
+def _add_size(table: Table, label: str, row: SizeRow, dense: SizeRow) -> None:
+    table.add_row(
+        label,
+        count(row.parameters),
+        f"{row.parameters / dense.parameters:.1%}",
+        count(row.layer_parameters),
+        f"{row.layer_parameters / dense.layer_parameters:.1%}",
+        f"{row.kv_cache_values_per_token:,}",
+        gigabytes(row.checkpoint_bytes),
+    )

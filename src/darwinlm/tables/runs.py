@@ -1,0 +1,84 @@
+"""A run: its database, its genome, its forms, its end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from rich.panel import Panel
+from rich.syntax import Syntax
+from rich.table import Table
+
+from darwinlm.database.store import Database
+from darwinlm.demonstration import DemoRow
+from darwinlm.export.forms import Form
+from darwinlm.foreign.masked import Imported
+from darwinlm.runtime.progress import duration
+from darwinlm.tables.cells import empty_table, gigabytes, kl_cell
+
+
+def summary(values: dict[str, Any]) -> Table:
+    """The end of `darwinlm prune`."""
+    table = empty_table("Held-out text", "model", "parameters", "perplexity", "KL to dense")
+    for key, label in (("dense", "dense"), ("uniform", "uniform, same level"), ("pruned", "DarwinLM")):
+        row = values[key]
+        table.add_row(label, f"{row['parameters']:,}", f"{row['perplexity']:.2f}", kl_cell(row["kl"]))
+    stages = ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in values["seconds"].items())
+    table.caption = f"{stages}; peak memory {values['peak_memory_bytes'] / 1e9:.2f} GB"
+    return table
+
+
+def database(built: Database) -> Table:
+    """The end of `darwinlm database`: relative error of every module at every level."""
+    top = max(ladder.top for ladder in built.ladders())
+    table = empty_table("Relative error of the module's output", "module", *(f"level {i}" for i in range(1, top + 1)))
+    for ladder in built.ladders():
+        errors = built.modules[ladder.name].relative_errors[1:]
+        table.add_row(ladder.name.removeprefix("model."), *(f"{error:.3f}" for error in errors))
+    return table
+
+
+def genome(levels: dict[str, int]) -> Table:
+    """The end of `darwinlm search`: the level of every module."""
+    table = empty_table("Levels found", "layer", "attention", "MLP")
+    layers: dict[int, dict[str, int]] = {}
+    for name, level in levels.items():
+        _, _, layer, module = name.split(".")
+        layers.setdefault(int(layer), {})[module] = level
+    for layer, found in sorted(layers.items()):
+        table.add_row(str(layer), *(str(found.get(module, "-")) for module in ("self_attn", "mlp")))
+    return table
+
+
+def forms(written: list[Form]) -> Iterable[Any]:
+    """The end of `darwinlm export`."""
+    table = empty_table("Written", "form", "parameters", "weights", "path")
+    for form in written:
+        table.add_row(form.name, f"{form.parameters:,}", gigabytes(form.bytes), str(form.path))
+    yield table
+    for form in written:
+        for note in form.notes:
+            yield f"{form.name}: {note}"
+    yield "The folders load with transformers alone (trust_remote_code=True)."
+
+
+def imported(found: Imported) -> Table:
+    """The end of `darwinlm import`: what was there, and what is left."""
+    table = empty_table("Kept", "layer", "query heads", "KV heads", "MLP columns")
+    for layer, (old, new) in enumerate(zip(found.before.layers, found.after.layers)):
+        pairs = ((old.heads, new.heads), (old.kv_heads, new.kv_heads), (old.intermediate, new.intermediate))
+        table.add_row(str(layer), *(f"{after} of {before}" for before, after in pairs))
+    sizes = f"{found.after.parameters:,} of {found.before.parameters:,} parameters"
+    table.caption = f"{sizes}; the checkpoint lies in {found.folder}"
+    return table
+
+
+def demo(rows: list[DemoRow]) -> Iterable[Any]:
+    """The end of `darwinlm demo`."""
+    for row in rows:
+        yield Panel(Syntax(row.completion.rstrip(), "python", theme="ansi_light"), title=row.name, title_align="left")
+    table = empty_table("The embedded model, pruned", "model", "parameters", "perplexity", "KL to dense", "tokens/s")
+    for row in rows:
+        speed = f"{row.tokens_per_second:,.0f}"
+        table.add_row(row.name, f"{row.parameters:,}", f"{row.perplexity:.2f}", kl_cell(row.kl), speed)
+    yield table
