@@ -39,7 +39,7 @@ SETTINGS = {
         "learning_rate": 1e-3,
     },
 }
-ASKED = {"methods": "uniform,magnitude,random,ziplm,evopress,darwinlm", "levels": "1,2", "train_tokens": 64}
+ASKED = {"methods": "uniform,magnitude,random,ziplm,evopress,sheared,darwinlm", "levels": "1,2", "train_tokens": 64}
 
 
 @pytest.fixture(scope="module")

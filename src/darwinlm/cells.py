@@ -3,6 +3,7 @@
 compare/dense.json                                 the dense model
 compare/magnitude_database/                        the second database
 compare/METHOD/levelL_seedS/search/                state of a search under way
+compare/sheared/levelL_seedS/sheared/               the model that ShearedLLaMA trained, and which of its columns stay
 compare/METHOD/levelL_seedS/pruned.json            the finished cell, with the settings it depends on
 compare/METHOD/levelL_seedS/trained_TOKENS.json    the same after post-training
 """
@@ -86,6 +87,8 @@ def _identity(run: Run, place: Place) -> dict[str, Any]:
     settings = to_dict(run.config.search)
     names = settings if METHODS[place.method].searches else _ALWAYS
     search = {f"search.{name}": settings[name] for name in names if name != "check_every"}
+    for group in METHODS[place.method].settings:
+        search |= {f"{group}.{name}": value for name, value in to_dict(getattr(run.config, group)).items()}
     return {"database": sha256_of(run.database_identity), **dataclasses.asdict(place), **search}
 
 
@@ -151,6 +154,7 @@ class Workbench:
             seed=place.seed,
             folder=_cell_folder(run, place),
             identity=_identity(run, place),
+            sheared=run.config.sheared,
         )
 
 
@@ -208,9 +212,10 @@ def _found(bench: Workbench, place: Place) -> Cell:
         title=method.title,
         levels=task.space.named(genome),
         kept={l.name: 1 - l.removed[level] * l.group_size / l.columns for l, level in zip(ladders, genome)},
-        quality=bench.held_out().quality_of_model(task.assembler.model(genome, run.device, run.dtype)),
+        quality=bench.held_out().quality_of_model(method.model(task, genome, run.device, run.dtype)),
         trained=None,
         search_seconds=round(seconds, 3),
+        search_tokens=method.tokens(task),
     )
 
 
@@ -224,7 +229,7 @@ def _trained(bench: Workbench, place: Place, training: Training) -> Cell:
     """The same levels after plain training: AdamW, cross entropy, the same tokens in the same order for all methods."""
     cell, task, run = finished_cell(bench, place, Training(0, 0.0)), bench.task(place), bench.run
     genome: Genome = task.space.genome(cell.levels)
-    model = task.assembler.model(genome, run.device, torch.float32)
+    model = METHODS[place.method].model(task, genome, run.device, torch.float32)
     trial = Trial(model, training.learning_rate, run.config.search.batch_sequences, run.dtype)
     trial.train(run.splits.train, draw(run.splits.train, training.tokens, run.config.seed, "post-training", 0, 0))
     return dataclasses.replace(cell, trained=bench.held_out().quality_of_model(model))

@@ -67,6 +67,7 @@ def _parser(name: str, command: Command) -> ArgumentParser:
             *command.without,
             *(["model"] if command.takes_model else []),
             *([] if name == "bench" else ["bench"]),
+            *([] if name == "compare" else ["sheared"]),
         ),
         usage=f"darwinlm {name} {command.usage} [settings]",
         description=f"{command.summary[0].upper()}{command.summary[1:]}.",
