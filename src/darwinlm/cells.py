@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -167,6 +168,19 @@ def require_room_for_magnitudes(run: Run) -> None:
     if not (_magnitude_folder(run) / MANIFEST).exists():
         needed = database_bytes(run.source.shape, run.ladders, run.source.dtype.itemsize)
         require_room(run.directory.path, needed, "The database of method magnitude")
+
+
+def require_room_for_trained(run: Run, places: Sequence[Place]) -> None:
+    """Check that the full-size models that methods train have room: each is kept, with its kept columns once more.
+
+    Raises:
+        RequestError: it has not.
+    """
+    missing = [p for p in places if METHODS[p.method].keeps and not (_cell_folder(run, p) / "pruned.json").exists()]
+    if missing:
+        needed = 2 * len(missing) * run.source.shape.parameters * run.source.dtype.itemsize
+        names = ", ".join(sorted({place.method for place in missing}))
+        require_room(run.directory.path, needed, f"What {names} trains")
 
 
 def _magnitude_folder(run: Run) -> Path:

@@ -43,6 +43,8 @@ class Method:
     """Tokens that were trained on to find the levels."""
     model: Callable[[Task, Genome, torch.device, torch.dtype], Any] = database_model
     """The model of the levels found, with weights of its own."""
+    keeps: bool = False
+    """Whether it leaves a model of full size in the task's folder."""
     settings: tuple[str, ...] = ()
     """Groups of settings that are its own."""
 
@@ -59,7 +61,13 @@ METHODS = {
     "sliding_cosine": Method("sliding-window cosine", sliding_cosine),
     "evopress": Method("EvoPress, modules", evopress, searches=True),
     "sheared": Method(
-        "ShearedLLaMA", sheared, searches=True, tokens=sheared_tokens, model=sheared_model, settings=("sheared",)
+        "ShearedLLaMA",
+        sheared,
+        searches=True,
+        tokens=sheared_tokens,
+        model=sheared_model,
+        keeps=True,
+        settings=("sheared",),
     ),
     "darwinlm_untrained": Method("DarwinLM, untrained selection", darwinlm_untrained, searches=True),
     "darwinlm": Method("DarwinLM", darwinlm, searches=True, tokens=trial_tokens),
