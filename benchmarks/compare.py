@@ -2,7 +2,7 @@
 
     python benchmarks/compare.py [--shared ../shared] [--models pep-llama demo] [--levels 2,3,4,5] [--methods all]
                                  [--generations 2] [--train-tokens 8192] [--held-out 48] [--seeds 3 --seed-levels 4]
-                                 [--runs FOLDER]
+                                 [--start-tokens 4096] [--runs FOLDER]
 
 As pruned, and after the same short post-training. Then both DarwinLM, trained selection on and off, with several seeds.
 pep-llama runs with recipes/pep_llama_reference.yaml, the embedded model with preset demo, both from the measured start,
@@ -37,6 +37,7 @@ def main() -> None:
     parser.add_argument("--levels", default="2,3,4,5", help="of 8")
     parser.add_argument("--methods", default="all")
     parser.add_argument("--generations", type=int, default=2, help="of the searches")
+    parser.add_argument("--start-tokens", type=int, default=4096, help="that the measured start scores on")
     parser.add_argument("--train-tokens", type=int, default=8192, help="of the post-training")
     parser.add_argument("--held-out", type=int, default=48, help="blocks of held-out text")
     parser.add_argument("--seeds", type=int, default=3, help="of trained selection on and off; 1: not compared")
@@ -55,7 +56,8 @@ def main() -> None:
 
 def compare(model: str, args: argparse.Namespace, run: Path) -> None:
     settings = of_pep_llama(args.shared) if model == "pep-llama" else {"model": str(DEMO_MODEL), "preset": "demo"}
-    settings["search"] = {**settings.get("search", {}), "generations": args.generations, "start": "measured"}
+    search = {"generations": args.generations, "start": "measured", "start_tokens": args.start_tokens}
+    settings["search"] = {**settings.get("search", {}), **search}
     settings["blocks"] = {**settings.get("blocks", {}), "held_out": args.held_out}
     asked = {"train_tokens": args.train_tokens, "output": str(run)}
     found = darwinlm.compare(methods=args.methods, levels=args.levels, **asked, **settings)
@@ -71,9 +73,9 @@ def keep(found: Comparison, run: Path, name: str) -> None:
     print(f"\n### {name}\n\n{markdown(found)}")
     kept = HERE / "results" / f"compare_{name}"
     kept.mkdir(parents=True, exist_ok=True)
-    for path in (run / "compare").iterdir():
-        if path.is_file() and path.suffix in (".json", ".csv", ".md", ".png") and path.name != "dense.json":
-            shutil.copy(path, kept / path.name)
+    pictures = ["tradeoff.png", *(f"allocations_level{level:g}.png" for level in found.budgets)]
+    for file in ("compare.json", "compare.csv", "compare.md", *pictures):
+        shutil.copy(run / "compare" / file, kept / file)
 
 
 def of_pep_llama(shared: Path) -> dict[str, Any]:

@@ -187,6 +187,14 @@ def test_a_sheared_model_keeps_what_it_was_trained_to(finished):
         assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors", "columns"}
 
 
+def test_trained_models_need_room_only_where_they_are_missing(finished, monkeypatch):
+    monkeypatch.setattr("darwinlm.run.require_room", lambda *arguments: None)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000})())
+    with pytest.raises(RequestError, match=r"What sheared trains needs .* GB"):
+        darwinlm.compare(output=str(finished), methods="sheared", levels="1,3")
+    assert darwinlm.compare(output=str(finished), methods="sheared", levels="1").rows
+
+
 def test_a_damaged_cell_is_named(finished, tmp_path):
     copied = shutil.copytree(finished, tmp_path / "copied")
     path = copied / "compare/ziplm/level2_seed0/pruned.json"
