@@ -11,7 +11,7 @@ import torch
 from darwinlm.baselines.darwin import darwinlm, darwinlm_untrained, trial_tokens
 from darwinlm.baselines.evopress import evopress
 from darwinlm.baselines.random_levels import random_levels
-from darwinlm.baselines.sheared import sheared, sheared_model, sheared_tokens
+from darwinlm.baselines.sheared import sheared, sheared_levels, sheared_model, sheared_tokens
 from darwinlm.baselines.shortened_llama import shortened_llama, shortened_llama_taylor
 from darwinlm.baselines.shortgpt import shortgpt
 from darwinlm.baselines.sliding_cosine import sliding_cosine
@@ -68,6 +68,9 @@ METHODS = {
         model=sheared_model,
         keeps=True,
         settings=("sheared",),
+    ),
+    "sheared_levels": Method(
+        "ShearedLLaMA, our levels", sheared_levels, searches=True, tokens=sheared_tokens, settings=("sheared",)
     ),
     "darwinlm_untrained": Method("DarwinLM, untrained selection", darwinlm_untrained, searches=True),
     "darwinlm": Method("DarwinLM", darwinlm, searches=True, tokens=trial_tokens),

@@ -49,6 +49,12 @@ def sheared(task: Task) -> Genome:
     return genome
 
 
+def sheared_levels(task: Task) -> Genome:
+    """The levels alone: heads and columns, with their refits, come from the second-order database."""
+    _, masks = learn(task)
+    return nearest_levels(task.space, (1 - masks.kept().detach()).tolist(), task.share)
+
+
 def sheared_tokens(task: Task) -> int:
     """Tokens that masks and weights are trained on."""
     return task.sheared.tokens or generation_tokens(task.search)[0] * task.search.generations
