@@ -1,11 +1,14 @@
 """Every method of the paper's comparisons at about 25, 37.5, 50 and 62.5 % of what can be pruned, on two small models.
 
     python benchmarks/compare.py [--shared ../shared] [--models pep-llama demo] [--levels 2,3,4,5] [--methods all]
-                                 [--generations N] [--train-tokens N] [--runs FOLDER]
+                                 [--generations 2] [--train-tokens 8192] [--held-out 48] [--seeds 3 --seed-levels 4]
+                                 [--start-tokens 4096] [--runs FOLDER]
 
-pep-llama runs with recipes/pep_llama_reference.yaml, the embedded model with preset demo. Prints the Markdown tables of
-docs/benchmarks.md and keeps tables, numbers and pictures in benchmarks/results/compare_MODEL/. With --runs a killed
-comparison goes on from where it was.
+As pruned, and after the same short post-training. Then both DarwinLM, trained selection on and off, with several seeds.
+pep-llama runs with recipes/pep_llama_reference.yaml, the embedded model with preset demo, both from the measured start,
+with fewer generations and held-out blocks than there.
+Prints the Markdown tables of docs/benchmarks.md and keeps tables, numbers and pictures in
+benchmarks/results/compare_MODEL/ and compare_MODEL_seeds/. With --runs a killed comparison goes on from where it was.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ import torch
 import darwinlm
 from darwinlm.config import read_yaml
 from darwinlm.demonstration import DEMO_MODEL
-from darwinlm.measure.compare import markdown
+from darwinlm.measure.compare import Comparison, markdown
 from darwinlm.runtime.progress import show_log
 
 HERE = Path(__file__).parent
@@ -33,8 +36,12 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["pep-llama", "demo"], choices=["pep-llama", "demo"])
     parser.add_argument("--levels", default="2,3,4,5", help="of 8")
     parser.add_argument("--methods", default="all")
-    parser.add_argument("--generations", type=int, help="of the searches; by default as the settings say")
-    parser.add_argument("--train-tokens", type=int, default=0)
+    parser.add_argument("--generations", type=int, default=2, help="of the searches")
+    parser.add_argument("--start-tokens", type=int, default=4096, help="that the measured start scores on")
+    parser.add_argument("--train-tokens", type=int, default=8192, help="of the post-training")
+    parser.add_argument("--held-out", type=int, default=48, help="blocks of held-out text")
+    parser.add_argument("--seeds", type=int, default=3, help="of trained selection on and off; 1: not compared")
+    parser.add_argument("--seed-levels", default="4", help="levels at which they are compared")
     parser.add_argument("--runs", type=Path, help="where the runs are kept; by default nowhere")
     args = parser.parse_args()
     show_log()
@@ -49,16 +56,26 @@ def main() -> None:
 
 def compare(model: str, args: argparse.Namespace, run: Path) -> None:
     settings = of_pep_llama(args.shared) if model == "pep-llama" else {"model": str(DEMO_MODEL), "preset": "demo"}
-    if args.generations:
-        settings["search"] = {**settings.get("search", {}), "generations": args.generations}
-    asked = {"methods": args.methods, "levels": args.levels, "train_tokens": args.train_tokens}
-    found = darwinlm.compare(output=str(run), **asked, **settings)
-    print(f"\n### {model}\n\n{markdown(found)}")
-    kept = HERE / "results" / f"compare_{model}"
+    search = {"generations": args.generations, "start": "measured", "start_tokens": args.start_tokens}
+    settings["search"] = {**settings.get("search", {}), **search}
+    settings["blocks"] = {**settings.get("blocks", {}), "held_out": args.held_out}
+    asked = {"train_tokens": args.train_tokens, "output": str(run)}
+    found = darwinlm.compare(methods=args.methods, levels=args.levels, **asked, **settings)
+    keep(found, run, model)
+    if args.seeds > 1:
+        both = {"methods": "darwinlm_untrained,darwinlm", "levels": args.seed_levels, "seeds": args.seeds}
+        found = darwinlm.compare(**both, **asked, **settings)
+        keep(found, run, f"{model}_seeds")
+
+
+def keep(found: Comparison, run: Path, name: str) -> None:
+    """Print a comparison's tables and copy its files."""
+    print(f"\n### {name}\n\n{markdown(found)}")
+    kept = HERE / "results" / f"compare_{name}"
     kept.mkdir(parents=True, exist_ok=True)
-    for path in (run / "compare").iterdir():
-        if path.is_file() and path.suffix in (".json", ".csv", ".md", ".png"):
-            shutil.copy(path, kept / path.name)
+    pictures = ["tradeoff.png", *(f"allocations_level{level:g}.png" for level in found.budgets)]
+    for file in ("compare.json", "compare.csv", "compare.md", *pictures):
+        shutil.copy(run / "compare" / file, kept / file)
 
 
 def of_pep_llama(shared: Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 import pico
 from darwinlm.assemble import Assembler
 from darwinlm.baselines import ziplm as ziplm_file
-from darwinlm.baselines.evopress import dense_or_gone, evolve_dropped, evopress
+from darwinlm.baselines.evopress import best_of_random, dense_or_gone, evolve_dropped, evopress, in_levels
 from darwinlm.baselines.layers import drop_in_order, without_layers
 from darwinlm.baselines.magnitude import build_magnitude_database
 from darwinlm.baselines.random_levels import draw_allocation, random_levels
@@ -229,18 +229,34 @@ def test_taylor_importance_is_weight_times_gradient(family, task, checkpoint):
         assert found == pytest.approx(sum((w * w.grad).abs().sum().item() for w in linear), rel=1e-4)
 
 
+@torch.no_grad()
+def stock_kls(asked: Task, ways, checkpoint) -> dict[tuple[int, ...], float]:
+    """KL of the stock model without modules, by genome; `ways` say of each module whether it is gone."""
+    dense = log_softmax(stock(checkpoint("llama_gqa"))(TOKENS).logits, -1)
+    kls = {}
+    for genome in (tuple(l.top * gone for l, gone in zip(asked.space.ladders, way)) for way in ways):
+        masked = pico.mask(stock(checkpoint("llama_gqa")), asked.assembler.database, genome)
+        log_q = log_softmax(masked(TOKENS).logits, -1)
+        kls[genome] = kl_div(log_q, dense, log_target=True, reduction="none").sum(-1).mean().item()
+    return kls
+
+
+def test_evopress_begins_with_the_best_of_many_random_genomes(task, checkpoint, monkeypatch):
+    monkeypatch.setattr("darwinlm.baselines.evopress.STARTS", 200)  # enough to draw all nine
+    asked = task()
+    ways = [w for w in itertools.product((0, 1), repeat=6) if sum(w[::2]) == sum(w[1::2]) == 1]
+    kls = stock_kls(asked, ways, checkpoint)
+    assert len(kls) == 9
+    found = best_of_random(asked, 1 / 3)
+    assert in_levels(asked.space, found) == min(kls, key=lambda genome: kls[genome])
+
+
 def test_evopress_with_one_module_to_drop_tries_them_all(task, checkpoint):
     asked = task(generations=6, offspring=2, survivors=[1], train_tokens=[0], select_tokens=[64])
     space = dense_or_gone(asked.space)
     ways = [tuple(int(i == mlp) for i in range(len(space.ladders))) for mlp in space.members("mlp")]
-    found = evolve_dropped(asked, ways[0])
-    with torch.no_grad():
-        dense = log_softmax(stock(checkpoint("llama_gqa"))(TOKENS).logits, -1)
-        kls = {}
-        for genome in (tuple(l.top * gone for l, gone in zip(asked.space.ladders, way)) for way in ways):
-            masked = pico.mask(stock(checkpoint("llama_gqa")), asked.assembler.database, genome)
-            log_q = log_softmax(masked(TOKENS).logits, -1)
-            kls[genome] = kl_div(log_q, dense, log_target=True, reduction="none").sum(-1).mean().item()
+    found = evolve_dropped(asked, lambda: ways[0])
+    kls = stock_kls(asked, ways, checkpoint)
     assert found == min(kls, key=lambda genome: kls[genome])
     assert len(set(kls.values())) == 3
 

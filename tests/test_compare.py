@@ -39,7 +39,7 @@ SETTINGS = {
         "learning_rate": 1e-3,
     },
 }
-ASKED = {"methods": "uniform,magnitude,random,ziplm,evopress,darwinlm", "levels": "1,2", "train_tokens": 64}
+ASKED = {"methods": "uniform,magnitude,random,ziplm,evopress,sheared,darwinlm", "levels": "1,2", "train_tokens": 64}
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +164,37 @@ def test_a_method_without_a_search_does_not_mind_its_settings(finished, tmp_path
     assert found.cells[0].levels == cell(finished, "ziplm", 2)["levels"]
 
 
+def test_seeds_repeat_what_searches_and_nothing_else(finished, tmp_path):
+    copied = shutil.copytree(finished, tmp_path / "copied")
+    found = darwinlm.compare(output=str(copied), methods="uniform,darwinlm", levels="2", seeds=2)
+    assert [(row.method, row.seeds) for row in found.rows] == [("uniform", 1), ("darwinlm", 2)]
+    assert found.cells[1].levels == cell(finished, "darwinlm", 2)["levels"]
+
+
+def test_what_was_trained_on_is_counted(finished):
+    """3 generations of 3 x 64 and then (2 + the parent) x 128 tokens; uniform and EvoPress train nothing."""
+    counted = {c["method"]: c["search_tokens"] for c in results(finished)["cells"]}
+    assert counted["darwinlm"] == counted["sheared"] == 3 * (3 * 64 + 3 * 128)
+    assert counted["uniform"] == counted["evopress"] == 0
+
+
+def test_a_sheared_model_keeps_what_it_was_trained_to(finished):
+    """Its parameters are the budget's but for absent norms; its weights are not those of the database."""
+    for level in (1, 2):
+        own, uniform = cell(finished, "sheared", level), cell(finished, "uniform", level)
+        assert 0 <= uniform["quality"]["parameters"] - own["quality"]["parameters"] <= 6 * 32
+        folder = finished / f"compare/sheared/level{level}_seed0/sheared"
+        assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors", "columns"}
+
+
+def test_trained_models_need_room_only_where_they_are_missing(finished, monkeypatch):
+    monkeypatch.setattr("darwinlm.run.require_room", lambda *arguments: None)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000})())
+    with pytest.raises(RequestError, match=r"What sheared trains needs .* GB"):
+        darwinlm.compare(output=str(finished), methods="sheared", levels="1,3")
+    assert darwinlm.compare(output=str(finished), methods="sheared", levels="1").rows
+
+
 def test_a_damaged_cell_is_named(finished, tmp_path):
     copied = shutil.copytree(finished, tmp_path / "copied")
     path = copied / "compare/ziplm/level2_seed0/pruned.json"
@@ -183,6 +214,7 @@ def test_a_damaged_cell_is_named(finished, tmp_path):
         (["--levels", "nan"], "--levels names nan"),
         (["--train-tokens", "1e9"], "from 2 to 256 (blocks.train x blocks.sequence_length)"),
         (["--train-tokens", "nan"], "--train-tokens is nan"),
+        (["--seeds", "1.5"], "--seeds is 1.5; it must be a whole number"),
         (["--learning-rate", "0"], "--learning-rate is 0; it must be positive"),
     ],
 )

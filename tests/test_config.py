@@ -104,6 +104,10 @@ def test_unknown_and_ill_typed_settings_are_named(spoilt: dict[str, Any], named:
         ({"search": {"train_tokens": [16, 161]}}, ["search.train_tokens", "[161]", "160", "blocks.train"]),
         ({"search": {"select_tokens": [0, 176]}}, ["search.select_tokens", "[0, 176]", "160", "blocks.select"]),
         ({"search": {"train_tokens": [-1, 0]}}, ["search.train_tokens", "[-1]"]),
+        *(({"sheared": {"tokens": count}}, [f"sheared.tokens is {count}"]) for count in (-1, 1)),
+        *(({"sheared": {"learning_rate": rate}}, ["sheared.learning_rate"]) for rate in (-1e-5, math.inf, math.nan)),
+        *(({"sheared": {"mask_learning_rate": rate}}, ["mask_learning_rate"]) for rate in (0.0, math.nan)),
+        *(({"sheared": {"warm_up": part}}, ["sheared.warm_up"]) for part in (-0.1, 1.1, math.nan)),
     ],
 )
 def test_an_impossible_setting_is_one_fault_that_names_it(spoilt: dict[str, Any], named: list[str]) -> None:

@@ -3,6 +3,7 @@
 compare/dense.json                                 the dense model
 compare/magnitude_database/                        the second database
 compare/METHOD/levelL_seedS/search/                state of a search under way
+compare/sheared/levelL_seedS/sheared/               the model that ShearedLLaMA trained, and which of its columns stay
 compare/METHOD/levelL_seedS/pruned.json            the finished cell, with the settings it depends on
 compare/METHOD/levelL_seedS/trained_TOKENS.json    the same after post-training
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,6 +88,8 @@ def _identity(run: Run, place: Place) -> dict[str, Any]:
     settings = to_dict(run.config.search)
     names = settings if METHODS[place.method].searches else _ALWAYS
     search = {f"search.{name}": settings[name] for name in names if name != "check_every"}
+    for group in METHODS[place.method].settings:
+        search |= {f"{group}.{name}": value for name, value in to_dict(getattr(run.config, group)).items()}
     return {"database": sha256_of(run.database_identity), **dataclasses.asdict(place), **search}
 
 
@@ -151,6 +155,7 @@ class Workbench:
             seed=place.seed,
             folder=_cell_folder(run, place),
             identity=_identity(run, place),
+            sheared=run.config.sheared,
         )
 
 
@@ -163,6 +168,19 @@ def require_room_for_magnitudes(run: Run) -> None:
     if not (_magnitude_folder(run) / MANIFEST).exists():
         needed = database_bytes(run.source.shape, run.ladders, run.source.dtype.itemsize)
         require_room(run.directory.path, needed, "The database of method magnitude")
+
+
+def require_room_for_trained(run: Run, places: Sequence[Place]) -> None:
+    """Check that the full-size models that methods train have room: each is kept, with its kept columns once more.
+
+    Raises:
+        RequestError: it has not.
+    """
+    missing = [p for p in places if METHODS[p.method].keeps and not (_cell_folder(run, p) / "pruned.json").exists()]
+    if missing:
+        needed = 2 * len(missing) * run.source.shape.parameters * run.source.dtype.itemsize
+        names = ", ".join(sorted({place.method for place in missing}))
+        require_room(run.directory.path, needed, f"What {names} trains")
 
 
 def _magnitude_folder(run: Run) -> Path:
@@ -208,9 +226,10 @@ def _found(bench: Workbench, place: Place) -> Cell:
         title=method.title,
         levels=task.space.named(genome),
         kept={l.name: 1 - l.removed[level] * l.group_size / l.columns for l, level in zip(ladders, genome)},
-        quality=bench.held_out().quality_of_model(task.assembler.model(genome, run.device, run.dtype)),
+        quality=bench.held_out().quality_of_model(method.model(task, genome, run.device, run.dtype)),
         trained=None,
         search_seconds=round(seconds, 3),
+        search_tokens=method.tokens(task),
     )
 
 
@@ -224,7 +243,7 @@ def _trained(bench: Workbench, place: Place, training: Training) -> Cell:
     """The same levels after plain training: AdamW, cross entropy, the same tokens in the same order for all methods."""
     cell, task, run = finished_cell(bench, place, Training(0, 0.0)), bench.task(place), bench.run
     genome: Genome = task.space.genome(cell.levels)
-    model = task.assembler.model(genome, run.device, torch.float32)
+    model = METHODS[place.method].model(task, genome, run.device, torch.float32)
     trial = Trial(model, training.learning_rate, run.config.search.batch_sequences, run.dtype)
     trial.train(run.splits.train, draw(run.splits.train, training.tokens, run.config.seed, "post-training", 0, 0))
     return dataclasses.replace(cell, trained=bench.held_out().quality_of_model(model))

@@ -17,6 +17,7 @@ from darwinlm.cells import (
     finished_cell,
     folder_of,
     require_room_for_magnitudes,
+    require_room_for_trained,
     require_same_cell,
 )
 from darwinlm.config import RunConfig, TargetConfig
@@ -35,10 +36,21 @@ class Asked:
     methods: list[str]
     levels: list[float]
     training: Training
+    seeds: int = 1
+    """Runs with different seeds of the methods that search."""
+
+    def runs(self, method: str) -> int:
+        """Runs of a method, whose mean is reported."""
+        return max(METHODS[method].seeds, self.seeds if METHODS[method].searches else 1)
 
 
 def asked(
-    config: RunConfig, methods: str = "all", levels: str = "", train_tokens: str = "0", learning_rate: str = "1e-4"
+    config: RunConfig,
+    methods: str = "all",
+    levels: str = "",
+    train_tokens: str = "0",
+    learning_rate: str = "1e-4",
+    seeds: str = "1",
 ) -> Asked:
     """Read what was typed.
 
@@ -48,6 +60,7 @@ def asked(
         levels: numbers with commas, in steps of `database.levels`; by default the target's.
         train_tokens: a whole number; 0 for no post-training.
         learning_rate: of the post-training, a positive number.
+        seeds: runs of every method that searches, a whole number.
 
     Raises:
         RequestError: it does not fit; names all that does not.
@@ -68,13 +81,16 @@ def asked(
         )
     if not 0 < rate < float("inf"):
         faults.append(f"--learning-rate is {learning_rate}; it must be positive, such as 1e-4.")
+    repeats = _number(seeds, "--seeds", faults)
+    if not (repeats % 1 == 0 and repeats >= 1):
+        faults.append(f"--seeds is {seeds}; it must be a whole number, at least 1.")
     try:
         names = methods_named(methods)
     except RequestError as fault:
         raise RequestError(*fault.faults, *faults) from fault
     if faults:
         raise RequestError(*faults)
-    return Asked(names, sorted(set(found)), Training(int(tokens), rate))
+    return Asked(names, sorted(set(found)), Training(int(tokens), rate), int(repeats))
 
 
 def _number(text: str, flag: str, faults: list[str]) -> float:
@@ -104,12 +120,13 @@ def run_compare(config: RunConfig, wanted: Asked) -> tuple[Comparison, Path]:
         Place(method, level, config.seed + repeat)
         for level in wanted.levels
         for method in wanted.methods
-        for repeat in range(METHODS[method].seeds)
+        for repeat in range(wanted.runs(method))
     ]
 
     def check(run: Run) -> None:
         if "magnitude" in wanted.methods:
             require_room_for_magnitudes(run)
+        require_room_for_trained(run, places)
         for place in places:
             require_same_cell(run, place, wanted.training)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from darwinlm.config import RunConfig
+from darwinlm.config import RunConfig, SearchConfig
 from darwinlm.database.levels import Ladder
 from darwinlm.genome import Genome
 from darwinlm.models.shape import LayerWidths, ModelShape
@@ -74,6 +74,15 @@ def plan_memory(
         search += shape.parameters * value_bytes
     hidden_states = config.blocks.hessian * config.blocks.sequence_length * shape.hidden * compute.itemsize
     return MemoryPlan(database=database, search=search, hidden_states=hidden_states)
+
+
+def generation_tokens(search: SearchConfig) -> tuple[int, int]:
+    """Tokens of all candidates of a generation of the search: (trained on, scored on)."""
+    entering = [search.offspring, *search.survivors[:-1]]
+    entering[-1] += 1  # the parent joins the last step
+    stages = list(zip(entering, search.stages))
+    train = sum(count * stage.train_tokens for count, stage in stages)
+    return train, sum(count * stage.select_tokens for count, stage in stages)
 
 
 def trial_memory(pruned: ModelShape, config: RunConfig, weights: torch.dtype) -> int:

@@ -8,7 +8,7 @@ import torch
 
 from darwinlm.baselines.uniform import uniform
 from darwinlm.config import RunConfig, faults
-from darwinlm.cost import MemoryPlan, database_bytes, nominal_widths, plan_memory
+from darwinlm.cost import MemoryPlan, database_bytes, generation_tokens, nominal_widths, plan_memory
 from darwinlm.database.levels import ladders
 from darwinlm.errors import RequestError
 from darwinlm.genome import Space
@@ -74,7 +74,7 @@ def make_plan(config: RunConfig) -> Plan:
     target = uniform(space, config.target.level / config.database.levels, config.seed)
     pruned = source.shape.with_layers(nominal_widths(source.shape, rungs, target))
     compute = choose_dtype(config.dtype, device)
-    train, select = _search_tokens(config)
+    train, select = (config.search.generations * tokens for tokens in generation_tokens(config.search))
     return Plan(
         dense=row(0),
         levels=[row(level) for level in range(1, config.database.levels)],
@@ -110,13 +110,3 @@ def _row(level: float, shape: ModelShape, value_bytes: int) -> SizeRow:
         kv_cache_values_per_token=shape.kv_cache_values_per_token,
         checkpoint_bytes=shape.parameters * value_bytes,
     )
-
-
-def _search_tokens(config: RunConfig) -> tuple[int, int]:
-    """Tokens of all candidates of all generations: (trained on, scored on)."""
-    entering = [config.search.offspring, *config.search.survivors[:-1]]
-    entering[-1] += 1  # the parent joins the last step
-    stages = list(zip(entering, config.search.stages))
-    train = sum(count * stage.train_tokens for count, stage in stages)
-    select = sum(count * stage.select_tokens for count, stage in stages)
-    return train * config.search.generations, select * config.search.generations

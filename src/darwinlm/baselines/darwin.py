@@ -6,6 +6,7 @@ import dataclasses
 
 from darwinlm.baselines.task import Task
 from darwinlm.config import SearchConfig
+from darwinlm.cost import generation_tokens
 from darwinlm.genome import Genome
 from darwinlm.search.evolution import evolve
 from darwinlm.search.selection import TrainedFitness
@@ -20,6 +21,12 @@ def darwinlm(task: Task) -> Genome:
 def darwinlm_untrained(task: Task) -> Genome:
     """The same search, but candidates are scored as they come from the database."""
     return _search(task, dataclasses.replace(task.search, train_tokens=[0] * len(task.search.train_tokens)))
+
+
+def trial_tokens(task: Task) -> int:
+    """Tokens that the candidates of the generations done were trained on; a space too small for all offspring takes fewer."""
+    state = task.record(task.space).load()
+    return state.generation * generation_tokens(task.search)[0] if state else 0
 
 
 def _search(task: Task, config: SearchConfig) -> Genome:

@@ -1,33 +1,53 @@
 """EvoPress (arXiv 2410.14649) for depth: evolution over which attention and MLP modules are gone, without training.
 
 The evolution is the search's own in a space where a module is dense or gone: a level switch there puts one module back
-and drops another of its kind.
+and drops another of its kind. It begins, as there, with the best of many random genomes.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 from darwinlm.baselines.task import Task
 from darwinlm.baselines.uniform import uniform
 from darwinlm.config import Stage
-from darwinlm.genome import Genome, Space
+from darwinlm.genome import Genome, Space, uniform_genome
+from darwinlm.runtime.seeds import python_random
 from darwinlm.search.evolution import evolve
+from darwinlm.search.screen import Screen
 from darwinlm.search.selection import TrainedFitness
+
+STARTS = 32
+"""Random genomes, the best of which the evolution begins with."""
 
 
 def evopress(task: Task) -> Genome:
     """Drop as few modules, as many of each kind in proportion, as bring the parameters within the budget."""
-    layers = max(len(task.space.members(kind)) for kind in task.space.kinds)
-    for dropped in range(1, layers + 1):
-        start = uniform(dense_or_gone(task.space), dropped / layers, task.seed)
-        if task.parameters(in_levels(task.space, start)) <= task.budget:
-            return evolve_dropped(task, start)
+    share = fewest_dropped(task)
+    return evolve_dropped(task, lambda: best_of_random(task, share))
+
+
+def fewest_dropped(task: Task) -> float:
+    """The least part of every kind of module that must go for the parameters to be within the budget."""
+    space = dense_or_gone(task.space)
+    layers = max(len(space.members(kind)) for kind in space.kinds)
+    for share in (dropped / layers for dropped in range(1, layers + 1)):
+        if task.parameters(in_levels(task.space, uniform(space, share, task.seed))) <= task.budget:
+            return share
     raise ValueError("a budget that no model without modules can meet")
 
 
-def evolve_dropped(task: Task, start: Genome) -> Genome:
-    """The best genome that evolution finds from `start`, which tells of each module whether it is gone, 1, or not, 0."""
+def best_of_random(task: Task, share: float) -> Genome:
+    """The least KL to the dense model, on `search.start_tokens`, of `STARTS` genomes that drop `share` of every kind."""
+    space, screen = dense_or_gone(task.space), Screen(task.assembler, task.targets(), task.dtype)
+    rng = python_random(task.seed, "random starts")
+    drawn = {uniform_genome(space, share, rng) for _ in range(STARTS)}
+    return min(sorted(drawn), key=lambda genome: screen(in_levels(task.space, genome)))
+
+
+def evolve_dropped(task: Task, start: Callable[[], Genome]) -> Genome:
+    """The best genome that evolution finds from `start()`, which tells of each module whether it is gone, 1, or not, 0."""
     config = dataclasses.replace(task.search, train_tokens=[0] * len(task.search.train_tokens))
     fitness = TrainedFitness(task.assembler, task.train, task.teacher, config, task.seed, task.dtype)
 
@@ -36,7 +56,7 @@ def evolve_dropped(task: Task, start: Genome) -> Genome:
         return fitness(genomes, in_levels(task.space, parent), stage, generation, index)
 
     space = dense_or_gone(task.space)
-    state = evolve(lambda: start, space, config, task.seed, scores, task.record(space))
+    state = evolve(start, space, config, task.seed, scores, task.record(space))
     return in_levels(task.space, state.parent)
 
 

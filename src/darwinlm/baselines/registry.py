@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from darwinlm.baselines.darwin import darwinlm, darwinlm_untrained
+import torch
+
+from darwinlm.baselines.darwin import darwinlm, darwinlm_untrained, trial_tokens
 from darwinlm.baselines.evopress import evopress
 from darwinlm.baselines.random_levels import random_levels
+from darwinlm.baselines.sheared import sheared, sheared_levels, sheared_model, sheared_tokens
 from darwinlm.baselines.shortened_llama import shortened_llama, shortened_llama_taylor
 from darwinlm.baselines.shortgpt import shortgpt
 from darwinlm.baselines.sliding_cosine import sliding_cosine
@@ -17,6 +20,11 @@ from darwinlm.baselines.uniform import uniform_levels
 from darwinlm.baselines.ziplm import ziplm, ziplm_kinds
 from darwinlm.errors import RequestError
 from darwinlm.genome import Genome
+
+
+def database_model(task: Task, genome: Genome, device: torch.device, dtype: torch.dtype) -> Any:
+    """A genome's model from the task's database."""
+    return task.assembler.model(genome, device, dtype)
 
 
 @dataclass(frozen=True)
@@ -31,6 +39,14 @@ class Method:
     """Whether the search's settings count: generations, offspring, selection, trial training."""
     seeds: int = 1
     """Runs with different seeds whose mean is reported."""
+    tokens: Callable[[Task], int] = lambda task: 0
+    """Tokens that were trained on to find the levels."""
+    model: Callable[[Task, Genome, torch.device, torch.dtype], Any] = database_model
+    """The model of the levels found, with weights of its own."""
+    keeps: bool = False
+    """Whether it leaves a model of full size in the task's folder."""
+    settings: tuple[str, ...] = ()
+    """Groups of settings that are its own."""
 
 
 METHODS = {
@@ -44,8 +60,20 @@ METHODS = {
     "shortened_llama_taylor": Method("Shortened LLaMA, Taylor", shortened_llama_taylor),
     "sliding_cosine": Method("sliding-window cosine", sliding_cosine),
     "evopress": Method("EvoPress, modules", evopress, searches=True),
+    "sheared": Method(
+        "ShearedLLaMA",
+        sheared,
+        searches=True,
+        tokens=sheared_tokens,
+        model=sheared_model,
+        keeps=True,
+        settings=("sheared",),
+    ),
+    "sheared_levels": Method(
+        "ShearedLLaMA, our levels", sheared_levels, searches=True, tokens=sheared_tokens, settings=("sheared",)
+    ),
     "darwinlm_untrained": Method("DarwinLM, untrained selection", darwinlm_untrained, searches=True),
-    "darwinlm": Method("DarwinLM", darwinlm, searches=True),
+    "darwinlm": Method("DarwinLM", darwinlm, searches=True, tokens=trial_tokens),
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from darwinlm.assemble import Assembler
 from darwinlm.baselines.uniform import uniform
-from darwinlm.config import SearchConfig
+from darwinlm.config import SearchConfig, ShearedConfig
 from darwinlm.genome import Genome, Space
 from darwinlm.models.blocks import BlockStream
 from darwinlm.search.evolution import SearchRecord
@@ -39,6 +39,8 @@ class Task:
     """Where a search keeps its state, so that it can be continued."""
     identity: dict[str, Any]
     """The settings that the answer depends on."""
+    sheared: ShearedConfig = field(default_factory=ShearedConfig)
+    """Of the method of that name alone."""
 
     @property
     def space(self) -> Space:

@@ -27,6 +27,7 @@ _FLAG_HELP = {
     "levels": "levels with commas, in steps of database.levels; by default the run's target",
     "train_tokens": "tokens of the same post-training for every model, which is then scored again; 0 (default) for none",
     "learning_rate": "AdamW's learning rate in that post-training; 1e-4 by default",
+    "seeds": "runs with different seeds of every method that searches; 1 by default",
 }
 _WITH_VALUE = (
     "against",
@@ -38,6 +39,7 @@ _WITH_VALUE = (
     "levels",
     "train_tokens",
     "learning_rate",
+    "seeds",
 )
 
 
@@ -67,6 +69,7 @@ def _parser(name: str, command: Command) -> ArgumentParser:
             *command.without,
             *(["model"] if command.takes_model else []),
             *([] if name == "bench" else ["bench"]),
+            *([] if name == "compare" else ["sheared"]),
         ),
         usage=f"darwinlm {name} {command.usage} [settings]",
         description=f"{command.summary[0].upper()}{command.summary[1:]}.",

@@ -16,6 +16,7 @@ from darwinlm.config.settings import (
     DatabaseConfig,
     RunConfig,
     SearchConfig,
+    ShearedConfig,
     Stage,
     TargetConfig,
 )
@@ -27,6 +28,7 @@ __all__ = [
     "DatabaseConfig",
     "RunConfig",
     "SearchConfig",
+    "ShearedConfig",
     "Stage",
     "TargetConfig",
     "faults",

@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection
 from itertools import pairwise
 
-from darwinlm.config.settings import BenchConfig, BlocksConfig, RunConfig, SearchConfig
+from darwinlm.config.settings import BenchConfig, BlocksConfig, RunConfig, SearchConfig, ShearedConfig
 
 
 def faults(config: RunConfig, without: Collection[str] = ()) -> list[str]:
@@ -54,7 +54,7 @@ def faults(config: RunConfig, without: Collection[str] = ()) -> list[str]:
     for name in ("start_rounds", "check_every", "patience"):
         check(getattr(search, name) >= 0, f"search.{name} is {getattr(search, name)}; it must be 0 or more.")
     found += _stage_faults(search, blocks) if "search" not in without else []
-    return found + _bench_faults(config.bench)
+    return found + _sheared_faults(config.sheared) + _bench_faults(config.bench)
 
 
 def _stage_faults(search: SearchConfig, blocks: BlocksConfig) -> list[str]:
@@ -89,6 +89,29 @@ def _stage_faults(search: SearchConfig, blocks: BlocksConfig) -> list[str]:
                 f"(blocks.{split} x blocks.sequence_length)."
             )
     return found
+
+
+def _sheared_faults(sheared: ShearedConfig) -> list[str]:
+    return [
+        f"sheared.{name} is {value}; it must be {wanted}."
+        for name, value, holds, wanted in (
+            ("tokens", sheared.tokens, sheared.tokens == 0 or sheared.tokens >= 2, "0 or at least 2"),
+            (
+                "learning_rate",
+                sheared.learning_rate,
+                0 <= sheared.learning_rate < math.inf,
+                "0 or positive, such as 1e-4",
+            ),
+            (
+                "mask_learning_rate",
+                sheared.mask_learning_rate,
+                0 < sheared.mask_learning_rate < math.inf,
+                "positive, such as 0.05",
+            ),
+            ("warm_up", sheared.warm_up, 0 <= sheared.warm_up <= 1, "between 0 and 1"),
+        )
+        if not holds
+    ]
 
 
 def _bench_faults(bench: BenchConfig) -> list[str]:

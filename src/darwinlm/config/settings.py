@@ -122,6 +122,20 @@ class SearchConfig:
 
 
 @dataclass(frozen=True)
+class ShearedConfig:
+    """ShearedLLaMA, one of the methods of a comparison: masks learned together with the weights."""
+
+    tokens: int = 0
+    """Tokens of its training; 0: as many as all candidates of the search are trained on."""
+    learning_rate: float = 1e-4
+    """AdamW's learning rate for the weights; 0 leaves them as they are and learns masks alone."""
+    mask_learning_rate: float = 0.05
+    """Adam's learning rate for the masks."""
+    warm_up: float = 0.5
+    """Part of the training in which the target goes from the dense model to the budget."""
+
+
+@dataclass(frozen=True)
 class BenchConfig:
     """Speed and memory of checkpoints that take turns."""
 
@@ -162,6 +176,7 @@ class RunConfig:
     database: DatabaseConfig = field(default_factory=DatabaseConfig)
     target: TargetConfig = field(default_factory=TargetConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
+    sheared: ShearedConfig = field(default_factory=ShearedConfig)
     bench: BenchConfig = field(default_factory=BenchConfig)
 
     @property

@@ -33,6 +33,8 @@ class Cell:
     """The same after post-training; None where that was not asked."""
     search_seconds: float
     """Time to find the levels; the database, which all methods share, is not in it."""
+    search_tokens: int
+    """Tokens that were trained on to find them."""
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> Cell:
@@ -58,6 +60,7 @@ class Row:
     trained_perplexity: float | None
     trained_kl: float | None
     search_seconds: float
+    search_tokens: float
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,7 @@ def _row(cells: list[Cell]) -> Row:
         trained_perplexity=statistics.fmean(quality.perplexity for quality in trained) if trained else None,
         trained_kl=statistics.fmean(quality.kl or 0.0 for quality in trained) if trained else None,
         search_seconds=statistics.fmean(cell.search_seconds for cell in cells),
+        search_tokens=statistics.fmean(cell.search_tokens for cell in cells),
     )
 
 
@@ -109,6 +113,7 @@ def headings(comparison: Comparison) -> list[str]:
         "KL to dense",
         *(trained if comparison.train_tokens else []),
         "search",
+        "trained on in it",
     ]
 
 
@@ -124,7 +129,7 @@ def texts(comparison: Comparison, row: Row) -> list[str]:
             "-" if row.trained_perplexity is None else f"{row.trained_perplexity:,.2f}",
             "-" if row.trained_kl is None else f"{row.trained_kl:.4f}",
         ]
-    return [*found, f"{row.search_seconds:,.1f} s"]
+    return [*found, f"{row.search_seconds:,.1f} s", f"{row.search_tokens:,.0f} tokens" if row.search_tokens else "-"]
 
 
 def level_title(comparison: Comparison, level: float) -> str:

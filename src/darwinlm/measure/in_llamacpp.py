@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from darwinlm.config import RunConfig
-from darwinlm.errors import RequestError
+from darwinlm.errors import RequestError, first_line
 from darwinlm.measure.rival import Facts, Workload
 from darwinlm.runtime.seeds import python_random
 
@@ -38,7 +38,8 @@ class LlamaCppRival:
         try:
             self.server = engine.Server(params)
         except RuntimeError as fault:
-            raise RequestError(f"llama.cpp cannot load '{name}': {fault}. Convert the checkpoint again.") from fault
+            reason = first_line(fault).rstrip(".")
+            raise RequestError(f"llama.cpp cannot load '{name}': {reason}. Convert the checkpoint again.") from fault
         self.facts = Facts(
             name, f"llama.cpp (xllamacpp {version('xllamacpp')})", self.file.parameters, self.file.layer_parameters
         )

@@ -13,7 +13,7 @@ from darwinlm.runtime.seeds import torch_generator
 from darwinlm.search.fitness import Targets, Teacher, kl_to_teacher
 from darwinlm.search.samples import draw
 from darwinlm.search.screen import Screen
-from darwinlm.search.trial import Trial
+from darwinlm.search.trial import Trial, checkpoint_activations
 
 Drawn = list[tuple[int, int]]
 
@@ -79,8 +79,7 @@ class TrainedFitness:
         device = self.teacher.head.device
         model = self.assembler.model(genome, device, self.weights)
         if self.config.gradient_checkpointing:
-            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-            enable({"use_reentrant": False})  # the second name is that of transformers before 5.20
+            checkpoint_activations(model)
         rounding = torch_generator(self.seed, "rounding", generation, device=device)
         return Trial(model, self.config.learning_rate, self.config.batch_sequences, self.dtype, rounding)
 

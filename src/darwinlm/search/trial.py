@@ -13,6 +13,12 @@ from darwinlm.search.rounding import RoundedAdamW
 from darwinlm.search.samples import batches
 
 
+def checkpoint_activations(model: Any) -> None:
+    """Make activations again in the backward pass."""
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})  # the second name is that of transformers before 5.20
+
+
 class Trial:
     """A candidate in its trial training: AdamW on cross entropy, without weight decay.
 

@@ -1,0 +1,216 @@
+"""ShearedLLaMA (arXiv 2310.06694): masks over units and modules are learned together with the weights, at a fixed budget.
+
+Hard concrete gates (`hard_concrete`) close heads, MLP columns and whole modules while the model trains on cross entropy;
+Lagrange multipliers pull the expected kept share of each kind of module to the budget of all other methods. Afterwards
+every module takes the level nearest to its expected share, so that each kind meets its sum of levels exactly; the
+units of the least gates leave; what stays keeps the weights as trained with the gates, without a refit.
+
+What differs from the paper: it fixes the widths of every layer and also prunes the hidden dimension, which no
+method here does. Its cost is counted: by default as many training tokens as all candidates of the search, one full-size
+model trained in their place, and the trained model stays on disk beside its result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from darwinlm.assemble import Assembler
+from darwinlm.baselines.masks import Constraints, Masks, fold, gated, output_of
+from darwinlm.baselines.task import Task
+from darwinlm.cost import generation_tokens
+from darwinlm.database.levels import Ladder
+from darwinlm.database.obs import PrunedLevel
+from darwinlm.database.store import Database
+from darwinlm.errors import RequestError
+from darwinlm.genome import Genome, Space
+from darwinlm.losses import next_token_loss
+from darwinlm.models.source import ModelSource
+from darwinlm.runtime.files import read_json, write_json, write_tensors
+from darwinlm.runtime.progress import progress
+from darwinlm.runtime.seeds import torch_generator
+from darwinlm.search.allocation import allocate
+from darwinlm.search.samples import batches, draw
+from darwinlm.search.trial import checkpoint_activations
+
+MULTIPLIER_RATE = 1.0
+"""Learning rate of the Lagrange multipliers, as there."""
+
+
+def sheared(task: Task) -> Genome:
+    """Learn masks and weights, keep the model in the task's folder, and return its levels."""
+    model, masks = learn(task)
+    genome = nearest_levels(task.space, (1 - masks.kept().detach()).tolist(), task.share)
+    _keep(task, model, masks, genome)
+    return genome
+
+
+def sheared_levels(task: Task) -> Genome:
+    """The levels alone: heads and columns, with their refits, come from the second-order database."""
+    _, masks = learn(task)
+    return nearest_levels(task.space, (1 - masks.kept().detach()).tolist(), task.share)
+
+
+def sheared_tokens(task: Task) -> int:
+    """Tokens that masks and weights are trained on."""
+    return task.sheared.tokens or generation_tokens(task.search)[0] * task.search.generations
+
+
+def sheared_model(task: Task, genome: Genome, device: torch.device, dtype: torch.dtype) -> Any:
+    """The model that `sheared` left in the task's folder, with weights of its own.
+
+    Args:
+        task: the one that was solved.
+        genome: the answer.
+        device: where the model is to lie.
+        dtype: of its weights.
+
+    Raises:
+        DamagedFileError: it is not there, or not whole.
+    """
+    folder = _folder(task)
+    database = Database.open(folder / "columns")
+    source = ModelSource(str(folder))
+    removed = [ladder.removed[level] for ladder, level in zip(task.space.ladders, genome, strict=True)]
+    own = tuple(ladder.removed.index(count) for ladder, count in zip(database.ladders(), removed, strict=True))
+    return Assembler(source, database).model(own, device, dtype)
+
+
+def learn(task: Task) -> tuple[Any, Masks]:
+    """Train masks and weights together; the full-size model, without gates, and the masks.
+
+    Raises:
+        RequestError: the loss is no longer finite.
+    """
+    config, ladders, device = task.sheared, task.space.ladders, task.teacher.head.device
+    model = task.assembler.model((0,) * len(ladders), device, torch.float32).train()
+    if task.search.gradient_checkpointing:
+        checkpoint_activations(model)
+    masks, constraints = Masks(ladders, device), Constraints(task.space, task.share, device)
+    weights = list(model.parameters()) if config.learning_rate else []
+    for parameter in model.parameters():
+        parameter.requires_grad_(bool(weights))
+    optimizers = [
+        torch.optim.Adam(masks.parameters(), lr=config.mask_learning_rate),
+        torch.optim.Adam(constraints.parameters(), lr=MULTIPLIER_RATE, maximize=True),
+        *([torch.optim.AdamW(weights, lr=config.learning_rate, weight_decay=0.0, fused=True)] if weights else []),
+    ]
+    autocast = torch.autocast(device.type, dtype=task.dtype, enabled=task.dtype != torch.float32)
+    steps = list(_batches(task))
+    with progress("Masks", len(steps)) as advance:
+        for number, tokens in enumerate(steps):
+            gates = masks.draw(torch_generator(task.seed, "gates", number))
+            warmed = min(1.0, (number + 1) / max(1.0, config.warm_up * len(steps)))
+            with gated(model, ladders, gates):
+                with autocast:
+                    hidden = model.model(input_ids=tokens.to(device), use_cache=False).last_hidden_state
+                    loss = next_token_loss(hidden, model.lm_head.weight, tokens.to(device))
+                (_finite(loss, config.learning_rate) + constraints.penalty(masks.kept(), warmed)).backward()
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            masks.bound()
+            advance(f"loss {loss.item():.3f}, kept {masks.kept().mean().item():.3f}")
+    return model.eval(), masks
+
+
+def _batches(task: Task) -> Iterator[Tensor]:
+    """(blocks, T) ids of every step; the blocks are drawn anew whenever all have been seen."""
+    left, epoch = sheared_tokens(task), 0
+    while left > 1:
+        drawn = draw(task.train, min(left, task.train.numel()), task.seed, "masks", epoch, 0)
+        for blocks, length in batches(drawn, task.search.batch_sequences):
+            yield task.train[blocks, :length]
+        left, epoch = left - task.train.numel(), epoch + 1
+
+
+def _finite(loss: Tensor, learning_rate: float) -> Tensor:
+    if not torch.isfinite(loss):
+        raise RequestError(
+            f"The loss of ShearedLLaMA became {loss.item()}. Lower sheared.learning_rate (now {learning_rate:g}) or use "
+            "--dtype float32."
+        )
+    return loss
+
+
+def nearest_levels(space: Space, gone: Sequence[float], share: float) -> Genome:
+    """The genome with the budget's sum of levels in each kind whose modules are nearest to learned shares.
+
+    Args:
+        space: the modules.
+        gone: part of every module's units that is to go.
+        share: of the budget.
+
+    Returns:
+        The levels of the least sum of squared distances, each in steps of its module.
+    """
+    levels = [0] * len(space.ladders)
+    for kind, total in space.targets(share).items():
+        members = space.members(kind)
+        found = allocate([_distances(space.ladders[i], gone[i]) for i in members], total)
+        if found is None:
+            raise ValueError(f"no allocation of {total} levels to {len(members)} modules")
+        for module, level in zip(members, found):
+            levels[module] = level
+    return tuple(levels)
+
+
+def _distances(ladder: Ladder, gone: float) -> list[float]:
+    return [(ladder.top * (count / ladder.removed[-1] - gone)) ** 2 for count in ladder.removed]
+
+
+def removal_order(ladder: Ladder, gates: Tensor, norms: Tensor) -> list[int]:
+    """Units in the order they leave: the least gate first, and of equal gates the least norm.
+
+    Args:
+        ladder: of the module; where it has rounds, every run of neighbours loses a unit before any loses another.
+        gates: (G,)
+        norms: (G,)
+    """
+    scores = list(zip(gates.tolist(), norms.tolist(), range(len(gates))))
+    if ladder.rounds is None:
+        return [unit for _, _, unit in sorted(scores)]
+    run = len(scores) // ladder.rounds
+    runs = [sorted(scores[first : first + run]) for first in range(0, len(scores), run)]
+    return [unit for turn in zip(*runs) for _, _, unit in sorted(turn)]
+
+
+def _folder(task: Task) -> Path:
+    return task.folder / "sheared"
+
+
+def _keep(task: Task, model: Any, masks: Masks, genome: Genome) -> None:
+    """Write the trained model with its gates folded in, and which columns of it stay."""
+    folder, source, ladders = _folder(task), task.assembler.source, task.space.ladders
+    norms = [output_of(model, l).weight.detach().unflatten(1, (-1, l.group_size)).norm(dim=(0, 2)) for l in ladders]
+    fold(model, ladders, masks.at_rest())
+    stored = {
+        name: tensor.detach().to("cpu", source.dtype, copy=True).contiguous()
+        for name, tensor in model.state_dict().items()
+        if name in source.files
+    }
+    settings = {key: value for key, value in read_json(source.folder / "config.json").items() if key != "auto_map"}
+    write_json(folder / "config.json", settings)
+    write_tensors(folder / "model.safetensors", stored, {"format": "pt"})
+    database, records = Database(folder / "columns", task.identity), []
+    for ladder, level, units, norm in zip(ladders, genome, masks.units, norms):
+        order = removal_order(ladder, units.detach(), norm)
+        weight = output_of(model, ladder).weight.detach()
+        rungs = tuple(sorted({0, ladder.removed[level], ladder.removed[-1]}))
+        own = Ladder(ladder.name, ladder.kind, ladder.layer, ladder.columns, ladder.group_size, rungs, ladder.rounds)
+        levels = [_cut(weight, order[:count], ladder.group_size) for count in rungs]
+        records.append(database.write(own, levels, source.dtype, 0.0, 0))
+    database.admit(records)
+
+
+def _cut(weight: Tensor, gone: list[int], group_size: int) -> PrunedLevel:
+    """(R, C) without some groups; its error is the squared norm of what left."""
+    stays = torch.ones(weight.shape[1] // group_size, dtype=torch.bool, device=weight.device)
+    stays[gone] = False
+    columns = stays.repeat_interleave(group_size)
+    error = weight[:, ~columns].double().square().sum().item()
+    return PrunedLevel(gone, columns.nonzero().flatten().cpu(), weight[:, columns].contiguous(), error)
