@@ -8,7 +8,8 @@ shapes with AdamW one sequence at a time, and scores it with the dense model's l
 come one after another. (That implementation does not mask the weights in training, either.)
 
 Beside the search as it is stand the same on two ranks of one thread each (the same answer), and with
-search.continue_training, where survivors go on instead of beginning anew (another, cheaper question).
+search.continue_training, where survivors go on instead of beginning anew (another, cheaper question), in one process
+and on two ranks.
 
 Each variant runs in processes of its own, alternately. Prints medians, the memory that the dense model, the teacher and
 the generation take beyond the imports (of all ranks), and where the time goes; writes benchmarks/results/search.json.
@@ -56,6 +57,7 @@ VARIANTS = {
     "ours": [sys.executable],
     "two ranks": TORCHRUN,
     "continued": [sys.executable],
+    "continued, two ranks": TORCHRUN,
 }
 """Name -> what starts it."""
 
@@ -180,7 +182,7 @@ def settings(shared: Path, level: int, output: str, variant: str) -> Any:
     values = read_yaml(HERE.parent / "recipes/pep_llama_reference.yaml")
     values["blocks"]["held_out_data"] = str(shared / "text/peps-valid.txt")
     model, data = str(shared / "models/pep-llama"), str(shared / "text/peps-train.txt")
-    values["search"]["continue_training"] = variant == "continued"
+    values["search"]["continue_training"] = variant.startswith("continued")
     return settled({**values, "model": model, "data": data, "output": output, "target": {"level": level}})
 
 

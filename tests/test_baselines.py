@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import random
@@ -277,6 +278,19 @@ def test_every_method_ends_within_the_budget(name, family, task):
     assert is_valid(asked.space, genome)
     assert asked.parameters(genome) <= asked.budget
     assert any(genome)
+
+
+def test_what_methods_share_is_found_once_and_counts_in_each(task, monkeypatch):
+    one = task(generations=1, start="measured")
+    other = dataclasses.replace(one, folder=one.folder / "other", borrowed=[])
+    first = METHODS["darwinlm_untrained"].find(one)
+    monkeypatch.setattr("darwinlm.baselines.darwin.first_parent", None)
+    METHODS["darwinlm"].find(other)
+    assert not one.borrowed
+    assert other.borrowed == [one.found["start", one.share, one.seed][1]]
+    alone = dataclasses.replace(one, folder=one.folder / "alone", found={})
+    monkeypatch.undo()
+    assert METHODS["darwinlm_untrained"].find(alone) == first
 
 
 def test_methods_come_in_the_order_of_the_registry():

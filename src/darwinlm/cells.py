@@ -120,6 +120,7 @@ class Workbench:
         self.teacher = functools.cache(lambda: make_teacher(run))
         self.held_out = functools.cache(lambda: HeldOut(run.splits.held_out, run.stream))
         self.assembler = functools.cache(self._assembler)
+        self.found: dict[tuple[str, float, int], tuple[Any, float]] = {}
 
     @functools.cached_property
     def dense_quality(self) -> Quality:
@@ -155,6 +156,7 @@ class Workbench:
             seed=place.seed,
             folder=_cell_folder(run, place),
             identity=_identity(run, place),
+            found=self.found,
             sheared=run.config.sheared,
         )
 
@@ -228,7 +230,7 @@ def _found(bench: Workbench, place: Place) -> Cell:
         kept={l.name: 1 - l.removed[level] * l.group_size / l.columns for l, level in zip(ladders, genome)},
         quality=bench.held_out().quality_of_model(method.model(task, genome, run.device, run.dtype)),
         trained=None,
-        search_seconds=round(seconds, 3),
+        search_seconds=round(seconds + sum(task.borrowed), 3),
         search_tokens=method.tokens(task),
     )
 

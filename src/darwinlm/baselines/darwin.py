@@ -30,8 +30,11 @@ def trial_tokens(task: Task) -> int:
 
 
 def _search(task: Task, config: SearchConfig) -> Genome:
-    def start() -> Genome:
-        return first_parent(task.uniform, task.assembler, task.teacher, config, task.seed, task.dtype)
-
     fitness = TrainedFitness(task.assembler, task.train, task.teacher, config, task.seed, task.dtype)
-    return evolve(start, task.space, config, task.seed, fitness, task.record(task.space)).parent
+    return evolve(lambda: _start(task), task.space, config, task.seed, fitness, task.record(task.space)).parent
+
+
+def _start(task: Task) -> Genome:
+    """The first parent; it does not depend on trial training."""
+    asked = (task.uniform, task.assembler, task.teacher, task.search, task.seed, task.dtype)
+    return task.once("start", lambda: first_parent(*asked))

@@ -43,16 +43,27 @@ MULTIPLIER_RATE = 1.0
 
 def sheared(task: Task) -> Genome:
     """Learn masks and weights, keep the model in the task's folder, and return its levels."""
-    model, masks = learn(task)
-    genome = nearest_levels(task.space, (1 - masks.kept().detach()).tolist(), task.share)
-    _keep(task, model, masks, genome)
-    return genome
+
+    def make() -> Genome:
+        model, masks = learn(task)
+        genome = nearest_levels(task.space, (1 - masks.kept().detach()).tolist(), task.share)
+        _keep(task, model, masks, genome)
+        return genome
+
+    task.found.pop(
+        ("masks", task.share, task.seed), None
+    )  # others keep no model, and it must lie in this task's folder
+    return task.once("masks", make)
 
 
 def sheared_levels(task: Task) -> Genome:
     """The levels alone: heads and columns, with their refits, come from the second-order database."""
-    _, masks = learn(task)
-    return nearest_levels(task.space, (1 - masks.kept().detach()).tolist(), task.share)
+
+    def make() -> Genome:
+        _, masks = learn(task)
+        return nearest_levels(task.space, (1 - masks.kept().detach()).tolist(), task.share)
+
+    return task.once("masks", make)
 
 
 def sheared_tokens(task: Task) -> int:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +19,8 @@ from darwinlm.models.blocks import BlockStream
 from darwinlm.search.evolution import SearchRecord
 from darwinlm.search.fitness import Targets, Teacher
 from darwinlm.search.samples import draw
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,10 @@ class Task:
     """The settings that the answer depends on."""
     sheared: ShearedConfig = field(default_factory=ShearedConfig)
     """Of the method of that name alone."""
+    found: dict[tuple[str, float, int], tuple[Any, float]] = field(default_factory=dict)
+    """What methods of the comparison have in common, by name, share and seed, and the seconds it took."""
+    borrowed: list[float] = field(default_factory=list)
+    """Seconds of work that another method had done, and this one used."""
 
     @property
     def space(self) -> Space:
@@ -76,6 +84,23 @@ class Task:
         tokens = self.teacher.tokens
         wanted = min(self.search.start_tokens, tokens.numel())
         return Targets(self.teacher, draw(tokens, wanted, self.seed, "start", 0, 0))
+
+    def once(self, name: str, make: Callable[[], T]) -> T:
+        """What several methods need, made by the first of them; its seconds count in each.
+
+        Args:
+            name: of it.
+            make: makes it, from this task alone.
+        """
+        key = (name, self.share, self.seed)
+        if key in self.found:
+            value, seconds = self.found[key]
+            self.borrowed.append(seconds)
+            return value
+        began = time.perf_counter()
+        value = make()
+        self.found[key] = (value, time.perf_counter() - began)
+        return value
 
     def record(self, space: Space) -> SearchRecord:
         """The search of this task on disk.
