@@ -1,6 +1,6 @@
 """DarwinLM on pep-llama with the settings that the authors' public code was measured with, beside its results.
 
-    python benchmarks/reference.py [--shared ../shared] [--seeds 0 1 2] [--level 4]
+    python benchmarks/reference.py [--shared ../shared] [--seeds 0 1 2] [--level 4] [--start measured] [--generations 12]
 
 Prints a table and writes benchmarks/results/reference_level<N>.json. Quality, not speed: seconds are those of this
 machine and are only to be read against each other.
@@ -30,6 +30,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--level", type=int, default=4)
     parser.add_argument("--start", choices=["uniform", "measured"], default="uniform")
+    parser.add_argument("--generations", type=int, default=12)
     parser.add_argument("--runs", type=Path, help="where the runs are kept; by default nowhere")
     args = parser.parse_args()
     if not (args.shared / "models/pep-llama").is_dir():
@@ -39,7 +40,7 @@ def main() -> None:
     settings = read_yaml(HERE.parent / "recipes/pep_llama_reference.yaml")
     settings["blocks"]["held_out_data"] = str(args.shared / "text/peps-valid.txt")
     settings["target"] = {"level": args.level}
-    settings["search"] |= {"start": args.start, "check_every": 1}
+    settings["search"] |= {"start": args.start, "check_every": 1, "generations": args.generations}
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         for seed in args.seeds:
