@@ -78,10 +78,17 @@ def import_(config: RunConfig, flags: dict[str, Any]) -> None:
 def evaluate(config: RunConfig, flags: dict[str, Any]) -> None:
     """Score a checkpoint."""
     from darwinlm import tables
-    from darwinlm.evaluation import run_eval
+    from darwinlm.evaluation import Asked, eval_folder, run_evaluation
 
-    title = f"First blocks of {config.data}" if config.data else "Held-out text of the run"
-    console.print(tables.qualities(run_eval(config, flags["against"] or ""), title))
+    given = {name: value or "" for name, value in flags.items() if name != "output"}
+    found = run_evaluation(config, Asked.typed(**given))
+    if found.qualities:
+        console.print(tables.qualities(found.qualities, found.text))
+    if found.tasks:
+        console.print(tables.tasks(found.tasks))
+    if folder := eval_folder(config, flags["output"] or ""):
+        found.save(folder)
+        console.print(f"Numbers and tables lie in {folder}/eval.json and eval.md.", highlight=False, soft_wrap=True)
 
 
 def plan(config: RunConfig, flags: dict[str, Any]) -> None:

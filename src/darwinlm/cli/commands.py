@@ -53,10 +53,10 @@ COMMANDS = {
         without=("data", "seed", "device", "dtype", "trust_remote_code", "blocks", "database", "target", "search"),
     ),
     "eval": Command(
-        "perplexity of a checkpoint, and its KL to the dense model",
-        "CHECKPOINT [--against MODEL] [--data DATA]",
+        "perplexity of a checkpoint, its KL to the dense model, and both at tasks of lm-evaluation-harness",
+        "CHECKPOINT [--against MODEL] [--data DATA] [--tasks paper|NAME@SHOTS,...]",
         calls.evaluate,
-        flags=("against",),
+        flags=("against", "tasks", "include_path", "limit", "batch_size", "output"),
         without=("output", "database", "target", "search"),
     ),
     "bench": Command(
