@@ -54,7 +54,9 @@ def make_tasks(folder: Path) -> Path:
     for task in (CHOICE, WRITE, READ):
         (folder / f"{task['task']}.yaml").write_text(yaml.safe_dump({**data, **task}))
     (folder / "group.yaml").write_text(yaml.safe_dump({**GROUP, "task": ["darwin_choice", "darwin_choice_other"]}))
-    (folder / "other.yaml").write_text(yaml.safe_dump({**data, **CHOICE, "task": "darwin_choice_other", "doc_to_text": "{{word}},"}))
+    (folder / "other.yaml").write_text(
+        yaml.safe_dump({**data, **CHOICE, "task": "darwin_choice_other", "doc_to_text": "{{word}},"})
+    )
     return folder
 
 

@@ -30,6 +30,7 @@ __all__ = [
     "import_checkpoint",
     "plan",
     "prune",
+    "report",
     "search_genome",
 ]
 
@@ -155,6 +156,15 @@ def compare(
     config = _config(preset, {"model": model, **settings}, ("target",))
     listed = levels if isinstance(levels, str) else ",".join(map(str, levels if isinstance(levels, list) else [levels]))
     return run_compare(config, asked(config, methods, listed, str(train_tokens), str(learning_rate)))[0]
+
+
+def report(run: str | os.PathLike[str]):
+    """Write `report.html` of a run directory, finished or not; returns its path."""
+    from pathlib import Path
+
+    from darwinlm.measure.report import write_report
+
+    return write_report(Path(run).expanduser())
 
 
 def plan(model: str, *, preset: str | None = None, **settings: Any):

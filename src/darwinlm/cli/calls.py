@@ -21,6 +21,7 @@ def prune(config: RunConfig, flags: dict[str, Any]) -> None:
     summary = run_prune(config, rebuild=flags["rebuild"], restart=flags["restart"])
     if ranks.is_first():
         console.print(tables.summary(summary))
+        console.print(f"The report lies in {config.output}/report.html.", highlight=False, soft_wrap=True)
         next_command(f"darwinlm eval {config.output}/model --against {config.model} --data OTHER_TEXT")
 
 
@@ -125,6 +126,19 @@ def compare(config: RunConfig, flags: dict[str, Any]) -> None:
     for table in tables.comparison(comparison):
         console.print(table, highlight=False)
     console.print(f"Tables, numbers and pictures lie in {folder}.", highlight=False, soft_wrap=True)
+
+
+def report(config: RunConfig, flags: dict[str, Any]) -> None:
+    """One HTML file."""
+    from pathlib import Path
+
+    from darwinlm.errors import RequestError
+    from darwinlm.measure.report import write_report
+
+    if not flags["run"]:
+        raise RequestError("No run is given: darwinlm report RUN, with the folder that a command wrote by --output.")
+    written = write_report(Path(flags["run"]).expanduser())
+    console.print(f"The report lies in {written}.", highlight=False, soft_wrap=True)
 
 
 def demo(config: RunConfig, flags: dict[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from darwinlm.cli import calls
@@ -72,6 +72,14 @@ COMMANDS = {
         calls.compare,
         flags=("methods", "levels", "train_tokens", "learning_rate"),
         without=("target",),
+    ),
+    "report": Command(
+        "one HTML file with tables and pictures of a run, finished or not",
+        "RUN",
+        calls.report,
+        takes_model=False,
+        flags=("run",),
+        without=tuple(field.name for field in fields(RunConfig)),
     ),
     "plan": Command(
         "sizes, disk, memory and tokens, from the configuration alone", "MODEL", calls.plan, without=("data", "output")

@@ -23,6 +23,7 @@ _FLAG_HELP = {
     "limit": "questions of each task, the first ones; all by default",
     "batch_size": "sequences in a forward pass at the tasks; 8 by default",
     "source": "masked checkpoint, or folder of <module>/<level>.pth files",
+    "run": "run directory: what a command wrote by --output",
     "configuration": "text file with a line `module: level` for each module of a level database",
     "portable": "write a checkpoint with zero stubs for absent modules, too, for engines that need every module",
     "format": "write this format, too: gguf, for llama.cpp",
@@ -84,8 +85,8 @@ def _parser(name: str, command: Command) -> ArgumentParser:
     parser.add_argument("--preset", help=f"settings by name: {', '.join(PRESETS)}")
     parser.add_argument("--config", help="YAML file with settings; flags override it")
     for flag in command.flags:
-        if flag == "source":
-            parser.add_argument("source", nargs="?", help=_FLAG_HELP[flag])
+        if flag in ("source", "run"):
+            parser.add_argument(flag, nargs="?", help=_FLAG_HELP[flag])
         elif flag in _WITH_VALUE:
             parser.add_argument(f"--{flag.replace('_', '-')}", help=_FLAG_HELP[flag])
         else:

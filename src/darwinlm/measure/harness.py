@@ -55,7 +55,9 @@ def load_tasks(requests: Sequence[TaskRequest], include_path: str = "") -> list[
     require_harness()
     folder = Path(include_path).expanduser() if include_path else None
     if folder is not None and not folder.is_dir():
-        raise RequestError(f"There is no folder '{include_path}' for --include-path. Give the folder of the task files.")
+        raise RequestError(
+            f"There is no folder '{include_path}' for --include-path. Give the folder of the task files."
+        )
     _seed()
     names = [request.name for request in requests]
     manager = _manager(names, folder)
@@ -116,18 +118,20 @@ def score_tasks(
     Returns:
         The scores of all metrics, and {`task@shots`: all that the harness says of its parts}.
     """
-    from lm_eval import evaluate
+    import lm_eval
     from lm_eval.defaults import DEFAULT_OTHER_SEED
     from lm_eval.models.huggingface import HFLM
 
-    answering = HFLM(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size)
+    wrap: Any = HFLM  # its decorators hide what it takes
+    ask: Any = lm_eval.evaluate
+    answering = wrap(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size)
     scores: list[Score] = []
     raw: dict[str, Any] = {}
     for task in loaded:
         _seed()
         for part in task.tasks["tasks"].values():
             part.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
-        results: Any = evaluate(answering, task_dict=task.tasks, limit=limit, log_samples=False)
+        results = ask(answering, task_dict=task.tasks, limit=limit, log_samples=False)
         raw[str(task.request)] = {**results["results"], **results.get("groups", {})}
         scores += _scores(task, results)
     return scores, raw

@@ -48,6 +48,13 @@ class TaskComparison:
         values = [score.value for score in self.scores[model] if score.counts]
         return statistics.fmean(values) if values else None
 
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> TaskComparison:
+        """A comparison from what `as_dict` made of it; what else stands there is ignored."""
+        known = {field.name: values[field.name] for field in dataclasses.fields(cls)}
+        scores = {model: [Score(**score) for score in rows] for model, rows in known["scores"].items()}
+        return cls(**{**known, "scores": scores})
+
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON, with the averages."""
         return {**dataclasses.asdict(self), "averages": {model: self.average(model) for model in self.models}}

@@ -5,4 +5,16 @@ from darwinlm.tables.planned import plan
 from darwinlm.tables.runs import database, demo, forms, genome, imported, summary
 from darwinlm.tables.scored import tasks
 
-__all__ = ["bench", "comparison", "database", "demo", "forms", "genome", "imported", "plan", "qualities", "summary", "tasks"]
+__all__ = [
+    "bench",
+    "comparison",
+    "database",
+    "demo",
+    "forms",
+    "genome",
+    "imported",
+    "plan",
+    "qualities",
+    "summary",
+    "tasks",
+]
