@@ -85,9 +85,9 @@ def _genome(genome: dict[str, Any], database: Database | None, settings: dict[st
     if not genome:
         return
     steps = settings["database"]["levels"]
-    ladders = {ladder.name: ladder.top for ladder in database.ladders()} if database else {}
+    ladders: dict[str, int] = {ladder.name: ladder.top for ladder in database.ladders()} if database else {}
     levels: dict[str, int] = genome["levels"]
-    tops = {name: ladders.get(name, max(steps, level)) for name, level in levels.items()}
+    tops = {name: ladders[name] if name in ladders else max(steps, level) for name, level in levels.items()}
     target = settings["target"].get("level") or sum(levels.values()) / sum(tops.values()) * steps
     picture = as_svg("genome", genome_figure, levels, tops, target / steps)
     text = "What is left of each module; a cross is a module that is gone, the dashed line the uniform model."
