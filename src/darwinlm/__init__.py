@@ -30,6 +30,7 @@ __all__ = [
     "import_checkpoint",
     "plan",
     "prune",
+    "report",
     "search_genome",
 ]
 
@@ -90,11 +91,32 @@ def import_checkpoint(source: str, output: str, *, model: str = "", configuratio
     )
 
 
-def evaluate(model: str, *, against: str = "", **settings: Any):
-    """Perplexity of a checkpoint on held-out text, and its KL to the model it was pruned from."""
-    from darwinlm.evaluation import run_eval
+def evaluate(
+    model: str,
+    *,
+    against: str = "",
+    tasks: str = "",
+    include_path: str | os.PathLike[str] = "",
+    limit: int | None = None,
+    batch_size: int | None = None,
+    output: str | os.PathLike[str] = "",
+    **settings: Any,
+):
+    """Perplexity of a checkpoint on held-out text, its KL to the model it was pruned from, and both at tasks.
 
-    return run_eval(_config(None, {"model": model, **settings}, ("database", "target", "search")), against)
+    Without `tasks` the result is {`dense`, `model`: `Quality`}; with `tasks` (`paper`, or names such as
+    `hellaswag@10,piqa`) it is an `Evaluation` that holds these and the scores. `output` is a folder for both.
+    """
+    from pathlib import Path
+
+    from darwinlm.evaluation import Asked, run_evaluation
+
+    config = _config(None, {"model": model, **settings}, ("database", "target", "search"))
+    asked = Asked.typed(os.fspath(against), tasks, os.fspath(include_path), limit, batch_size)
+    found = run_evaluation(config, asked)
+    if output:
+        found.save(Path(output).expanduser())
+    return found if tasks else found.qualities
 
 
 def bench(model: str, *, against: str = "", output: str | os.PathLike[str] = "", **settings: Any):
@@ -135,6 +157,15 @@ def compare(
     config = _config(preset, {"model": model, **settings}, ("target",))
     listed = levels if isinstance(levels, str) else ",".join(map(str, levels if isinstance(levels, list) else [levels]))
     return run_compare(config, asked(config, methods, listed, str(train_tokens), str(learning_rate), str(seeds)))[0]
+
+
+def report(run: str | os.PathLike[str]):
+    """Write `report.html` of a run directory, finished or not; returns its path."""
+    from pathlib import Path
+
+    from darwinlm.measure.report import write_report
+
+    return write_report(Path(run).expanduser())
 
 
 def plan(model: str, *, preset: str | None = None, **settings: Any):

@@ -15,6 +15,7 @@ from darwinlm.assemble import Assembler
 from darwinlm.config import RunConfig
 from darwinlm.database.store import Database
 from darwinlm.measure.quality import HeldOut
+from darwinlm.measure.report import write_report
 from darwinlm.measure.timing import take_turns, timed
 from darwinlm.pipeline import database_stage, evaluation_stage, export_stage, search_stage
 from darwinlm.run import Run, opened
@@ -48,6 +49,7 @@ def run_demo(config: RunConfig) -> list[DemoRow]:
         genome = search_stage(run, database)
         export_stage(run, database, genome)
         evaluation_stage(run, database, genome)
+        write_report(run.directory.path)
         return _compare(run, database, genome)
 
 

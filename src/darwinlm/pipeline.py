@@ -22,6 +22,7 @@ from darwinlm.export.huggingface import RECORD, export_checkpoint
 from darwinlm.genome import Genome
 from darwinlm.measure.pictures import draw_errors
 from darwinlm.measure.quality import HeldOut, Quality
+from darwinlm.measure.report import write_report
 from darwinlm.models.blocks import BlockStream
 from darwinlm.models.source import ModelSource
 from darwinlm.run import Run, opened
@@ -123,7 +124,7 @@ def _discard_search(run: Run) -> None:
     discard_forms(run.directory.model)
     for path in (run.directory.search, run.directory.model):
         shutil.rmtree(path, ignore_errors=True)
-    for path in (run.directory.genome, run.directory.summary):
+    for path in (run.directory.genome, run.directory.summary, run.directory.report):
         path.unlink(missing_ok=True)
     run.directory.forget("search", "export", "evaluation")
 
@@ -266,4 +267,6 @@ def run_prune(config: RunConfig, *, rebuild: bool = False, restart: bool = False
         if not ranks.is_first():
             return {}
         export_stage(run, database, genome)
-        return evaluation_stage(run, database, genome)
+        summary = evaluation_stage(run, database, genome)
+        write_report(run.directory.path)
+        return summary

@@ -21,6 +21,7 @@ def prune(config: RunConfig, flags: dict[str, Any]) -> None:
     summary = run_prune(config, rebuild=flags["rebuild"], restart=flags["restart"])
     if ranks.is_first():
         console.print(tables.summary(summary))
+        console.print(f"The report lies in {config.output}/report.html.", highlight=False, soft_wrap=True)
         next_command(f"darwinlm eval {config.output}/model --against {config.model} --data OTHER_TEXT")
 
 
@@ -78,10 +79,17 @@ def import_(config: RunConfig, flags: dict[str, Any]) -> None:
 def evaluate(config: RunConfig, flags: dict[str, Any]) -> None:
     """Score a checkpoint."""
     from darwinlm import tables
-    from darwinlm.evaluation import run_eval
+    from darwinlm.evaluation import Asked, eval_folder, run_evaluation
 
-    title = f"First blocks of {config.data}" if config.data else "Held-out text of the run"
-    console.print(tables.qualities(run_eval(config, flags["against"] or ""), title))
+    given = {name: value or "" for name, value in flags.items() if name != "output"}
+    found = run_evaluation(config, Asked.typed(**given))
+    if found.qualities:
+        console.print(tables.qualities(found.qualities, found.text))
+    if found.tasks:
+        console.print(tables.tasks(found.tasks))
+    if folder := eval_folder(config, flags["output"] or ""):
+        found.save(folder)
+        console.print(f"Numbers and tables lie in {folder}/eval.json and eval.md.", highlight=False, soft_wrap=True)
 
 
 def plan(config: RunConfig, flags: dict[str, Any]) -> None:
@@ -118,6 +126,19 @@ def compare(config: RunConfig, flags: dict[str, Any]) -> None:
     for table in tables.comparison(comparison):
         console.print(table, highlight=False)
     console.print(f"Tables, numbers and pictures lie in {folder}.", highlight=False, soft_wrap=True)
+
+
+def report(config: RunConfig, flags: dict[str, Any]) -> None:
+    """One HTML file."""
+    from pathlib import Path
+
+    from darwinlm.errors import RequestError
+    from darwinlm.measure.report import write_report
+
+    if not flags["run"]:
+        raise RequestError("No run is given: darwinlm report RUN, with the folder that a command wrote by --output.")
+    written = write_report(Path(flags["run"]).expanduser())
+    console.print(f"The report lies in {written}.", highlight=False, soft_wrap=True)
 
 
 def demo(config: RunConfig, flags: dict[str, Any]) -> None:

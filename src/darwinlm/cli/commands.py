@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from darwinlm.cli import calls
@@ -53,10 +53,10 @@ COMMANDS = {
         without=("data", "seed", "device", "dtype", "trust_remote_code", "blocks", "database", "target", "search"),
     ),
     "eval": Command(
-        "perplexity of a checkpoint, and its KL to the dense model",
-        "CHECKPOINT [--against MODEL] [--data DATA]",
+        "perplexity of a checkpoint, its KL to the dense model, and both at tasks of lm-evaluation-harness",
+        "CHECKPOINT [--against MODEL] [--data DATA] [--tasks paper|NAME@SHOTS,...]",
         calls.evaluate,
-        flags=("against",),
+        flags=("against", "tasks", "include_path", "limit", "batch_size", "output"),
         without=("output", "database", "target", "search"),
     ),
     "bench": Command(
@@ -72,6 +72,14 @@ COMMANDS = {
         calls.compare,
         flags=("methods", "levels", "train_tokens", "learning_rate", "seeds"),
         without=("target",),
+    ),
+    "report": Command(
+        "one HTML file with tables and pictures of a run, finished or not",
+        "RUN",
+        calls.report,
+        takes_model=False,
+        flags=("run",),
+        without=tuple(field.name for field in fields(RunConfig)),
     ),
     "plan": Command(
         "sizes, disk, memory and tokens, from the configuration alone", "MODEL", calls.plan, without=("data", "output")

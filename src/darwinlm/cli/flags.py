@@ -17,8 +17,13 @@ _FLAG_HELP = {
     "show": "only show the errors of a run's database: a table, and a picture beside its files",
     "restart": "discard the search that lies in the output folder and begin anew",
     "against": "the dense model to compare with: folder or hub id",
-    "output": "folder for bench.json and bench.png; runs/bench by default",
+    "output": "folder for the numbers: by default runs/bench (bench), or the checkpoint's run directory (eval)",
+    "tasks": "tasks of lm-evaluation-harness: paper, or names with commas such as hellaswag@10,piqa (10 examples, usual)",
+    "include_path": "folder with task files of your own, for --tasks",
+    "limit": "questions of each task, the first ones; all by default",
+    "batch_size": "sequences in a forward pass at the tasks; 8 by default",
     "source": "masked checkpoint, or folder of <module>/<level>.pth files",
+    "run": "run directory: what a command wrote by --output",
     "configuration": "text file with a line `module: level` for each module of a level database",
     "portable": "write a checkpoint with zero stubs for absent modules, too, for engines that need every module",
     "format": "write this format, too: gguf, for llama.cpp",
@@ -32,6 +37,10 @@ _FLAG_HELP = {
 _WITH_VALUE = (
     "against",
     "output",
+    "tasks",
+    "include_path",
+    "limit",
+    "batch_size",
     "format",
     "dtype",
     "configuration",
@@ -79,8 +88,8 @@ def _parser(name: str, command: Command) -> ArgumentParser:
     parser.add_argument("--preset", help=f"settings by name: {', '.join(PRESETS)}")
     parser.add_argument("--config", help="YAML file with settings; flags override it")
     for flag in command.flags:
-        if flag == "source":
-            parser.add_argument("source", nargs="?", help=_FLAG_HELP[flag])
+        if flag in ("source", "run"):
+            parser.add_argument(flag, nargs="?", help=_FLAG_HELP[flag])
         elif flag in _WITH_VALUE:
             parser.add_argument(f"--{flag.replace('_', '-')}", help=_FLAG_HELP[flag])
         else:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from darwinlm.config import BlocksConfig
-from darwinlm.data.sources import documents
+from darwinlm.data.parts import batches, runs
+from darwinlm.data.sources import Rest, documents
 from darwinlm.errors import RequestError
 from darwinlm.runtime.seeds import torch_generator
 
@@ -80,14 +80,16 @@ def cut(texts: Iterable[str], tokenizer: Any, length: int, at_most: int) -> Tens
     """Tokenize documents, put the end token between them, and cut the stream into (blocks, length).
 
     No other special tokens are added; a rest shorter than a block is left out. Reading stops at `at_most` tokens.
+    Documents in parts are tokenized as if they were whole (`data.parts`).
     """
     end = tokenizer.eos_token_id
     stream: list[int] = []
-    waiting = iter(texts)
-    while len(stream) < at_most and (batch := list(islice(waiting, 64))):
-        for ids in tokenizer(batch, add_special_tokens=False, verbose=False)["input_ids"]:
-            if stream and end is not None:
+    for batch in batches(runs(texts, tokenizer)):
+        for run, ids in zip(batch, tokenizer(batch, add_special_tokens=False, verbose=False)["input_ids"]):
+            if stream and end is not None and not isinstance(run, Rest):
                 stream.append(end)
             stream += ids
+        if len(stream) >= at_most:
+            break
     count = min(len(stream), at_most) // length
     return torch.tensor(stream[: count * length], dtype=torch.int64).view(count, length)

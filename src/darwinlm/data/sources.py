@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pyarrow.parquet as parquet
 from pyarrow import ArrowException
@@ -16,6 +16,12 @@ from darwinlm.data.stdlib import stdlib_documents
 from darwinlm.errors import DamagedFileError, RequestError, first_line
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")
+PART_CHARACTERS = 1 << 20
+"""A longer .txt file is read in parts of about this size, so that a file of any size takes no more memory."""
+
+
+class Rest(str):
+    """A part of a document that goes on where the text before it stopped."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +41,9 @@ HUB_PRESETS = {
 
 
 def documents(source: str, text_field: str, *, held_out: bool = False) -> Iterator[str]:
-    """Yield the documents of a source in their order; a .txt file is one document.
+    """Yield the documents of a source in their order; a .txt file is one document, a long one in parts.
+
+    Parts end at line ends, and all but the first are `Rest`; put together they are the file's text.
 
     Args:
         source: see `RunConfig.data`.
@@ -73,7 +81,10 @@ def _looks_like_hub_id(source: str) -> bool:
 def _from_file(path: Path, text_field: str) -> Iterator[str]:
     try:
         if path.suffix == ".txt":
-            yield path.read_text(encoding="utf-8")
+            with path.open(encoding="utf-8") as lines:
+                yield _part(lines)
+                while part := _part(lines):
+                    yield Rest(part)
         elif path.suffix == ".jsonl":
             with path.open(encoding="utf-8") as lines:
                 for number, line in enumerate(lines, 1):
@@ -91,6 +102,11 @@ def _from_file(path: Path, text_field: str) -> Iterator[str]:
         raise RequestError(f"'{path}' is not UTF-8 text: {fault}.") from fault
     except (ArrowException, OSError) as fault:
         raise DamagedFileError(f"'{path}' cannot be read: {fault}.") from fault
+
+
+def _part(lines: TextIO) -> str:
+    """The next characters, up to a line end where one is near."""
+    return lines.read(PART_CHARACTERS) + lines.readline(PART_CHARACTERS)
 
 
 def _is_text(kind: Any) -> bool:

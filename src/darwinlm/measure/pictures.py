@@ -16,7 +16,13 @@ _TITLES: dict[Kind, str] = {"attention": "Attention", "mlp": "MLP"}
 
 
 def draw_errors(database: Database, path: Path) -> None:
-    """A heat map of the relative output error, layers x levels, one for each kind of module, as PNG."""
+    """The picture of `errors_figure`, as PNG."""
+    with written_whole(path) as partial:
+        errors_figure(database).savefig(partial, format="png", dpi=150)
+
+
+def errors_figure(database: Database) -> Figure:
+    """A heat map of the relative output error, layers x levels, one for each kind of module."""
     kinds: list[Kind] = sorted({ladder.kind for ladder in database.ladders()})
     layers = 1 + max(ladder.layer for ladder in database.ladders())
     figure = Figure(figsize=(4.5 * len(kinds) + 1, max(3.0, 0.22 * layers + 1.5)), layout="constrained")
@@ -29,6 +35,5 @@ def draw_errors(database: Database, path: Path) -> None:
         image = axis.imshow(errors, aspect="auto", cmap="viridis", norm=LogNorm(1e-3, 1))
         axis.set(title=_TITLES[kind], xlabel="level", ylabel="layer")
         axis.set_xticks(range(errors.shape[1]), labels=[str(level + 1) for level in range(errors.shape[1])])
-    figure.colorbar(image, ax=axes, label="relative error")
-    with written_whole(path) as partial:
-        figure.savefig(partial, format="png", dpi=150)
+    figure.colorbar(image, ax=axes, label="relative error", format="%g")
+    return figure

@@ -34,6 +34,7 @@ class RunDirectory:
         self.genome = path / "genome.json"
         self.model = path / "model"
         self.summary = path / "summary.json"
+        self.report = path / "report.html"
         self.timings = path / "timings.json"
 
     @contextmanager

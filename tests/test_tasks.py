@@ -1,0 +1,207 @@
+"""`darwinlm eval --tasks` on local tasks: lm-evaluation-harness's own command line is the truth, number for number."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+
+import darwinlm
+import local_tasks
+from darwinlm.assemble import Assembler
+from darwinlm.cli import main
+from darwinlm.errors import RequestError
+from darwinlm.export.huggingface import export_checkpoint
+from darwinlm.measure.task_list import PAPER, TaskRequest, read_tasks
+
+TASKS = ("darwin_choice", "darwin_write", "darwin_read")
+SHOTS, BATCH = 2, 4
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    """Where the harness keeps what it read; not in the user's own cache."""
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(home, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", home / "datasets")
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory) -> Path:
+    return local_tasks.make_tasks(tmp_path_factory.mktemp("tasks") / "local")
+
+
+@pytest.fixture(scope="module")
+def pruned(source, database, tmp_path_factory) -> Path:
+    """A checkpoint with layers of unequal width and an absent layer in the middle."""
+    levels = database("llama_gqa", "kv_group")
+    genome = tuple(ladder.top if ladder.layer == 1 else 1 for ladder in levels.ladders())
+    folder = tmp_path_factory.mktemp("exported") / "model"
+    export_checkpoint(Assembler(source("llama_gqa"), levels, keep_dense=False), genome, folder, {}, {})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def command_line(tasks, home, tmp_path_factory) -> Callable[[Path], dict[str, Any]]:
+    """What `python -m lm_eval` writes of a checkpoint, by task."""
+
+    @functools.cache
+    def ask(folder: Path) -> dict[str, Any]:
+        output = tmp_path_factory.mktemp("asked")
+        command = [sys.executable, "-m", "lm_eval", "--model", "hf", "--device", "cpu", "--trust_remote_code"]
+        command += ["--model_args", f"pretrained={folder},dtype=float32", "--batch_size", str(BATCH)]
+        command += ["--tasks", ",".join(TASKS), "--num_fewshot", str(SHOTS), "--include_path", str(tasks)]
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(home), "OMP_NUM_THREADS": "1"}
+        environment.pop("PYTHONPATH", None)  # the harness needs nothing of ours
+        done = subprocess.run(
+            [*command, "--output_path", str(output)], env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        (written,) = output.rglob("results_*.json")
+        return json.loads(written.read_text())["results"]
+
+    return ask
+
+
+def test_numbers_are_those_of_the_harness_itself(checkpoint, pruned, tasks, command_line, tmp_path, capsys):
+    dense = checkpoint("llama_gqa")
+    asked = ",".join(f"{task}@{SHOTS}" for task in TASKS)
+    arguments = ["eval", pruned, "--against", dense, "--tasks", asked, "--include-path", tasks]
+    main([str(word) for word in [*arguments, "--batch-size", BATCH, "--output", tmp_path / "out"]])
+    printed = capsys.readouterr().out
+    found = json.loads((tmp_path / "out/eval.json").read_text())["tasks"]
+    assert found["models"] == {"dense": str(dense), "model": str(pruned)}
+    for key, folder in (("dense", dense), ("model", pruned)):
+        truth = command_line(folder)
+        assert len(found["scores"][key]) == 6
+        for score in found["scores"][key]:
+            values = truth[score["task"]]
+            assert score["value"] == values[f"{score['metric']},none"]
+            stderr = values[f"{score['metric']}_stderr,none"]
+            assert score["stderr"] == (stderr if stderr != "N/A" else None)
+            assert (score["shots"], score["questions"]) == (SHOTS, 10)
+    values = {key: [score["value"] for score in scores] for key, scores in found["scores"].items()}
+    assert values["dense"] != values["model"]
+    counted = [score["value"] for score in found["scores"]["model"] if score["counts"]]
+    assert len(counted) == 2
+    assert found["averages"]["model"] == sum(counted) / 2
+    table = (tmp_path / "out/eval.md").read_text()
+    for row in ("| darwin_choice | 2 | acc * | 10 |", "| darwin_choice | 2 | acc_norm | 10 |", "| average of * |"):
+        assert row in table
+    assert "darwin_write" in printed
+    assert "average of *" in printed
+
+
+def test_a_group_is_one_row_and_text_is_read_too(checkpoint, tasks, tmp_path):
+    (tmp_path / "text.txt").write_text("some text that repeats; " * 100)
+    found = darwinlm.evaluate(
+        str(checkpoint("llama_gqa")),
+        tasks="darwin_group@1,darwin_choice@0",
+        include_path=tasks,
+        limit=3,
+        data=str(tmp_path / "text.txt"),
+        blocks={"sequence_length": 32, "held_out": 4},
+        output=tmp_path / "out",
+    )
+    rows = {score.task: score for score in found.tasks.scores["model"] if score.counts}
+    assert set(rows) == {"darwin_group", "darwin_choice"}
+    assert (rows["darwin_group"].questions, rows["darwin_group"].shots) == (6, 1)
+    assert (rows["darwin_choice"].questions, rows["darwin_choice"].shots) == (3, 0)
+    parts = found.tasks.raw["model"]["darwin_group@1"]
+    mean = (parts["darwin_choice"]["acc,none"] + parts["darwin_choice_other"]["acc,none"]) / 2
+    assert rows["darwin_group"].value == pytest.approx(mean)
+    saved = json.loads((tmp_path / "out/eval.json").read_text())
+    assert saved["qualities"]["model"]["perplexity"] == found.qualities["model"].perplexity
+    assert "perplexity" in (tmp_path / "out/eval.md").read_text()
+
+
+def refused(capsys, *arguments: object) -> str:
+    with pytest.raises(SystemExit) as exit_:
+        main([str(argument) for argument in arguments])
+    assert exit_.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_what_cannot_be_asked_is_refused_before_a_model_is_loaded(checkpoint, tasks, capsys, monkeypatch, tmp_path):
+    def loaded(*arguments: object, **options: object) -> None:
+        raise AssertionError("a model was loaded")
+
+    def unreachable(*arguments: object, **options: object) -> None:
+        raise ConnectionError("Couldn't reach the hub")
+
+    monkeypatch.setattr("darwinlm.evaluation.load_whole", loaded)
+    asked = ["eval", checkpoint("llama_gqa"), "--include-path", tasks, "--tasks"]
+    said = refused(capsys, *asked, "darwin_choise,darwin_write,nothing_like_it")
+    assert "no task 'darwin_choise'. Did you mean darwin_choice" in said
+    assert "no task 'nothing_like_it'" in said
+    assert "darwin_write'" not in said
+    (tmp_path / "broken.yaml").write_text("task: broken\noutput_type: multiple_choice\ndataset_path: json\n")
+    said = refused(capsys, "eval", checkpoint("llama_gqa"), "--include-path", tmp_path, "--tasks", "broken")
+    assert "The task 'broken' cannot be loaded" in said
+    (tmp_path / "fixed.yaml").write_text(
+        (tasks / "darwin_choice.yaml").read_text().replace("darwin_choice", "fixed") + "num_fewshot: 0\n"
+    )
+    said = refused(capsys, "eval", checkpoint("llama_gqa"), "--include-path", tmp_path, "--tasks", "fixed@3")
+    assert "takes no examples, but 'fixed@3' asks for 3" in said
+    monkeypatch.setattr("datasets.load_dataset", unreachable)
+    said = refused(capsys, *asked, "sciq")
+    assert "The task 'sciq' cannot be loaded (ConnectionError: Couldn't reach the hub)" in said
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--tasks", "a@x,,b@-1"], "--tasks has 'a@x'"),
+        (["--tasks", "a@1,a@1"], "names 'a@1' twice"),
+        (["--tasks", "a", "--limit", "0"], "--limit is '0'"),
+        (["--tasks", "a", "--batch-size", "many"], "--batch-size is 'many'"),
+        (["--limit", "3"], "--limit without tasks"),
+        (["--tasks", "a", "--include-path", "./gone"], "no folder './gone'"),
+    ],
+)
+def test_mistyped(flags, said, checkpoint, capsys):
+    assert said in refused(capsys, "eval", checkpoint("llama_gqa"), *flags)
+
+
+def test_without_the_harness_it_says_how_to_get_it(checkpoint, capsys, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "pip install 'darwinlm[eval]'" in refused(capsys, "eval", checkpoint("llama_gqa"), "--tasks", "paper")
+
+
+def test_the_papers_list():
+    shots = {request.name: request.shots for request in read_tasks("paper")}
+    assert [name for name, count in shots.items() if count == 0] == ["arc_easy", "logiqa", "piqa", "sciq", "boolq"]
+    assert {name: count for name, count in shots.items() if count} == {
+        "mmlu": 5,
+        "winogrande": 5,
+        "hellaswag": 10,
+        "arc_challenge": 25,
+    }
+    assert read_tasks("hellaswag@10, piqa") == (TaskRequest("hellaswag", 10), TaskRequest("piqa"))
+
+
+def test_the_harness_knows_the_papers_tasks_and_metrics():
+    from lm_eval.tasks import TaskManager
+
+    index: Any = TaskManager().task_index
+    for request in PAPER:
+        assert request.name in index
+    for name in ("hellaswag", "arc_easy", "logiqa"):  # those whose file is no sum of others
+        metrics = [metric["metric"] for metric in index[name].cfg["metric_list"]]
+        assert {request.name: request.metric for request in PAPER}[name] in metrics
+
+
+def test_a_bare_list_of_tasks_must_have_names():
+    with pytest.raises(RequestError, match="''"):
+        read_tasks("a,,b")
