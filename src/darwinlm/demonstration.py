@@ -15,9 +15,8 @@ from darwinlm.assemble import Assembler
 from darwinlm.config import RunConfig
 from darwinlm.database.store import Database
 from darwinlm.measure.quality import HeldOut
-from darwinlm.measure.report import write_report
 from darwinlm.measure.timing import take_turns, timed
-from darwinlm.pipeline import database_stage, evaluation_stage, export_stage, search_stage
+from darwinlm.pipeline import database_stage, evaluation_stage, export_stage, report_stage, search_stage
 from darwinlm.run import Run, opened
 
 DEMO_MODEL = Path(__file__).parent / "demo_model"
@@ -49,7 +48,7 @@ def run_demo(config: RunConfig) -> list[DemoRow]:
         genome = search_stage(run, database)
         export_stage(run, database, genome)
         evaluation_stage(run, database, genome)
-        write_report(run.directory.path)
+        report_stage(run)
         return _compare(run, database, genome)
 
 

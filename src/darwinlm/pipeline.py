@@ -16,7 +16,7 @@ from darwinlm.config import RunConfig, to_dict
 from darwinlm.cost import plan_memory
 from darwinlm.database.build import build_database
 from darwinlm.database.store import MANIFEST, Database, damaged_files
-from darwinlm.errors import RequestError
+from darwinlm.errors import DamagedFileError, RequestError
 from darwinlm.export.forms import Form, Wanted, check_forms, discard_forms, write_forms
 from darwinlm.export.huggingface import RECORD, export_checkpoint
 from darwinlm.genome import Genome
@@ -30,6 +30,7 @@ from darwinlm.runtime import ranks
 from darwinlm.runtime.device import peak_memory_bytes
 from darwinlm.runtime.files import read_json, sha256_of, write_json
 from darwinlm.runtime.placement import Placement, free_host_memory
+from darwinlm.runtime.progress import log
 from darwinlm.runtime.rundir import RunDirectory
 from darwinlm.search.evolution import SearchState, evolve, finished
 from darwinlm.search.fitness import Teacher
@@ -194,6 +195,14 @@ def _achieved(run: Run, genome: Genome, qualities: dict[str, Quality]) -> dict[s
     return {**levels, "parameter_ratio": qualities["pruned"].parameters / qualities["dense"].parameters}
 
 
+def report_stage(run: Run) -> None:
+    """Write `report.html`; results of other commands that lie in the folder damaged do not spoil the run's end."""
+    try:
+        write_report(run.directory.path)
+    except DamagedFileError as fault:
+        log.warning("No report: %s", fault)
+
+
 def run_database(config: RunConfig, *, rebuild: bool = False) -> Database:
     """Build the level database of a run."""
     with opened(config) as run:
@@ -268,5 +277,5 @@ def run_prune(config: RunConfig, *, rebuild: bool = False, restart: bool = False
             return {}
         export_stage(run, database, genome)
         summary = evaluation_stage(run, database, genome)
-        write_report(run.directory.path)
+        report_stage(run)
         return summary
