@@ -9,6 +9,7 @@ from darwinlm.config.reading import (
     resolve,
     settings_parser,
     to_dict,
+    with_shortcuts,
 )
 from darwinlm.config.settings import (
     BenchConfig,
@@ -20,6 +21,7 @@ from darwinlm.config.settings import (
     Stage,
     TargetConfig,
 )
+from darwinlm.config.training import Tokens, TrainConfig
 
 __all__ = [
     "PRESETS",
@@ -31,6 +33,8 @@ __all__ = [
     "ShearedConfig",
     "Stage",
     "TargetConfig",
+    "Tokens",
+    "TrainConfig",
     "faults",
     "merge",
     "preset_values",
@@ -38,4 +42,5 @@ __all__ = [
     "resolve",
     "settings_parser",
     "to_dict",
+    "with_shortcuts",
 ]

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from darwinlm.config.training import TrainConfig
+
 
 @dataclass(frozen=True)
 class BlocksConfig:
@@ -178,6 +180,7 @@ class RunConfig:
     search: SearchConfig = field(default_factory=SearchConfig)
     sheared: ShearedConfig = field(default_factory=ShearedConfig)
     bench: BenchConfig = field(default_factory=BenchConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
 
     @property
     def path(self) -> Path:

@@ -4,6 +4,7 @@ from darwinlm.tables.measured import bench, comparison, qualities
 from darwinlm.tables.planned import plan
 from darwinlm.tables.runs import database, demo, forms, genome, imported, summary
 from darwinlm.tables.scored import tasks
+from darwinlm.tables.trained import trained
 
 __all__ = [
     "bench",
@@ -17,4 +18,5 @@ __all__ = [
     "qualities",
     "summary",
     "tasks",
+    "trained",
 ]
