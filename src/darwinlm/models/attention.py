@@ -31,6 +31,11 @@ class AttentionLayout:
         """KV heads, duplicates included."""
         return len(self.keys)
 
+    @property
+    def padding(self) -> int:
+        """Query heads that are padding."""
+        return self.queries.count(None)
+
 
 def lay_out(kept: Sequence[int], heads: int, kv_heads: int) -> AttentionLayout:
     """The smallest regular layout of `kept` query heads (ascending, of `heads`, with `kv_heads` KV heads).
