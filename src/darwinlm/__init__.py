@@ -31,6 +31,7 @@ __all__ = [
     "plan",
     "prune",
     "search_genome",
+    "train",
 ]
 
 
@@ -88,6 +89,17 @@ def import_checkpoint(source: str, output: str, *, model: str = "", configuratio
     return import_model(
         os.fspath(source), os.fspath(output), model=os.fspath(model), configuration=os.fspath(configuration)
     )
+
+
+def train(model: str = "", *, preset: str | None = None, **settings: Any):
+    """Train a checkpoint, `train={"tokens": "50M", "teacher": "..."}`; returns what `summary.json` holds.
+
+    The result lies in `output`/model: by default in `trained` of the run whose checkpoint it is, else beside it.
+    """
+    from darwinlm.recovery.request import WITHOUT
+    from darwinlm.recovery.run import run_train
+
+    return run_train(_config(preset, {"model": model, **settings}, WITHOUT))
 
 
 def evaluate(model: str, *, against: str = "", **settings: Any):

@@ -86,12 +86,21 @@ def trial_memory(pruned: ModelShape, config: RunConfig, weights: torch.dtype) ->
     """
     tokens = config.search.batch_sequences * config.blocks.sequence_length
     value = weights.itemsize
-    per_layer = [_activations(pruned, w, tokens, value) for w in pruned.layers]
-    if config.search.gradient_checkpointing:
-        activations = tokens * pruned.hidden * value * len(per_layer) + max(per_layer)
-    else:
-        activations = sum(per_layer)
+    activations = activation_bytes(pruned, tokens, value, config.search.gradient_checkpointing)
     return pruned.parameters * (16 if value == 4 else 6) + activations
+
+
+def activation_bytes(shape: ModelShape, tokens: int, value: int, checkpointing: bool) -> int:
+    """Bytes of the activations that a backward pass through all layers needs.
+
+    Args:
+        shape: of the model.
+        tokens: in the pass.
+        value: bytes of a number.
+        checkpointing: they are made again layer by layer.
+    """
+    per_layer = [_activations(shape, widths, tokens, value) for widths in shape.layers]
+    return tokens * shape.hidden * value * len(per_layer) + max(per_layer) if checkpointing else sum(per_layer)
 
 
 def _activations(shape: ModelShape, widths: LayerWidths, tokens: int, value: int) -> int:

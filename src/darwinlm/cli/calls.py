@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from darwinlm.config import RunConfig
+from darwinlm.config import RunConfig, with_shortcuts
 from darwinlm.runtime import ranks
 
 console = Console(width=None if sys.stdout.isatty() else 110)
@@ -73,6 +73,18 @@ def import_(config: RunConfig, flags: dict[str, Any]) -> None:
     )
     console.print(tables.imported(imported))
     next_command(f"darwinlm eval {imported.folder} --against MODEL --data TEXT")
+
+
+def train(config: RunConfig, flags: dict[str, Any]) -> None:
+    """Post-training."""
+    from darwinlm import tables
+    from darwinlm.recovery.run import run_train
+
+    summary = run_train(with_shortcuts(config, flags["tokens"], flags["teacher"], bool(flags["lora"])))
+    if ranks.is_first():
+        console.print(tables.trained(summary))
+        dense = config.train.teacher or flags["teacher"] or "MODEL"
+        next_command(f"darwinlm eval {summary['model']} --against {dense}")
 
 
 def evaluate(config: RunConfig, flags: dict[str, Any]) -> None:

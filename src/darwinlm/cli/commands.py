@@ -52,6 +52,13 @@ COMMANDS = {
         flags=("source", "configuration"),
         without=("data", "seed", "device", "dtype", "trust_remote_code", "blocks", "database", "target", "search"),
     ),
+    "train": Command(
+        "post-training of a checkpoint: cross entropy, distillation, adapters",
+        "CHECKPOINT --data DATA --tokens N [--teacher MODEL] [--lora] [--output FOLDER]",
+        calls.train,
+        flags=("tokens", "teacher", "lora"),
+        without=("database", "target", "search", "bench"),
+    ),
     "eval": Command(
         "perplexity of a checkpoint, and its KL to the dense model",
         "CHECKPOINT [--against MODEL] [--data DATA]",

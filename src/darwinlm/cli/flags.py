@@ -26,6 +26,9 @@ _FLAG_HELP = {
     "methods": "methods with commas, or all, which is the default",
     "levels": "levels with commas, in steps of database.levels; by default the run's target",
     "train_tokens": "tokens of the same post-training for every model, which is then scored again; 0 (default) for none",
+    "tokens": "tokens to train on, such as 50M or 10B; short for --train.tokens",
+    "teacher": "the dense model to learn from: folder or hub id; short for --train.teacher",
+    "lora": "train low-rank adapters and merge them; short for --train.method lora",
     "learning_rate": "AdamW's learning rate in that post-training; 1e-4 by default",
 }
 _WITH_VALUE = (
@@ -37,6 +40,8 @@ _WITH_VALUE = (
     "methods",
     "levels",
     "train_tokens",
+    "tokens",
+    "teacher",
     "learning_rate",
 )
 
@@ -66,7 +71,7 @@ def _parser(name: str, command: Command) -> ArgumentParser:
         without=(
             *command.without,
             *(["model"] if command.takes_model else []),
-            *([] if name == "bench" else ["bench"]),
+            *(group for group in ("bench", "train") if group != name),
         ),
         usage=f"darwinlm {name} {command.usage} [settings]",
         description=f"{command.summary[0].upper()}{command.summary[1:]}.",

@@ -9,6 +9,7 @@ from darwinlm.config.reading import (
     resolve,
     settings_parser,
     to_dict,
+    with_shortcuts,
 )
 from darwinlm.config.settings import (
     BenchConfig,
@@ -19,6 +20,7 @@ from darwinlm.config.settings import (
     Stage,
     TargetConfig,
 )
+from darwinlm.config.training import Tokens, TrainConfig
 
 __all__ = [
     "PRESETS",
@@ -29,6 +31,8 @@ __all__ = [
     "SearchConfig",
     "Stage",
     "TargetConfig",
+    "Tokens",
+    "TrainConfig",
     "faults",
     "merge",
     "preset_values",
@@ -36,4 +40,5 @@ __all__ = [
     "resolve",
     "settings_parser",
     "to_dict",
+    "with_shortcuts",
 ]

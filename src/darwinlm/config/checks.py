@@ -7,6 +7,7 @@ from collections.abc import Collection
 from itertools import pairwise
 
 from darwinlm.config.settings import BenchConfig, BlocksConfig, RunConfig, SearchConfig
+from darwinlm.config.training_checks import train_faults
 
 
 def faults(config: RunConfig, without: Collection[str] = ()) -> list[str]:
@@ -54,6 +55,7 @@ def faults(config: RunConfig, without: Collection[str] = ()) -> list[str]:
     for name in ("start_rounds", "check_every", "patience"):
         check(getattr(search, name) >= 0, f"search.{name} is {getattr(search, name)}; it must be 0 or more.")
     found += _stage_faults(search, blocks) if "search" not in without else []
+    found += train_faults(config.train) if "train" not in without else []
     return found + _bench_faults(config.bench)
 
 

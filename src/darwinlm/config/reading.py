@@ -9,12 +9,15 @@ from typing import Any
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+from jsonargparse.typing import register_type
 
 from darwinlm.config.checks import faults
 from darwinlm.config.settings import RunConfig
+from darwinlm.config.training import Tokens
 from darwinlm.errors import RequestError
 
 PRESETS = ("demo", "quick", "paper")
+register_type(Tokens, serializer=int, deserializer=Tokens)
 
 
 def settings_parser(without: Collection[str] = (), **options: Any) -> ArgumentParser:
@@ -71,7 +74,12 @@ def _misnamed(asked: Mapping[str, Any], known: Mapping[str, Any], group: str = "
 
 def to_dict(config: Any) -> dict[str, Any]:
     """A settings dataclass as plain data for YAML and JSON."""
-    return dataclasses.asdict(config)
+    return dataclasses.asdict(config, dict_factory=_plain)
+
+
+def _plain(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Without classes of our own."""
+    return {name: int(value) if isinstance(value, Tokens) else value for name, value in pairs}
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -106,3 +114,20 @@ def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
             below = joined.get(key)
             joined[key] = merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
     return joined
+
+
+def with_shortcuts(config: RunConfig, tokens: str | None, teacher: str | None, lora: bool) -> RunConfig:
+    """The settings of a training with what was typed for short.
+
+    Raises:
+        RequestError: `tokens` is no number of tokens.
+    """
+    given: dict[str, Any] = {"method": "lora"} if lora else {}
+    if teacher:
+        given["teacher"] = teacher
+    if tokens:
+        try:
+            given["tokens"] = Tokens(tokens)
+        except ValueError as fault:
+            raise RequestError(f"--tokens: {fault}.") from fault
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, **given))

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from darwinlm.config.training import TrainConfig
+
 
 @dataclass(frozen=True)
 class BlocksConfig:
@@ -163,6 +165,7 @@ class RunConfig:
     target: TargetConfig = field(default_factory=TargetConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
     bench: BenchConfig = field(default_factory=BenchConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
 
     @property
     def path(self) -> Path:

@@ -76,7 +76,7 @@ def write_checkpoint(
     Args:
         folder: where the checkpoint goes; one that lies there is replaced.
         source: where tokenizer, licence, generation settings and dtype come from.
-        config: from `heterogeneous_config`.
+        config: from `heterogeneous_config`, or a stock one of a model whose layers are alike.
         tensors: (full name, tensor), streamed.
         card: the README.md.
         made_from: kept beside it as `darwinlm.json`, so that it is known again.
@@ -90,7 +90,8 @@ def write_checkpoint(
     partial.mkdir(parents=True)
     _write_weights(partial, tensors)
     write_json(partial / "config.json", _config_values(config, source))
-    write_text(partial / f"{_CODE}.py", modeling_source(source.family))
+    if _is_ours(config):
+        write_text(partial / f"{_CODE}.py", modeling_source(source.family))
     _copy_words(source, partial)
     write_text(partial / "README.md", card)
     write_json(partial / RECORD, made_from)
@@ -127,8 +128,15 @@ def require_canonical(source: ModelSource) -> None:
         )
 
 
+def _is_ours(config: Any) -> bool:
+    """Whether it is a configuration of layers that differ; else stock code loads the checkpoint."""
+    return type(config).__name__ == "DarwinLMConfig"
+
+
 def _config_values(config: Any, source: ModelSource) -> dict[str, Any]:
     values = json.loads(config.to_json_string())
+    if not _is_ours(config):
+        return values
     dtype = str(source.dtype).removeprefix("torch.")
     return {"architectures": ["DarwinLMForCausalLM"], "auto_map": _AUTO_MAP, **values, "dtype": dtype}
 

@@ -96,8 +96,8 @@ class ModelSource:
         """The dtype that the weights are stored in, by the final norm, which every model has."""
         return self.tensors(["model.norm.weight"])["model.norm.weight"].dtype
 
-    def require_context(self, length: int) -> None:
-        """Check that the model was made for sequences of this length.
+    def require_context(self, length: int, setting: str = "blocks.sequence_length") -> None:
+        """Check that the model was made for sequences of this length, which a setting asks for.
 
         Raises:
             RequestError: it was made for shorter ones.
@@ -105,8 +105,8 @@ class ModelSource:
         longest = getattr(self.config, "max_position_embeddings", None)
         if longest is not None and length > longest:
             raise RequestError(
-                f"'{self.name}' reads at most {longest} tokens at a time, but blocks.sequence_length is {length}. "
-                f"Set blocks.sequence_length to {longest} or less."
+                f"'{self.name}' reads at most {longest} tokens at a time, but {setting} is {length}. "
+                f"Set {setting} to {longest} or less."
             )
 
     def _check_complete(self) -> None:

@@ -3,5 +3,18 @@
 from darwinlm.tables.measured import bench, comparison, qualities
 from darwinlm.tables.planned import plan
 from darwinlm.tables.runs import database, demo, forms, genome, imported, summary
+from darwinlm.tables.trained import trained
 
-__all__ = ["bench", "comparison", "database", "demo", "forms", "genome", "imported", "plan", "qualities", "summary"]
+__all__ = [
+    "bench",
+    "comparison",
+    "database",
+    "demo",
+    "forms",
+    "genome",
+    "imported",
+    "plan",
+    "qualities",
+    "summary",
+    "trained",
+]

@@ -1,0 +1,100 @@
+"""Settings of post-training, and token counts as people write them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Literal
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+
+
+class Tokens(int):
+    """A number of tokens; `10B`, `1.5M` and `300K` are understood, too.
+
+    Raises:
+        ValueError: it is no whole number of tokens.
+    """
+
+    def __new__(cls, value: int | float | str) -> Tokens:
+        found = re.fullmatch(r"(\d*\.?\d+(?:E\+?\d+)?)\s*([KMBT]?)", str(value).strip().replace("_", "").upper())
+        if found is None or isinstance(value, bool):
+            raise ValueError(f"'{value}' is no number of tokens; write 50000000, 50M or 10B")
+        exact = Decimal(found[1]) * _UNITS[found[2]]
+        if exact != (whole := int(exact)):
+            raise ValueError(f"'{value}' is no whole number of tokens")
+        return super().__new__(cls, whole)
+
+
+_NONE, _BATCH = Tokens(0), Tokens(262_144)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Post-training of a checkpoint: what on, how long, and towards which teacher."""
+
+    tokens: Tokens = _NONE
+    """Tokens that are trained on, rounded up to whole optimizer steps; 10B, 50M and 300K are understood."""
+    sequence_length: int = 4096
+    """Tokens in a sequence; documents are joined by the end token and cut."""
+    batch_tokens: Tokens = _BATCH
+    """Tokens in one optimizer step, over all ranks."""
+    micro_batch_sequences: int = 1
+    """Sequences that a rank computes at a time; gradients are accumulated up to `batch_tokens`."""
+    learning_rate: float = 1e-4
+    """AdamW's peak."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Of the learning rate after the warm-up; the first two end at 0."""
+    warmup_steps: int = 50
+    """Optimizer steps in which the learning rate rises."""
+    weight_decay: float = 0.0
+    """AdamW's."""
+    max_grad_norm: float = 1.0
+    """Gradients of a larger norm are scaled down to it; 0 never."""
+    method: Literal["full", "lora"] = "full"
+    """Train all weights, or low-rank adapters that are merged into them at the end."""
+    lora_rank: int = 32
+    """Rank of the adapters."""
+    lora_alpha: int = 64
+    """Their scale is lora_alpha / lora_rank."""
+    lora_targets: str = "all-linear"
+    """Matrices that get an adapter: names with commas, or all-linear (every one but the head)."""
+    teacher: str = ""
+    """Path or hub id of the dense model; its distributions are learnt, and held-out KL is measured against it."""
+    distill_weight: float = 0.5
+    """Share of the KL to the teacher in the loss; the rest is cross entropy. Only with a teacher."""
+    temperature: float = 1.0
+    """Both distributions of the KL are softened by it; the KL counts its square times."""
+    top_k: int = 0
+    """Tokens of the teacher's distribution that are told apart, all others being one outcome; 0: the whole vocabulary."""
+    hidden_weight: float = 0.0
+    """Weight of 1 - cosine between the hidden states of student and teacher, averaged over the layers that are left."""
+    teacher_logits: str = ""
+    """Folder in which the teacher's top_k log-probabilities are computed once, and read by later trainings; empty: live."""
+    epochs: int = 1
+    """Times that the data may be read."""
+    shuffle_blocks: int = 1024
+    """Sequences of the stream that are shuffled together; 1 keeps its order."""
+    eval_every_tokens: Tokens = _NONE
+    """Tokens between scores on the held-out blocks; 0 ten times in all."""
+    save_every_tokens: Tokens = _NONE
+    """Tokens between saved states that a killed training goes on from; 0 ten times in all."""
+    gradient_checkpointing: bool = False
+    """Make activations again in the backward pass: a third slower, and several times smaller."""
+    compile: bool = False
+    """Compile the model with torch.compile."""
+    fsdp: bool = True
+    """Under torchrun, ranks share weights, gradients and moments (FSDP2); False: each holds all of them."""
+    report_to: list[str] = field(default_factory=list)
+    """Trackers that get the curves: wandb, tensorboard, trackio and others that transformers knows."""
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps."""
+        return -(-self.tokens // self.batch_tokens)
+
+    @property
+    def batch_sequences(self) -> int:
+        """Sequences in one optimizer step, over all ranks."""
+        return self.batch_tokens // self.sequence_length

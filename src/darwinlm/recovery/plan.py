@@ -1,0 +1,91 @@
+"""What a post-training takes, from shapes alone: arithmetic, memory, steps. Hours follow from a measured speed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from darwinlm.config import TrainConfig
+from darwinlm.cost import activation_bytes
+from darwinlm.losses import chunk_tokens
+from darwinlm.models.shape import ModelShape
+
+
+@dataclass(frozen=True)
+class TrainingCost:
+    """What a post-training takes."""
+
+    flops: int
+    """Floating-point operations in all, on all devices together; a multiplication and an addition count as two."""
+    memory_bytes: int
+    """Peak on each device, without what the runtime itself takes and without a live teacher's weights."""
+    optimizer_steps: int
+    trained_parameters: int
+
+
+def training_cost(
+    shape: ModelShape, train: TrainConfig, dtype: torch.dtype, *, devices: int = 1, teacher: ModelShape | None = None
+) -> TrainingCost:
+    """Predict a post-training.
+
+    Weights, gradients and both moments are float32 (16 bytes a trained parameter), shared out by FSDP; in bfloat16
+    every matrix has a copy in that arithmetic while it is at work.
+
+    Args:
+        shape: of the model that is trained.
+        train: the settings.
+        dtype: arithmetic of the forward pass.
+        devices: ranks, one for each device.
+        teacher: the dense model, where its distributions are computed alongside.
+    """
+    return TrainingCost(
+        flops=train.steps * train.batch_tokens * _flops_a_token(shape, train, teacher),
+        memory_bytes=_memory(shape, train, dtype, devices),
+        optimizer_steps=train.steps,
+        trained_parameters=_trained_parameters(shape, train),
+    )
+
+
+def _flops_a_token(shape: ModelShape, train: TrainConfig, teacher: ModelShape | None) -> int:
+    """A forward pass, a backward pass of twice that (once with adapters, whose frozen matrices get no gradients), and what
+    checkpointing computes again; the teacher's forward pass."""
+    backward = 1 if train.method == "lora" else 2
+    layers = _layer_flops(shape, train.sequence_length) * (1 + backward + train.gradient_checkpointing)
+    head = 2 * shape.vocabulary * shape.hidden * (2 + backward)  # logits are made twice: see losses
+    return layers + head + (_forward_flops(teacher, train.sequence_length) if teacher else 0)
+
+
+def _forward_flops(shape: ModelShape, length: int) -> int:
+    return _layer_flops(shape, length) + 2 * shape.vocabulary * shape.hidden
+
+
+def _layer_flops(shape: ModelShape, length: int) -> int:
+    """A token's forward pass through the layers: all matrices, and causal attention to half of `length` tokens."""
+    attention = sum(2 * widths.heads * shape.head_dim * length for widths in shape.layers)
+    return 2 * shape.layer_parameters + attention
+
+
+def _memory(shape: ModelShape, train: TrainConfig, dtype: torch.dtype, devices: int) -> int:
+    sharers = devices if train.fsdp else 1
+    trained = _trained_parameters(shape, train)
+    states = (4 * shape.parameters + 12 * trained) // sharers
+    layer = max(shape.layer_parameters // max(1, len(shape.layers)), shape.vocabulary * shape.hidden)
+    at_work = layer * 4 if sharers > 1 else 0
+    copies = (shape.parameters if sharers == 1 else layer) * dtype.itemsize if dtype != torch.float32 else 0
+    tokens = train.micro_batch_sequences * train.sequence_length
+    activations = activation_bytes(shape, tokens, dtype.itemsize, train.gradient_checkpointing)
+    logits = 4 * 4 * min(tokens, chunk_tokens(shape.vocabulary, torch.device("cuda"))) * shape.vocabulary
+    return states + at_work + copies + activations + logits
+
+
+def _trained_parameters(shape: ModelShape, train: TrainConfig) -> int:
+    """All of them, or those of adapters on every matrix of the layers."""
+    if train.method == "full":
+        return shape.parameters
+    total = 0
+    for widths in shape.layers:
+        query, cache = widths.heads * shape.head_dim, widths.kv_heads * shape.head_dim
+        attention = 2 * (shape.hidden + query) + 2 * (shape.hidden + cache) if widths.heads else 0
+        total += attention + (3 * (shape.hidden + widths.intermediate) if widths.intermediate else 0)
+    return total * train.lora_rank

@@ -1,0 +1,194 @@
+"""A post-training as it was asked for: everything is checked against model, teacher, text and folder before any long work."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from darwinlm.config import RunConfig, faults, to_dict
+from darwinlm.data.blocks import from_the_beginning
+from darwinlm.data.stream import PackedStream
+from darwinlm.errors import RequestError
+from darwinlm.models.source import ModelSource
+from darwinlm.recovery.adapters import check_adapters
+from darwinlm.recovery.batches import Rhythm
+from darwinlm.recovery.plan import training_cost
+from darwinlm.runtime import ranks
+from darwinlm.runtime.device import choose_device, choose_dtype
+from darwinlm.runtime.files import read_json, require_room, sha256_of
+from darwinlm.runtime.rundir import RunDirectory, require_same
+
+WITHOUT = ("database", "target", "search", "bench")
+"""Groups of settings that do not count for a training."""
+_HOW = (
+    "eval_every_tokens",
+    "save_every_tokens",
+    "micro_batch_sequences",
+    "gradient_checkpointing",
+    "compile",
+    "fsdp",
+    "report_to",
+    "teacher_logits",
+)
+"""Settings of how, not what: a begun training may go on with others."""
+_OTHER_OUTPUT = "Choose another --output, or ask for what is there."
+
+
+class Request:
+    """What `darwinlm train` is asked for, checked.
+
+    Args:
+        config: model, data, output, seed, device, dtype, blocks and train count.
+
+    Raises:
+        RequestError: it cannot be fulfilled; raised before any long work.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        _check_given(config)
+        self.config, self.train = config, config.train
+        self.source = ModelSource(config.model, trust_remote_code=config.trust_remote_code)
+        self.device = choose_device(config.device)
+        self.dtype = choose_dtype(config.dtype, self.device)
+        self.rhythm = Rhythm.of(self.train, ranks.world_size())
+        self.source.require_context(self.train.sequence_length, "train.sequence_length")
+        self.source.require_context(config.blocks.sequence_length)
+        if self.train.method == "lora":
+            check_adapters(self.source, self.train)
+        self.teacher = self._checked_teacher() if self.train.teacher else None
+        self.path = output_of(config)
+        self.identity_file = self.path / "train" / "identity.json"
+        self._check_output()
+        self._check_room()
+
+    def check_text(self) -> None:
+        """Read as much of the text as it takes to know that it suffices.
+
+        Raises:
+            RequestError: it does not, or cannot be read.
+        """
+        self.held_out  # noqa: B018
+        self.stream.require(self.rhythm.blocks * self.train.sequence_length)
+
+    def _checked_teacher(self) -> ModelSource:
+        teacher = ModelSource(self.train.teacher, trust_remote_code=self.config.trust_remote_code)
+        ours, theirs = self.source.shape, teacher.shape
+        if ours.vocabulary != theirs.vocabulary or self.source.tokenizer.get_vocab() != teacher.tokenizer.get_vocab():
+            raise RequestError(
+                f"The teacher '{teacher.name}' ({theirs.vocabulary:,} tokens) does not have the vocabulary of "
+                f"'{self.source.name}' ({ours.vocabulary:,} tokens), so their predictions cannot be compared. Give the model it "
+                "was pruned from."
+            )
+        teacher.require_context(self.train.sequence_length, "train.sequence_length")
+        if self.train.top_k > theirs.vocabulary:
+            raise RequestError(
+                f"train.top_k is {self.train.top_k}, but there are only {theirs.vocabulary} tokens. Lower it, or leave it at "
+                "0 for the whole vocabulary."
+            )
+        if self.train.hidden_weight and (ours.hidden != theirs.hidden or len(ours.layers) != len(theirs.layers)):
+            raise RequestError(
+                f"train.hidden_weight compares hidden states layer by layer, but '{teacher.name}' has {len(theirs.layers)} "
+                f"layers of {theirs.hidden} values and '{self.source.name}' {len(ours.layers)} of {ours.hidden}. Set it to 0."
+            )
+        return teacher
+
+    def _check_output(self) -> None:
+        directory = RunDirectory(self.path)
+        if self.identity_file.exists():
+            require_same(read_json(self.identity_file), self.identity, self.path, "a training", _OTHER_OUTPUT)
+        elif held := [path.name for path in (directory.config, directory.model, directory.genome) if path.exists()]:
+            raise RequestError(
+                f"'{self.path}' holds something that is no training of this checkpoint ({', '.join(held)}). Choose another "
+                "--output."
+            )
+
+    def _check_room(self) -> None:
+        """The result, and the states: a new one is written before the old one goes."""
+        if (self.path / "summary.json").exists():
+            return
+        states = 2 * 12 * training_cost(self.source.shape, self.train, self.dtype).trained_parameters
+        require_room(
+            self.path, int(1.1 * self.source.shape.parameters * self.source.dtype.itemsize) + states, "This training"
+        )
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the result depends on."""
+        config = self.config
+        train = {f"train.{name}": value for name, value in to_dict(self.train).items() if name not in _HOW}
+        names = ("sequence_length", "held_out", "held_out_data", "text_field")
+        blocks = {f"blocks.{name}": getattr(config.blocks, name) for name in names}
+        teacher = self.teacher.fingerprint[:16] if self.teacher else ""
+        known = {
+            "model": self.source.fingerprint[:16],
+            "data": config.data,
+            "seed": config.seed,
+            "dtype": str(self.dtype),
+        }
+        return {**known, **blocks, **train, "train.teacher": teacher}
+
+    @functools.cached_property
+    def _apart(self) -> str | None:
+        """A source of held-out text that is not trained on; None where it is the beginning of the same data."""
+        return self.config.blocks.held_out_data or ("stdlib" if self.config.data == "stdlib" else None)
+
+    @functools.cached_property
+    def held_out(self) -> Tensor:
+        """(blocks, tokens): text that is not trained on."""
+        return from_the_beginning(self._apart or self.config.data, self.config.blocks, self.source.tokenizer)
+
+    @functools.cached_property
+    def stream(self) -> PackedStream:
+        """The text that is trained on."""
+        blocks, train = self.config.blocks, self.train
+        return PackedStream(
+            self.config.data,
+            blocks.text_field,
+            self.source.tokenizer,
+            train.sequence_length,
+            train.shuffle_blocks,
+            self.config.seed,
+            train.epochs,
+            0 if self._apart else blocks.held_out * blocks.sequence_length,
+        )
+
+    @property
+    def text_identity(self) -> str:
+        """SHA-256 of all that decides which tokens stand in which block of the stream."""
+        settings = dataclasses.asdict(dataclasses.replace(self.stream, tokenizer=None))
+        return sha256_of({**settings, "tokenizer": self.source.tokenizer.get_vocab()})
+
+
+def _check_given(config: RunConfig) -> None:
+    missing = [
+        f"No {name} is given: {hint}."
+        for name, value, hint in (
+            ("checkpoint", config.model, "a folder such as runs/llama/model, or a hub id"),
+            ("data", config.data, "--data with a file, folder, hub data set or stdlib"),
+            ("number of tokens", config.train.tokens, "--tokens, such as 50M or 10B"),
+        )
+        if not value
+    ]
+    if config.device not in ("auto", "cpu", "cuda"):
+        missing.append(
+            f"--device is '{config.device}', but a training takes cpu or cuda. Choose among GPUs by CUDA_VISIBLE_DEVICES."
+        )
+    if found := missing + faults(config, WITHOUT):
+        raise RequestError(*found)
+
+
+def output_of(config: RunConfig) -> Path:
+    """Where the result goes: `output`; else `trained` in the run whose checkpoint it is, else beside the checkpoint."""
+    if config.output:
+        return config.path
+    folder = Path(config.model).expanduser()
+    if not folder.is_dir():
+        return Path(f"{config.model.rstrip('/').split('/')[-1]}-trained")
+    here = folder.resolve()
+    if here.name == "model" and RunDirectory(here.parent).config.exists():
+        return here.parent / "trained"
+    return here.with_name(f"{here.name}-trained")

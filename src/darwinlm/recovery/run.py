@@ -1,0 +1,168 @@
+"""`darwinlm train`: a checkpoint in, the same checkpoint trained out. The same command continues a killed one."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from darwinlm.config import RunConfig, to_dict
+from darwinlm.models.blocks import BlockStream
+from darwinlm.models.source import ModelSource
+from darwinlm.models.whole import load_whole
+from darwinlm.recovery.adapters import add_adapters
+from darwinlm.recovery.arguments import training_arguments
+from darwinlm.recovery.batches import Batches
+from darwinlm.recovery.held_out import Watch
+from darwinlm.recovery.history import History, draw_curves, read_history
+from darwinlm.recovery.objective import Objective
+from darwinlm.recovery.request import Request
+from darwinlm.recovery.result import write_result
+from darwinlm.recovery.state import states
+from darwinlm.recovery.teacher import LiveTeacher, Teacher
+from darwinlm.recovery.trainer import Course, Recovery
+from darwinlm.runtime import ranks
+from darwinlm.runtime.device import peak_memory_bytes
+from darwinlm.runtime.files import read_json, write_json, write_tensors
+from darwinlm.runtime.progress import log, progress
+from darwinlm.runtime.rundir import RunDirectory
+
+
+def run_train(config: RunConfig) -> dict[str, Any]:
+    """Train a checkpoint; returns what `summary.json` holds, on the first rank; ranks other than it get nothing.
+
+    `OUTPUT/model` is the result, `OUTPUT/train/history.jsonl` its course, `OUTPUT/train/curves.png` the picture of it.
+
+    Args:
+        config: `model` is the checkpoint, pruned or dense; data, output, seed, device, dtype, blocks and train count.
+
+    Raises:
+        RequestError: the request cannot be fulfilled; raised before any long work, unless the text ends on the way or the
+            loss is no longer finite.
+    """
+    ranks.join()
+    request = Request(config)
+    directory = RunDirectory(request.path)
+    with directory.locked() if ranks.is_first() else nullcontext():
+        if directory.summary.exists():
+            return read_json(directory.summary) if ranks.is_first() else {}
+        request.check_text()
+        if ranks.is_first():
+            _begin(request, directory)
+        ranks.barrier()
+        folder = request.path / "train"
+        with directory.timed("train"):
+            watch = _watch(request)
+            last = folder / f"state-{request.rhythm.steps}"
+            if not ranks.gathered(last.exists())[0]:
+                _fit(request, folder, watch)
+        return _finish(request, directory, last, watch) if ranks.is_first() else {}
+
+
+def _begin(request: Request, directory: RunDirectory) -> None:
+    """Write what the folder is for."""
+    request.identity_file.parent.mkdir(parents=True, exist_ok=True)
+    write_json(request.identity_file, request.identity)
+    directory.save_settings({**to_dict(request.config), "output": str(request.path)})
+    if not directory.blocks.exists():
+        write_tensors(directory.blocks, {"held_out": request.held_out.to(torch.int32)})
+
+
+def _watch(request: Request) -> Watch:
+    stream = BlockStream(request.teacher, request.device, request.dtype) if request.teacher else None
+    return Watch(request.held_out, stream, request.train.micro_batch_sequences)
+
+
+def _fit(request: Request, folder: Path, watch: Watch) -> None:
+    """The training, from the newest state on; leaves the last state."""
+    train, config = request.train, request.config
+    state = ranks.gathered(next(reversed(states(folder)), None))[0]
+    done = int(state.name.split("-")[1]) if state else 0
+    log.info("%s", _announcement(request, done))
+    student: Any = load_whole(request.source, torch.device("cpu"), torch.float32)
+    if train.method == "lora":
+        add_adapters(student, train, config.seed)
+    if train.gradient_checkpointing:
+        enable = getattr(student, "activation_checkpointing_enable", None) or student.gradient_checkpointing_enable
+        enable({"use_reentrant": False})  # the second name is that of transformers before 5.20
+    layers = sorted({type(layer).__name__ for layer in student.model.layers})
+    compared = [i for i, widths in enumerate(request.source.shape.layers) if widths.heads or widths.intermediate]
+    arguments = training_arguments(train, request.rhythm, folder, request.device, request.dtype, layers, state is None)
+    batches = Batches(request.stream, request.rhythm, ranks.rank())
+    history = History(folder / "history.jsonl", done) if ranks.is_first() else None
+    with progress("Training", request.rhythm.steps, done) as step_done:
+        course = Course(config.seed, folder, history, lambda model: watch.quality(model, request.device), step_done)
+        objective = Objective(student, train, compared)
+        trainer = Recovery(objective, arguments, train, batches, _teacher(request, compared), course)
+        trainer.train(resume_from_checkpoint=str(state) if state else None)
+
+
+def _teacher(request: Request, compared: list[int]) -> Teacher | None:
+    if request.teacher is None or not (request.train.distill_weight or request.train.hidden_weight):
+        return None
+    return LiveTeacher(request.teacher, request.train, compared, request.device, request.dtype)
+
+
+def _announcement(request: Request, done: int) -> str:
+    train, rhythm = request.train, request.rhythm
+    what = "adapters" if train.method == "lora" else "all weights"
+    towards = f", {train.distill_weight:g} of the loss towards '{train.teacher}'" if train.teacher else ""
+    begun = f", {done} of them done" if done else ""
+    return (
+        f"Training {what} of '{request.source.name}' on {rhythm.steps} steps{begun} of {train.batch_tokens:,} tokens of "
+        f"'{request.config.data}'{towards}, on {rhythm.ranks} rank(s); the result goes to '{request.path / 'model'}'."
+    )
+
+
+def _finish(request: Request, directory: RunDirectory, last: Path, watch: Watch) -> dict[str, Any]:
+    """The result from the last state: checkpoint, picture, summary."""
+    folder = last.parent
+    write_result(
+        request.source,
+        last,
+        directory.model,
+        request.train,
+        request.config.seed,
+        _facts(request),
+        {"trained": request.identity},
+    )
+    lines = read_history(folder / "history.jsonl")
+    draw_curves(lines, folder / "curves.png")
+    trained = ModelSource(str(directory.model))
+    looks = [line["held_out"] for line in lines if "held_out" in line]
+    summary = {
+        "parameters": trained.shape.parameters,
+        "before": looks[0],
+        "trained": watch.quality_of_checkpoint(BlockStream(trained, request.device, request.dtype)),
+        "tokens": request.rhythm.steps * request.train.batch_tokens,
+        "steps": request.rhythm.steps,
+        "seconds": directory.seconds(),
+        "peak_memory_bytes": peak_memory_bytes(request.device),
+        "settings": to_dict(request.config),
+        "model": str(directory.model),
+    }
+    write_json(directory.summary, summary)
+    shutil.rmtree(last)
+    return summary
+
+
+def _facts(request: Request) -> dict[str, Any]:
+    train, rhythm = request.train, request.rhythm
+    facts: dict[str, Any] = {
+        "tokens": f"{rhythm.steps * train.batch_tokens:,} of `{request.config.data}`, in sequences of {train.sequence_length:,}",
+        "batch": f"{train.batch_tokens:,} tokens, {rhythm.steps:,} steps",
+        "optimizer": f"AdamW, learning rate {train.learning_rate:g}, {train.schedule}, {train.warmup_steps} steps of "
+        f"warm-up, weight decay {train.weight_decay:g}",
+        "seed": request.config.seed,
+    }
+    if train.method == "lora":
+        facts["adapters"] = f"rank {train.lora_rank}, alpha {train.lora_alpha}, {train.lora_targets}; merged"
+    if train.teacher:
+        names = ("distill_weight", "temperature", "top_k", "hidden_weight")
+        told = ", ".join(f"{name} {value:g}" for name, value in dataclasses.asdict(train).items() if name in names)
+        facts["teacher"] = f"`{train.teacher}`: {told}"
+    return facts

@@ -1,0 +1,138 @@
+"""The state of a training that goes on after a kill: weights, moments, schedule, place in the text; whole or not there.
+
+state-STEP/weights.safetensors    trained weights and AdamW's moments by name, float32
+state-STEP/facts.json             the moments' plain numbers, the schedule, the bookmark
+state-STEP/trainer_state.json     what transformers.Trainer counts
+
+A state does not depend on the number of ranks. The newest one is whole: it is written beside, flushed, then renamed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_state_dict,
+    set_state_dict,
+)
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from darwinlm.data.stream import Bookmark
+from darwinlm.runtime import ranks
+from darwinlm.runtime.files import flush, read_json, read_tensors, write_json, write_tensors
+
+_WEIGHTS, _MOMENTS = "weights.", "moments."
+_OF_STUDENT = "student."
+
+
+def saved_weights(state: Path) -> dict[str, Tensor]:
+    """{name in the student: tensor, float32} of what was trained.
+
+    Raises:
+        DamagedFileError: the state is not whole.
+    """
+    tensors, _ = read_tensors(state / "weights.safetensors")
+    prefix = _WEIGHTS + _OF_STUDENT
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _options(**more: Any) -> StateDictOptions:
+    return StateDictOptions(
+        full_state_dict=True,
+        cpu_offload=True,
+        ignore_frozen_params=True,
+        flatten_optimizer_state_dict=True,
+        **more,
+    )
+
+
+def save_state(
+    folder: Path,
+    step: int,
+    model: nn.Module,
+    optimizer: Optimizer,
+    schedule: LRScheduler,
+    bookmark: Bookmark,
+    counts: Any,
+) -> None:
+    """Write the state after a step; older ones go.
+
+    Args:
+        folder: where states lie.
+        step: finished optimizer steps.
+        model: as it is wrapped.
+        optimizer: of it.
+        schedule: of the learning rate.
+        bookmark: where the reading is.
+        counts: transformers' TrainerState.
+    """
+    weights, moments = get_state_dict(model, optimizer, options=_options())
+    if ranks.is_first():
+        partial = folder / ".state.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        tensors = {_WEIGHTS + name: value for name, value in _untied(weights).items()}
+        tensors |= {_MOMENTS + name: value for name, value in moments.items() if isinstance(value, Tensor)}
+        numbers = {name: value for name, value in moments.items() if not isinstance(value, Tensor)}
+        write_tensors(partial / "weights.safetensors", tensors)
+        facts = {"moments": numbers, "schedule": schedule.state_dict(), "bookmark": dataclasses.asdict(bookmark)}
+        write_json(partial / "facts.json", facts)
+        counts.save_to_json(str(partial / "trainer_state.json"))
+        flush(partial / "trainer_state.json")
+        flush(partial)
+        os.replace(partial, folder / f"state-{step}")
+        flush(folder)
+        for older in states(folder)[:-1]:
+            shutil.rmtree(older)
+    ranks.barrier()
+
+
+def states(folder: Path) -> list[Path]:
+    """The states that lie in a folder, oldest first."""
+    return sorted(folder.glob("state-*"), key=lambda path: int(path.name.split("-")[1]))
+
+
+def load_state(state: Path, model: nn.Module, optimizer: Optimizer, schedule: LRScheduler) -> None:
+    """Put a saved state into a model, its optimizer and its schedule, as they are wrapped.
+
+    Raises:
+        DamagedFileError: it is not whole.
+    """
+    tensors, _ = read_tensors(state / "weights.safetensors")
+    facts = read_json(state / "facts.json")
+    weights: dict[str, Any] = {
+        name.removeprefix(_WEIGHTS): value for name, value in tensors.items() if name.startswith(_WEIGHTS)
+    }
+    moments: dict[str, Any] = {
+        name.removeprefix(_MOMENTS): value for name, value in tensors.items() if name.startswith(_MOMENTS)
+    }
+    set_state_dict(
+        model,
+        optimizer,
+        model_state_dict=weights,
+        optim_state_dict={**moments, **facts["moments"]},
+        options=_options(strict=False),
+    )
+    schedule.load_state_dict(facts["schedule"])
+
+
+def bookmark_of(state: Path) -> Bookmark:
+    """Where the reading of a state is."""
+    return Bookmark(**read_json(state / "facts.json")["bookmark"])
+
+
+def _untied(weights: dict[str, Any]) -> dict[str, Tensor]:
+    """Without names that share their numbers with an earlier one."""
+    seen: set[int] = set()
+    found: dict[str, Tensor] = {}
+    for name, tensor in weights.items():
+        if tensor.data_ptr() not in seen:
+            found[name] = tensor
+        seen.add(tensor.data_ptr())
+    return found
