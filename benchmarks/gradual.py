@@ -1,6 +1,6 @@
 """Gradual pruning against direct pruning at equal training tokens, on pep-llama.
 
-    python benchmarks/gradual.py [--shared ../shared] [--seeds 0 1] [--tokens 400K] [--first 4] [--then 5]
+    python benchmarks/gradual.py [--shared ../shared] [--seeds 0] [--tokens 200K] [--first 4] [--then 5]
                                  [--learning-rate 5e-4] [--distill] [--runs FOLDER]
 
 Gradual: prune to the first level of 8, train on half the tokens, prune what came out to the second level, train on the
@@ -31,14 +31,14 @@ from darwinlm.runtime.files import read_tensors
 from darwinlm.runtime.progress import show_log
 
 HERE = Path(__file__).parent
-SEARCH = {"generations": 4, "start": "measured", "start_tokens": 4096, "start_rounds": 3, "check_every": 0}
+SEARCH = {"generations": 2, "start": "measured", "start_tokens": 1024, "start_rounds": 2, "check_every": 0}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shared", type=Path, default=HERE.parent.parent / "shared")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--tokens", type=Tokens, default=Tokens("400K"), help="of training in all")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--tokens", type=Tokens, default=Tokens("200K"), help="of training in all")
     parser.add_argument("--first", type=int, default=4)
     parser.add_argument("--then", type=int, default=5)
     parser.add_argument("--learning-rate", type=float, default=5e-4)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser
 
 from darwinlm.cli.commands import Command
-from darwinlm.config import PRESETS, RunConfig, settings_parser
+from darwinlm.config import PRESETS, RunConfig, merge, preset_values, read_yaml, settings_parser
 from darwinlm.errors import RequestError
 from darwinlm.runtime.rundir import settled
 
@@ -20,6 +21,8 @@ _FLAG_HELP = {
     "output": "folder for bench.json and bench.png; runs/bench by default",
     "source": "masked checkpoint, or folder of <module>/<level>.pth files",
     "configuration": "text file with a line `module: level` for each module of a level database",
+    "file": "the recipe, such as recipes/llama2_7b_to_2.7b.yaml",
+    "recipe": "predict the steps of this recipe instead; MODEL, where it is given, takes the place of its model",
     "portable": "write a checkpoint with zero stubs for absent modules, too, for engines that need every module",
     "format": "write this format, too: gguf, for llama.cpp",
     "dtype": "of the GGUF file: f32, f16, bf16 or q8_0; by default what the checkpoint is stored in",
@@ -31,7 +34,11 @@ _FLAG_HELP = {
     "lora": "train low-rank adapters and merge them; short for --train.method lora",
     "learning_rate": "AdamW's learning rate in that post-training; 1e-4 by default",
 }
+_POSITIONAL = ("source", "file")
+_ONLY_OF = {"bench": ("bench",), "train": ("train", "recipe", "plan"), "plan": ("plan",)}
+"""Groups of settings that are flags of these commands alone."""
 _WITH_VALUE = (
+    "recipe",
     "against",
     "output",
     "format",
@@ -59,6 +66,10 @@ def read_settings(name: str, command: Command, arguments: list[str]) -> tuple[Ru
         raise RequestError(f"{' '.join(str(fault).split())} See darwinlm {name} --help.") from fault
     flags = {flag: typed.pop(flag, None) for flag in command.flags}
     preset, file = typed.pop("preset", None), typed.pop("config", None)
+    if flags.get("file") or flags.get("recipe"):  # goes above the settings of every step
+        flags["typed"] = merge(
+            preset_values(preset) if preset else {}, read_yaml(Path(file)) if file else {}, _given(typed)
+        )
     if name == "demo":
         typed.setdefault("output", "runs/demo")
     return settled(
@@ -71,7 +82,7 @@ def _parser(name: str, command: Command) -> ArgumentParser:
         without=(
             *command.without,
             *(["model"] if command.takes_model else []),
-            *(group for group in ("bench", "train") if group != name),
+            *(group for group, commands in _ONLY_OF.items() if name not in commands),
         ),
         usage=f"darwinlm {name} {command.usage} [settings]",
         description=f"{command.summary[0].upper()}{command.summary[1:]}.",
@@ -81,8 +92,8 @@ def _parser(name: str, command: Command) -> ArgumentParser:
     parser.add_argument("--preset", help=f"settings by name: {', '.join(PRESETS)}")
     parser.add_argument("--config", help="YAML file with settings; flags override it")
     for flag in command.flags:
-        if flag == "source":
-            parser.add_argument("source", nargs="?", help=_FLAG_HELP[flag])
+        if flag in _POSITIONAL:
+            parser.add_argument(flag, nargs="?", help=_FLAG_HELP[flag])
         elif flag in _WITH_VALUE:
             parser.add_argument(f"--{flag.replace('_', '-')}", help=_FLAG_HELP[flag])
         else:
