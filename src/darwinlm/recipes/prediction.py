@@ -74,7 +74,8 @@ class RecipePrediction:
         work, last = self.work, self.steps[-1]
         trained = sum(piece.tokens for piece in work if piece.name == "training")
         return (
-            f"{self.steps[0].before / 1e9:.2f} B -> {last.after / 1e9:.2f} B parameters; {self.machine}, of which {self.assumption}: "
+            f"{self.steps[0].before / 1e9:.2f} B -> {last.after / 1e9:.2f} B parameters; {self.machine}, of which "
+            f"{self.assumption}: "
             f"{sum(piece.hours for piece in work):.0f} hours, {sum(piece.tokens for piece in work) / 1e9:.1f} B tokens "
             f"({trained / 1e9:.1f} B of post-training), {max(piece.memory_bytes for piece in work) / 1e9:.0f} GB on each, "
             f"{sum(piece.disk_bytes for piece in work) / 1e9:.0f} GB of disk"
