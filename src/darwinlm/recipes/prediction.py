@@ -73,13 +73,18 @@ class RecipePrediction:
         """The whole in one line: what a recipe says of itself in its head."""
         work, last = self.work, self.steps[-1]
         trained = sum(piece.tokens for piece in work if piece.name == "training")
+        hours = sum(piece.hours for piece in work)
         return (
-            f"{self.steps[0].before / 1e9:.2f} B -> {last.after / 1e9:.2f} B parameters; {self.machine}, of which "
-            f"{self.assumption}: "
-            f"{sum(piece.hours for piece in work):.0f} hours, {sum(piece.tokens for piece in work) / 1e9:.1f} B tokens "
-            f"({trained / 1e9:.1f} B of post-training), {max(piece.memory_bytes for piece in work) / 1e9:.0f} GB on each, "
+            f"{_count(self.steps[0].before)} -> {_count(last.after)} parameters; {self.machine}, of which "
+            f"{self.assumption}: {f'{hours:.0f} hours' if hours >= 2 else f'{60 * hours:.1f} minutes'}, "
+            f"{_count(sum(piece.tokens for piece in work), 1)} tokens ({_count(trained, 1)} of post-training), "
+            f"{max(piece.memory_bytes for piece in work) / 1e9:.0f} GB on each, "
             f"{sum(piece.disk_bytes for piece in work) / 1e9:.0f} GB of disk"
         )
+
+
+def _count(number: int, digits: int = 2) -> str:
+    return f"{number / 1e9:.{digits}f} B" if number >= 1e9 else f"{number / 1e6:.{digits}f} M"
 
 
 def predict_recipe(steps: list[Step]) -> RecipePrediction:

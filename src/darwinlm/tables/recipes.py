@@ -42,10 +42,11 @@ def _cells(piece: Work) -> tuple[str, str, str]:
 
 def recipe_results(results: list[dict[str, Any]]) -> Table:
     """The end of `darwinlm recipe`."""
-    table = empty_table(
-        "Steps, each scored on its own held-out text", "step", "parameters", "perplexity", "KL to dense"
-    )
+    table = empty_table("Steps, each scored on its own held-out text", "step", "parameters", "perplexity", "KL")
     for row in results:
         table.add_row(row["step"], f"{row['parameters']:,}", f"{row['perplexity']:.2f}", kl_cell(row["kl"]))
-    table.caption = f"The last model lies in {results[-1]['model']}"
+    table.caption = (
+        "KL to the model that a pruning began with, or to the teacher of a training. The last model lies in "
+        f"{results[-1]['model']}"
+    )
     return table
