@@ -20,6 +20,7 @@ import darwinlm
 import pico
 from darwinlm.assemble import Assembler
 from darwinlm.baselines.uniform import uniform
+from darwinlm.cli import main
 from darwinlm.config import DatabaseConfig
 from darwinlm.database.levels import ladders
 from darwinlm.errors import RequestError
@@ -301,7 +302,22 @@ def test_what_is_gone_does_not_come_back(stages, text, tmp_path):
         )
 
 
-def test_a_plan_counts_from_the_checkpoint(stages):
+def test_a_plan_counts_from_the_checkpoint(stages, capsys):
+    main(
+        [
+            "plan",
+            str(stages[0] / "model"),
+            "--database.levels",
+            "4",
+            "--database.multiple_of",
+            "4",
+            "--target.level",
+            "3",
+        ]
+    )
+    assert "as it is" in capsys.readouterr().out
+    main(["database", "--show", "--output", str(stages[1])])
+    assert (stages[1] / "database/errors.png").exists()
     plan = darwinlm.plan(str(stages[0] / "model"), **{**SETTINGS, "target": {"level": 3}})
     assert plan.dense.parameters == ModelSource(str(stages[0] / "model")).shape.parameters
     assert [row.level for row in plan.levels] == [2, 3]

@@ -33,7 +33,9 @@ class Plan:
     """What `darwinlm plan` prints."""
 
     dense: SizeRow
-    """The model as it is: level 0 also where it is pruned already."""
+    """The model as it is."""
+    begun: bool
+    """Whether it is pruned already."""
     levels: list[SizeRow]
     target: SizeRow
     steps: dict[str, int]
@@ -81,6 +83,7 @@ def make_plan(config: RunConfig) -> Plan:
     train, select = _search_tokens(config)
     return Plan(
         dense=row(0),
+        begun=any(space.present),
         levels=[
             row(level)
             for level in range(1, config.database.levels)
