@@ -66,10 +66,9 @@ def read_settings(name: str, command: Command, arguments: list[str]) -> tuple[Ru
         raise RequestError(f"{' '.join(str(fault).split())} See darwinlm {name} --help.") from fault
     flags = {flag: typed.pop(flag, None) for flag in command.flags}
     preset, file = typed.pop("preset", None), typed.pop("config", None)
-    if flags.get("file") or flags.get("recipe"):  # goes above the settings of every step
-        flags["typed"] = merge(
-            preset_values(preset) if preset else {}, read_yaml(Path(file)) if file else {}, _given(typed)
-        )
+    if flags.get("file") or flags.get("recipe"):  # what is typed goes above the settings of every step
+        above = (preset_values(preset) if preset else {}, read_yaml(Path(file)) if file else {}, _given(typed))
+        return RunConfig(), {**flags, "typed": merge(*above)}
     if name == "demo":
         typed.setdefault("output", "runs/demo")
     return settled(

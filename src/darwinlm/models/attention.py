@@ -43,12 +43,12 @@ def lay_out(kept: Sequence[int], heads: int, kv_heads: int) -> AttentionLayout:
     KV heads without a query head left are dropped. Where the rest keep unequal numbers c_j of query heads, KV head
     j is repeated ceil(c_j / g) times and queries are padded to multiples of g, for the g of the fewest heads in all.
     """
+    if not kept:
+        return AttentionLayout((), ())
     group = heads // kv_heads
     members: dict[int, list[int]] = {}
     for head in kept:
         members.setdefault(head // group, []).append(head)
-    if not members:
-        return AttentionLayout((), ())
 
     def size(g: int) -> tuple[int, int]:
         copies = sum(ceil(len(own) / g) for own in members.values())

@@ -2,7 +2,7 @@
 
     model: meta-llama/Llama-2-7b-hf
     data: fineweb-edu
-    output: runs/llama2
+    output: runs/llama2                       # by default runs/, and the name of the file
     preset: paper
     settings: {database: {levels: 10}}        # of every step
     steps:
@@ -57,8 +57,9 @@ class Recipe:
 
     @property
     def output(self) -> Path:
-        """The folder of all steps."""
-        return Path(merge(self.common, self.overrides)["output"]).expanduser()
+        """The folder of all steps; by default named after the file."""
+        asked = merge(self.common, self.overrides).get("output")
+        return Path(asked or f"runs/{self.path.stem}").expanduser()
 
     def resolved(self) -> list[Step]:
         """The steps with all their settings.
@@ -111,8 +112,8 @@ def read_recipe(path: str, overrides: Mapping[str, Any] | None = None) -> Recipe
         settings = {}
     steps = _steps(values["steps"], faults)
     common = {**settings, **{key: values[key] for key in ("model", "data", "output") if values.get(key)}}
-    missing = [key for key in _PLACES if not merge(common, given).get(key)]
-    faults += [f"No {key} is given: write `{key}:` into the recipe, or add --{key}." for key in missing]
+    if not merge(common, given).get("model"):
+        faults.append("No model is given: write `model:` into the recipe, or add --model.")
     if faults:
         raise RequestError(*(f"'{file}': {fault}" for fault in faults))
     return Recipe(file, steps, common, values.get("preset"), given)

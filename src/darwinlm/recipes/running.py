@@ -45,6 +45,7 @@ def run_recipe(recipe: Recipe) -> list[dict[str, Any]]:
     done = ranks.gathered(read_json(record) if record.exists() else {})[0]
     for step in steps:
         _check_same(done, step, recipe.output)
+    log.info("%d steps in '%s': %s.", len(steps), recipe.output, ", ".join(step.name for step in steps))
     for step in steps:
         if step.name in done:
             log.info("Step %s is finished: %s", step.name, done[step.name]["result"]["model"])
