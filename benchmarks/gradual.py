@@ -31,7 +31,18 @@ from darwinlm.runtime.files import read_tensors
 from darwinlm.runtime.progress import show_log
 
 HERE = Path(__file__).parent
-SEARCH = {"generations": 2, "start": "measured", "start_tokens": 1024, "start_rounds": 2, "check_every": 0}
+SEARCH = {
+    "start": "measured",
+    "start_tokens": 1024,
+    "start_rounds": 2,
+    "generations": 4,
+    "offspring": 4,
+    "survivors": [1],
+    "train_tokens": [0],
+    "select_tokens": [2048],
+    "check_every": 0,
+}
+"""Short, and without trial training: the same in both ways."""
 
 
 def main() -> None:
