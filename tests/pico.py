@@ -120,9 +120,9 @@ def make_database(
 
 
 def random_genome(database: Database, seed: int) -> tuple[int, ...]:
-    """A level for every module, absent ones included."""
+    """An open level for every module, absent ones included."""
     rng = random.Random(seed)
-    return tuple(rng.randint(0, ladder.top) for ladder in database.ladders())
+    return tuple(rng.randint(ladder.present, ladder.top) for ladder in database.ladders())
 
 
 def zero_masked(checkpoint: Path, database: Database, genome: Sequence[int]) -> Any:
@@ -132,11 +132,11 @@ def zero_masked(checkpoint: Path, database: Database, genome: Sequence[int]) -> 
 
 @torch.no_grad()
 def mask(model: Any, database: Database, genome: Sequence[int]) -> Any:
-    """Put refitted output columns into a dense model, and zeros where columns are gone."""
+    """Put refitted output columns into the model that is pruned, and zeros where columns are gone."""
     for ladder, level in zip(database.ladders(), genome, strict=True):
-        output = model.get_submodule(ladder.name + {"attention": ".o_proj", "mlp": ".down_proj"}[ladder.kind])
-        if level == 0:
+        if level == ladder.present:
             continue
+        output = model.get_submodule(ladder.name + {"attention": ".o_proj", "mlp": ".down_proj"}[ladder.kind])
         output.weight.zero_()
         if level < ladder.top:
             output.weight[:, database.kept(ladder.name, level)] = database.weight(ladder.name, level).float()

@@ -122,7 +122,7 @@ def test_a_pruned_model_can_be_pruned_again(unit: str, absent: str, tmp_path: Pa
     with torch.no_grad():
         hidden = pruned.model(tokens, use_cache=False).last_hidden_state
     torch.testing.assert_close(pico.stream(again).final_hidden(tokens), hidden, rtol=0, atol=2e-5)
-    levels = pico.make_database(tmp_path / "database", again, "kv_group", multiple_of=1)
+    levels = pico.make_database(tmp_path / "database", again, unit)
     for seed in range(3):
         further = pico.random_genome(levels, seed)
         truth = pico.mask(first.model(genome, pico.CPU), levels, further)

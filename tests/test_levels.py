@@ -38,7 +38,9 @@ def shape_of(values: dict[str, Any]) -> ModelShape:
 
 
 def one_layer(heads: int = 8, kv_heads: int = 2, head_dim: int = 4, intermediate: int = 96) -> ModelShape:
-    return shape_of(LLAMA_8B | {"head_dim": head_dim}).with_layers([LayerWidths(heads, kv_heads, intermediate)])
+    widths = {"num_attention_heads": heads, "num_key_value_heads": kv_heads, "intermediate_size": intermediate}
+    others = {"head_dim": head_dim, "hidden_size": heads * head_dim, "num_hidden_layers": 1}
+    return shape_of(LLAMA_8B | widths | others)
 
 
 def ladder_of(kind: str, shape: ModelShape, **settings: Any) -> Ladder:
@@ -46,8 +48,7 @@ def ladder_of(kind: str, shape: ModelShape, **settings: Any) -> Ladder:
 
 
 def mlp_ladder(width: int, **settings: Any) -> Ladder:
-    (ladder,) = ladders(one_layer(0, 0, intermediate=width), DatabaseConfig(**settings))
-    return ladder
+    return ladder_of("mlp", one_layer(40, 40, intermediate=width), **settings)
 
 
 def columns(ladder: Ladder) -> list[int]:
@@ -158,16 +159,17 @@ def test_the_remedy_of_too_many_levels_works(units: int, multiple: int, rest: in
         mlp_ladder(width, levels=advised, **settings)
 
 
-def test_absent_modules_have_no_ladder() -> None:
+def test_absent_modules_stay_at_their_last_level() -> None:
     widths = [LayerWidths(8, 2, 0), LayerWidths(0, 0, 96), LayerWidths(0, 0, 0), LayerWidths(8, 2, 96)]
     shape = one_layer().with_layers(widths)
-    named = [(ladder.name, ladder.kind, ladder.layer) for ladder in ladders(shape, DatabaseConfig())]
-    assert named == [
-        ("model.layers.0.self_attn", "attention", 0),
-        ("model.layers.1.mlp", "mlp", 1),
-        ("model.layers.3.self_attn", "attention", 3),
-        ("model.layers.3.mlp", "mlp", 3),
+    found = ladders(shape, DatabaseConfig())
+    assert [ladder.name for ladder in found] == [
+        f"model.layers.{layer}.{module}" for layer in range(4) for module in ("self_attn", "mlp")
     ]
+    gone = {ladder.name for ladder in found if ladder.present == ladder.top}
+    assert gone == {f"model.layers.{name}" for name in ("0.mlp", "1.self_attn", "2.self_attn", "2.mlp")}
+    assert {ladder.columns == 0 for ladder in found if ladder.name in gone} == {True}
+    assert {ladder.present for ladder in found if ladder.name not in gone} == {0}
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import darwinlm
 import pico
 from darwinlm.errors import RequestError
 from darwinlm.planning import make_plan
+from darwinlm.recipes.recipe import read_recipe
 from darwinlm.runtime.rundir import settled
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -22,8 +24,11 @@ PAPER = {  # model -> (recipe, billions of parameters at its target)
 
 
 def plan_of(shape: str, recipe: str, **values):
-    model = str(RECIPES / "shapes" / shape)
-    return make_plan(settled({"model": model, **values}, preset="paper", file=str(RECIPES / recipe)))
+    """Of a recipe's last pruning, on the whole model."""
+    overrides = {"model": str(RECIPES / "shapes" / shape), **values}
+    steps = read_recipe(str(RECIPES / recipe), overrides).resolved()
+    last = [step.config for step in steps if step.command == "prune"][-1]
+    return make_plan(replace(last, model=overrides["model"]))
 
 
 @pytest.mark.parametrize(("shape", "recipe", "billions"), [(k, *v) for k, v in PAPER.items()])

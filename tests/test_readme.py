@@ -25,7 +25,7 @@ def test_commands_are_understood(line, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     _, name, *arguments = shlex.split(line, comments=True)
     config, flags = read_settings(name, COMMANDS[name], arguments)
-    assert config.model or flags.get("source") or flags.get("run")
+    assert config.model or any(flags.get(name) for name in ("source", "run", "file", "recipe"))
 
 
 def test_every_command_is_shown():

@@ -29,8 +29,10 @@ __all__ = [
     "export_checkpoint",
     "import_checkpoint",
     "plan",
+    "plan_recipe",
     "prune",
     "report",
+    "run_recipe",
     "search_genome",
     "train",
 ]
@@ -40,8 +42,12 @@ def _config(preset: str | None, settings: dict[str, Any], without: tuple[str, ..
     from darwinlm.runtime.rundir import settled
 
     given = {key: value for key, value in settings.items() if value != ""}
-    paths = {key: os.fspath(value) for key, value in given.items() if isinstance(value, os.PathLike)}
-    return settled({**given, **paths}, preset=preset, without=without)
+    return settled(_paths(given), preset=preset, without=without)
+
+
+def _paths(settings: dict[str, Any]) -> dict[str, Any]:
+    """With paths as text."""
+    return {key: os.fspath(value) if isinstance(value, os.PathLike) else value for key, value in settings.items()}
 
 
 def prune(model: str = "", *, preset: str | None = None, rebuild: bool = False, restart: bool = False, **settings: Any):
@@ -185,6 +191,25 @@ def plan(model: str, *, preset: str | None = None, **settings: Any):
     from darwinlm.planning import make_plan
 
     return make_plan(_config(preset, {"model": model, **settings}))
+
+
+def run_recipe(file: str | os.PathLike[str], **overrides: Any):
+    """Run the steps of a recipe that are not finished; returns for each its checkpoint and its scores.
+
+    `overrides` go above the settings of every step, such as `model=...`, `data=...`, `output=...`, `seed=1`.
+    """
+    from darwinlm.recipes.recipe import read_recipe
+    from darwinlm.recipes.running import run_recipe
+
+    return run_recipe(read_recipe(os.fspath(file), _paths(overrides)))
+
+
+def plan_recipe(file: str | os.PathLike[str], **overrides: Any):
+    """What the steps of a recipe will take, from the configuration of its model alone; `overrides` as in `run_recipe`."""
+    from darwinlm.recipes.prediction import predict_recipe
+    from darwinlm.recipes.recipe import read_recipe
+
+    return predict_recipe(read_recipe(os.fspath(file), _paths(overrides)).resolved())
 
 
 def demo(output: str = "runs/demo", **settings: Any):

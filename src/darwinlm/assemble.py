@@ -7,6 +7,7 @@ database; absent modules are not there at all. Its logits equal those of the den
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ class Assembler:
     """Builds the models of genomes.
 
     Args:
-        source: the dense checkpoint, never changed.
+        source: the checkpoint that is pruned, never changed.
         database: its levels.
         keep_dense: hold the dense weights in memory (a search builds many models), else read them when needed.
         cache_bytes: memory for shrunk modules that were made before: the models of a search differ in few of them.
@@ -51,10 +52,12 @@ class Assembler:
 
     def _widths(self, widths: LayerWidths, ladder: Ladder, level: int) -> LayerWidths:
         """A layer's widths with one of its modules at `level`."""
+        if level == ladder.present:
+            return widths
         if ladder.kind == "mlp":
-            return LayerWidths(widths.heads, widths.kv_heads, ladder.columns - ladder.removed[level])
+            return replace(widths, intermediate=ladder.columns - ladder.removed[level])
         layout = self._layout(ladder, level)
-        return LayerWidths(layout.heads, layout.kv_heads, widths.intermediate)
+        return replace(widths, heads=layout.heads, kv_heads=layout.kv_heads, padding=layout.padding)
 
     def config(self, genome: Genome) -> Any:
         """The transformers configuration of a genome's model."""
@@ -66,8 +69,8 @@ class Assembler:
         levels = {(l.layer, l.kind): (l, level) for l, level in zip(self.space.ladders, genome, strict=True)}
         for layer in range(len(self.source.shape.layers)):
             for kind, norm in NORM_OF_KIND.items():
-                ladder, level = levels.get((layer, kind), (None, 0))
-                if ladder is None or level == ladder.top:  # already absent, or absent now: its norm goes, too
+                ladder, level = levels[layer, kind]
+                if level == ladder.top:  # its norm goes, too
                     continue
                 name = f"model.layers.{layer}.{norm}.weight"
                 yield name, self._tensor(name)
@@ -99,7 +102,7 @@ class Assembler:
         return one_layer(self.source.family, self.source.config, widths, layer, placed, device)
 
     def _module(self, ladder: Ladder, level: int) -> dict[str, Tensor]:
-        if level == 0:
+        if level == ladder.present:
             return self._dense_module(ladder.name)
         return self._modules.get((ladder.name, level), lambda: self._shrunk(ladder, level))
 

@@ -124,6 +124,11 @@ def run_compare(config: RunConfig, wanted: Asked) -> tuple[Comparison, Path]:
     ]
 
     def check(run: Run) -> None:
+        if any(run.space.present):
+            raise RequestError(
+                f"'{run.source.name}' is pruned already, and the methods are compared from a whole model on. Give the model "
+                "that it was pruned from; `darwinlm prune` takes pruned ones, too."
+            )
         if "magnitude" in wanted.methods:
             require_room_for_magnitudes(run)
         require_room_for_trained(run, places)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -22,19 +22,21 @@ def nominal_widths(shape: ModelShape, ladders: Sequence[Ladder], genome: Genome)
     for ladder, level in zip(ladders, genome, strict=True):
         old = layers[ladder.layer]
         kept = ladder.columns - ladder.removed[level] * ladder.group_size
+        if level == ladder.present:
+            continue
         if ladder.kind == "mlp":
-            layers[ladder.layer] = LayerWidths(old.heads, old.kv_heads, kept)
+            layers[ladder.layer] = replace(old, intermediate=kept)
         else:
             heads = kept // shape.head_dim
             whole_groups = ladder.group_size == shape.head_dim * (old.heads // old.kv_heads)
             kv_heads = kept // ladder.group_size if whole_groups else old.kv_heads * (heads > 0)
-            layers[ladder.layer] = LayerWidths(heads, kv_heads, old.intermediate)
+            layers[ladder.layer] = replace(old, heads=heads, kv_heads=kv_heads, padding=0)
     return layers
 
 
 def database_bytes(shape: ModelShape, ladders: Sequence[Ladder], bytes_per_value: int) -> int:
     """Size of the level database: the kept columns of every level between dense and gone."""
-    kept = sum(ladder.columns - count * ladder.group_size for ladder in ladders for count in ladder.removed[1:-1])
+    kept = sum(ladder.columns - count * ladder.group_size for ladder in ladders for count in ladder.between)
     return kept * shape.hidden * bytes_per_value
 
 

@@ -145,7 +145,9 @@ def export_stage(run: Run, database: Database, genome: Genome) -> None:
 def _card_facts(run: Run) -> dict[str, Any]:
     config = run.config
     tokens = config.blocks.hessian * config.blocks.sequence_length
+    before = run.source.shape.parameters / run.source.shape.whole.parameters
     return {
+        **({"pruned before": f"to {before:.1%} of its parameters"} if any(run.space.present) else {}),
         "target": f"level {config.target.level:g} of {config.database.levels}",
         "Hessians": f"{tokens:,} tokens of `{config.data}`, relative damping {config.database.rel_damp:g}",
         "attention unit": config.database.attention_unit,
@@ -192,7 +194,10 @@ def _achieved(run: Run, genome: Genome, qualities: dict[str, Quality]) -> dict[s
         for kind, total in run.space.totals(genome).items()
     }
     levels = {f"{kind}_level": round(share * run.config.database.levels, 4) for kind, share in shares.items()}
-    return {**levels, "parameter_ratio": qualities["pruned"].parameters / qualities["dense"].parameters}
+    found = {**levels, "parameter_ratio": qualities["pruned"].parameters / qualities["dense"].parameters}
+    if any(run.space.present):  # dense is then the model as it was given
+        found["parameter_ratio_to_original"] = qualities["pruned"].parameters / run.source.shape.whole.parameters
+    return found
 
 
 def report_stage(run: Run) -> None:

@@ -11,7 +11,7 @@ from darwinlm.config import RunConfig, faults
 from darwinlm.cost import MemoryPlan, database_bytes, generation_tokens, nominal_widths, plan_memory
 from darwinlm.database.levels import ladders
 from darwinlm.errors import RequestError
-from darwinlm.genome import Space
+from darwinlm.genome import Space, require_open
 from darwinlm.models.shape import ModelShape
 from darwinlm.models.source import ModelSource
 from darwinlm.runtime.device import choose_device, choose_dtype
@@ -33,6 +33,9 @@ class Plan:
     """What `darwinlm plan` prints."""
 
     dense: SizeRow
+    """The model as it is."""
+    begun: bool
+    """Whether it is pruned already."""
     levels: list[SizeRow]
     target: SizeRow
     steps: dict[str, int]
@@ -65,19 +68,27 @@ def make_plan(config: RunConfig) -> Plan:
     stored = getattr(source.config, "dtype", None) or torch.float32
     rungs = ladders(source.shape, config.database)
     space = Space(tuple(rungs))
+    share = config.target.level / config.database.levels
+    require_open(space, share)
+    now = space.totals(space.present)
 
     def row(level: float) -> SizeRow:
-        genome = uniform(space, level / config.database.levels, config.seed)
+        genome = uniform(space, level / config.database.levels, config.seed) if level else space.present
         return _row(level, source.shape.with_layers(nominal_widths(source.shape, rungs, genome)), stored.itemsize)
 
     unsplit = Space(tuple(ladders(source.shape, replace(config.database, tensor_parallel=1))))
-    target = uniform(space, config.target.level / config.database.levels, config.seed)
+    target = uniform(space, share, config.seed)
     pruned = source.shape.with_layers(nominal_widths(source.shape, rungs, target))
     compute = choose_dtype(config.dtype, device)
     train, select = (config.search.generations * tokens for tokens in generation_tokens(config.search))
     return Plan(
         dense=row(0),
-        levels=[row(level) for level in range(1, config.database.levels)],
+        begun=any(space.present),
+        levels=[
+            row(level)
+            for level in range(1, config.database.levels)
+            if all(now[kind] <= total for kind, total in space.targets(level / config.database.levels).items())
+        ],
         target=row(config.target.level),
         steps=_steps(space),
         unsplit_steps=_steps(unsplit),

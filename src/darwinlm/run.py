@@ -17,7 +17,8 @@ from darwinlm.data.blocks import SPLITS, Splits, make_splits
 from darwinlm.database.levels import Ladder, ladders
 from darwinlm.database.store import MANIFEST, Database, damaged_files
 from darwinlm.errors import DamagedFileError, RequestError
-from darwinlm.genome import Genome, Space, is_valid
+from darwinlm.export.huggingface import require_canonical
+from darwinlm.genome import Genome, Space, is_valid, require_open
 from darwinlm.models.blocks import BlockStream
 from darwinlm.models.source import ModelSource
 from darwinlm.runtime import ranks
@@ -48,11 +49,13 @@ class Run:
     def __init__(self, config: RunConfig, directory: RunDirectory, *, restart: bool = False) -> None:
         self.config, self.directory = config, directory
         self.source = ModelSource(config.model, trust_remote_code=config.trust_remote_code)
+        require_canonical(self.source)
         self.device = choose_device(config.device)
         self.dtype = choose_dtype(config.dtype, self.device)
         self.ladders: list[Ladder] = ladders(self.source.shape, config.database)
         self.space = Space(tuple(self.ladders))
         self.share = config.target.level / config.database.levels
+        require_open(self.space, self.share)
         self.stream = BlockStream(self.source, self.device, self.dtype)
         self.record = SearchRecord(directory.search, self.search_identity, self.space)
         self.source.require_context(config.blocks.sequence_length)
@@ -119,7 +122,10 @@ class Run:
 
     @functools.cached_property
     def uniform_genome(self) -> Genome:
-        """Every module at the target's share: the start of the search and the baseline."""
+        """Every module at the target's share: the start of the search and the baseline.
+
+        Of a model that is pruned already: where it is, and what it lacks to the target spread at random positions.
+        """
         return uniform(self.space, self.share, self.config.seed)
 
     @functools.cached_property

@@ -98,7 +98,7 @@ def learn(task: Task) -> tuple[Any, Masks]:
         RequestError: the loss is no longer finite.
     """
     config, ladders, device = task.sheared, task.space.ladders, task.teacher.head.device
-    model = task.assembler.model((0,) * len(ladders), device, torch.float32).train()
+    model = task.assembler.model(task.space.present, device, torch.float32).train()
     if task.search.gradient_checkpointing:
         checkpoint_activations(model)
     masks, constraints = Masks(ladders, device), Constraints(task.space, task.share, device)

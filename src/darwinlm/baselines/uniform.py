@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from darwinlm.genome import Genome, Space, uniform_genome
+from darwinlm.genome import Genome, Space, grown_genome, uniform_genome
 from darwinlm.runtime.seeds import python_random
 
 if TYPE_CHECKING:
@@ -12,8 +12,12 @@ if TYPE_CHECKING:
 
 
 def uniform(space: Space, share: float, seed: int = 0) -> Genome:
-    """The uniform genome at `share`; where that is no whole level, a random one of that mean."""
-    return uniform_genome(space, share, python_random(seed, "start"))
+    """The uniform genome at `share`; where that is no whole level, a random one of that mean.
+
+    Of a model that is pruned already: where it is now, with what it lacks to `share` spread at random positions.
+    """
+    begin = grown_genome if any(space.present) else uniform_genome
+    return begin(space, share, python_random(seed, "start"))
 
 
 def uniform_levels(task: Task) -> Genome:

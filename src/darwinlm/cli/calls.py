@@ -104,9 +104,32 @@ def evaluate(config: RunConfig, flags: dict[str, Any]) -> None:
         console.print(f"Numbers and tables lie in {folder}/eval.json and eval.md.", highlight=False, soft_wrap=True)
 
 
+def recipe(config: RunConfig, flags: dict[str, Any]) -> None:
+    """All steps of a recipe."""
+    from darwinlm import tables
+    from darwinlm.errors import RequestError
+    from darwinlm.recipes.recipe import read_recipe
+    from darwinlm.recipes.running import run_recipe
+
+    if not flags["file"]:
+        raise RequestError("No recipe is given: a file such as recipes/llama2_7b_to_2.7b.yaml.")
+    results = run_recipe(read_recipe(flags["file"], flags["typed"]))
+    if ranks.is_first():
+        console.print(tables.recipe_results(results))
+        next_command(f"darwinlm eval {results[-1]['model']} --against MODEL --data OTHER_TEXT")
+
+
 def plan(config: RunConfig, flags: dict[str, Any]) -> None:
     """Sizes, from the configuration alone."""
     from darwinlm import tables
+
+    if flags["recipe"]:
+        from darwinlm.recipes.prediction import predict_recipe
+        from darwinlm.recipes.recipe import read_recipe
+
+        for table in tables.recipe_plan(predict_recipe(read_recipe(flags["recipe"], flags["typed"]).resolved())):
+            console.print(table, highlight=False)
+        return
     from darwinlm.planning import make_plan
 
     for table in tables.plan(make_plan(config)):

@@ -88,8 +88,20 @@ COMMANDS = {
         flags=("run",),
         without=tuple(field.name for field in fields(RunConfig)),
     ),
+    "recipe": Command(
+        "an experiment of several steps, such as prune, train, prune further, train",
+        "FILE [--model MODEL] [--data DATA] [--output FOLDER]",
+        calls.recipe,
+        takes_model=False,
+        flags=("file",),
+        without=("target",),
+    ),
     "plan": Command(
-        "sizes, disk, memory and tokens, from the configuration alone", "MODEL", calls.plan, without=("data", "output")
+        "sizes, disk, memory and tokens, from the configuration alone; hours of a recipe",
+        "MODEL | [MODEL] --recipe FILE",
+        calls.plan,
+        flags=("recipe",),
+        without=("data", "output"),
     ),
     "demo": Command(
         "prune the embedded model, minutes on a laptop CPU",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser
 
 from darwinlm.cli.commands import Command
-from darwinlm.config import PRESETS, RunConfig, settings_parser
+from darwinlm.config import PRESETS, RunConfig, merge, preset_values, read_yaml, settings_parser
 from darwinlm.errors import RequestError
 from darwinlm.runtime.rundir import settled
 
@@ -25,6 +26,8 @@ _FLAG_HELP = {
     "source": "masked checkpoint, or folder of <module>/<level>.pth files",
     "run": "run directory: what a command wrote by --output",
     "configuration": "text file with a line `module: level` for each module of a level database",
+    "file": "the recipe, such as recipes/llama2_7b_to_2.7b.yaml",
+    "recipe": "predict the steps of this recipe instead; MODEL, where it is given, takes the place of its model",
     "portable": "write a checkpoint with zero stubs for absent modules, too, for engines that need every module",
     "format": "write this format, too: gguf, for llama.cpp",
     "dtype": "of the GGUF file: f32, f16, bf16 or q8_0; by default what the checkpoint is stored in",
@@ -37,9 +40,16 @@ _FLAG_HELP = {
     "learning_rate": "AdamW's learning rate in that post-training; 1e-4 by default",
     "seeds": "runs with different seeds of every method that searches; 1 by default",
 }
-_OWN_GROUPS = {"bench": "bench", "train": "train", "sheared": "compare"}
-"""Groups of settings that one command alone takes."""
+_POSITIONAL = ("source", "run", "file")
+_ONLY_OF = {
+    "bench": ("bench",),
+    "train": ("train", "recipe", "plan"),
+    "plan": ("plan",),
+    "sheared": ("compare",),
+}
+"""Groups of settings that are flags of these commands alone."""
 _WITH_VALUE = (
+    "recipe",
     "against",
     "output",
     "tasks",
@@ -72,6 +82,9 @@ def read_settings(name: str, command: Command, arguments: list[str]) -> tuple[Ru
         raise RequestError(f"{' '.join(str(fault).split())} See darwinlm {name} --help.") from fault
     flags = {flag: typed.pop(flag, None) for flag in command.flags}
     preset, file = typed.pop("preset", None), typed.pop("config", None)
+    if flags.get("file") or flags.get("recipe"):  # what is typed goes above the settings of every step
+        above = (preset_values(preset) if preset else {}, read_yaml(Path(file)) if file else {}, _given(typed))
+        return RunConfig(), {**flags, "typed": merge(*above)}
     if name == "demo":
         typed.setdefault("output", "runs/demo")
     return settled(
@@ -84,7 +97,7 @@ def _parser(name: str, command: Command) -> ArgumentParser:
         without=(
             *command.without,
             *(["model"] if command.takes_model else []),
-            *(group for group, owner in _OWN_GROUPS.items() if owner != name),
+            *(group for group, commands in _ONLY_OF.items() if name not in commands),
         ),
         usage=f"darwinlm {name} {command.usage} [settings]",
         description=f"{command.summary[0].upper()}{command.summary[1:]}.",
@@ -94,7 +107,7 @@ def _parser(name: str, command: Command) -> ArgumentParser:
     parser.add_argument("--preset", help=f"settings by name: {', '.join(PRESETS)}")
     parser.add_argument("--config", help="YAML file with settings; flags override it")
     for flag in command.flags:
-        if flag in ("source", "run"):
+        if flag in _POSITIONAL:
             parser.add_argument(flag, nargs="?", help=_FLAG_HELP[flag])
         elif flag in _WITH_VALUE:
             parser.add_argument(f"--{flag.replace('_', '-')}", help=_FLAG_HELP[flag])

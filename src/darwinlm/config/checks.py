@@ -6,6 +6,7 @@ import math
 from collections.abc import Collection
 from itertools import pairwise
 
+from darwinlm.config.prediction import plan_faults
 from darwinlm.config.settings import BenchConfig, BlocksConfig, RunConfig, SearchConfig, ShearedConfig
 from darwinlm.config.training_checks import train_faults
 
@@ -56,7 +57,7 @@ def faults(config: RunConfig, without: Collection[str] = ()) -> list[str]:
         check(getattr(search, name) >= 0, f"search.{name} is {getattr(search, name)}; it must be 0 or more.")
     found += _stage_faults(search, blocks) if "search" not in without else []
     found += train_faults(config.train) if "train" not in without else []
-    return found + _sheared_faults(config.sheared) + _bench_faults(config.bench)
+    return found + _sheared_faults(config.sheared) + _bench_faults(config.bench) + plan_faults(config.plan)
 
 
 def _stage_faults(search: SearchConfig, blocks: BlocksConfig) -> list[str]:

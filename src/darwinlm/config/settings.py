@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from darwinlm.config.prediction import PlanConfig
 from darwinlm.config.training import TrainConfig
 
 
@@ -181,6 +182,7 @@ class RunConfig:
     sheared: ShearedConfig = field(default_factory=ShearedConfig)
     bench: BenchConfig = field(default_factory=BenchConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    plan: PlanConfig = field(default_factory=PlanConfig)
 
     @property
     def path(self) -> Path:

@@ -1,6 +1,6 @@
 """Build the level database: blocks stream through the device, each is calibrated, pruned and written.
 
-Levels of all modules come from the dense model's activations, so they can be mixed freely (arXiv 2502.07780, 3.2).
+Levels of all modules come from the activations of the model as it is, so they can be mixed freely (arXiv 2502.07780, 3.2).
 Under torchrun the ranks share out the calibration sequences, add up their Hessians, and share out the modules of each
 block; every rank writes the files of its own modules.
 """
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from darwinlm.config import DatabaseConfig
 from darwinlm.database.hessians import block_hessians, damp, drop_dead_columns, output_weight
-from darwinlm.database.levels import Ladder
+from darwinlm.database.levels import Kind, Ladder
 from darwinlm.database.obs import prune_groups
 from darwinlm.database.store import Database, ModuleRecord
 from darwinlm.errors import CalibrationError
@@ -34,7 +34,7 @@ def build_database(
     Args:
         database: empty or begun; the modules of every finished block are on disk at once.
         ladders: the modules wanted.
-        stream: the dense model.
+        stream: the model that is pruned.
         tokens: (S, T) calibration blocks, the same on all ranks.
         config: damping and batch.
         placement: where the hidden states of all sequences lie; by default in host memory.
@@ -67,9 +67,13 @@ def _prune_block(
     config: DatabaseConfig,
 ) -> list[ModuleRecord]:
     """Run a block, leave its outputs in `hidden`, and write the levels of its wanted modules."""
-    hessians = block_hessians(stream, block, hidden, [ladder.kind for ladder in wanted], tokens, config.batch_sequences)
+    here: list[Kind] = [ladder.kind for ladder in wanted if ladder.columns]
+    hessians = block_hessians(stream, block, hidden, here, tokens, config.batch_sequences)
     own = []
     for ladder in ranks.mine(wanted):
+        if not ladder.columns:  # it was gone before
+            own.append(database.write(ladder, (), stream.source.dtype, damping=0.0, dead_columns=0))
+            continue
         weight = output_weight(block, ladder.kind)
         own.append(_write_module(database, ladder, weight, hessians.pop(ladder.kind), config, stream))
     return ranks.in_turn(ranks.gathered(own))
@@ -80,7 +84,9 @@ def _write_module(
 ) -> ModuleRecord:
     weight, dead = drop_dead_columns(weight, hessian)
     damping = damp(hessian, config.rel_damp, ladder.name)
-    levels = prune_groups(weight, hessian, group_size=ladder.group_size, counts=ladder.removed, rounds=ladder.rounds)
+    levels = prune_groups(
+        weight, hessian, group_size=ladder.group_size, counts=ladder.open_counts, rounds=ladder.rounds
+    )
     try:
         record = database.write(ladder, levels, stream.source.dtype, damping, dead)
     except CalibrationError as fault:

@@ -1,13 +1,15 @@
 """The ladder of every module: how many groups of columns are gone at each level.
 
-Source: arXiv 2502.07780, section 3.3, equations 5 and 6. Level 0 is dense; at the last level the module is gone.
+Source: arXiv 2502.07780, section 3.3, equations 5 and 6. Level 0 is dense; at the last level the module is gone. Levels
+are counted from the widths before any pruning: in a model that is pruned already a ladder is open from where its module
+is now.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
@@ -31,13 +33,25 @@ class Ladder:
     kind: Kind
     layer: int
     columns: int
-    """Columns of the output matrix, C."""
+    """Columns of the output matrix as it is now, C; 0 where the module is gone already."""
     group_size: int
     """Columns that leave together."""
     removed: tuple[int, ...]
-    """Groups gone at each level: 0 first, all last."""
+    """Groups that go from what is there now, at each level: 0 up to the present one, all at the last."""
     rounds: int | None = None
     """KV heads that lose query heads in turn, where attention stays balanced."""
+    present: int = 0
+    """The level that the module has now, with its weights as they are; those below it are closed."""
+
+    @property
+    def open_counts(self) -> tuple[int, ...]:
+        """`removed` from the present level on: strictly increasing, 0 first."""
+        return self.removed[self.present :]
+
+    @property
+    def between(self) -> tuple[int, ...]:
+        """`removed` at the levels between the present one and the last."""
+        return self.removed[self.present + 1 : -1]
 
     @property
     def top(self) -> int:
@@ -46,32 +60,71 @@ class Ladder:
 
 
 def ladders(shape: ModelShape, config: DatabaseConfig) -> list[Ladder]:
-    """The ladders of all modules that a model has, attention before MLP, layer by layer.
+    """The ladders of all modules, also of those that are gone already, attention before MLP, layer by layer.
 
     Raises:
-        RequestError: the settings do not fit the model's widths.
+        RequestError: the settings do not fit the model's widths, before any pruning or now.
     """
+    whole, unit = shape.original, attention_unit(shape, config)
     found: list[Ladder] = []
     for layer, widths in enumerate(shape.layers):
-        if widths.heads:
-            found.append(_attention_ladder(layer, widths, shape.head_dim, config))
-        if widths.intermediate:
-            found.append(_mlp_ladder(layer, widths.intermediate, config))
+        _check_split(widths, unit, config.tensor_parallel)
+        attention = _attention_ladder(layer, whole, unit, shape.head_dim, config)
+        live = widths.heads - widths.padding
+        rounds = widths.kv_heads or None if attention.rounds else None
+        found.append(_as_it_is(attention, widths.heads * shape.head_dim, live * shape.head_dim, rounds))
+        mlp = _mlp_ladder(layer, whole.intermediate, config)
+        found.append(_as_it_is(mlp, widths.intermediate, widths.intermediate, None))
     return found
 
 
-def attention_unit(widths: LayerWidths, config: DatabaseConfig) -> str:
-    """The unit that `auto` stands for in a layer; with multi-head attention all units are the same."""
-    if widths.heads == widths.kv_heads:
+def _as_it_is(ladder: Ladder, columns: int, live: int, rounds: int | None) -> Ladder:
+    """A ladder of the whole module, for what pruning has left of it.
+
+    The present level is the last one that leaves at least as much as is there. Where less is there than it leaves, the
+    module stays as it is at that level.
+
+    Args:
+        ladder: of the whole module.
+        columns: that are left.
+        live: those of them that count.
+        rounds: KV heads that are left, where attention stays balanced.
+    """
+    whole, now = ladder.columns // ladder.group_size, columns // ladder.group_size
+    gone = ladder.columns - live
+    present = max(level for level, count in enumerate(ladder.removed) if count * ladder.group_size <= gone)
+    removed = [now - (whole - count) if level > present else 0 for level, count in enumerate(ladder.removed)]
+    return replace(ladder, columns=columns, removed=tuple(removed), rounds=rounds, present=present)
+
+
+def attention_unit(shape: ModelShape, config: DatabaseConfig) -> str:
+    """What leaves attention together; with multi-head attention all units are the same.
+
+    `auto` is the first of kv_group, balanced, query_head that the layers can still be counted in.
+
+    Raises:
+        RequestError: earlier pruning left widths that cannot be counted in the unit that is asked for.
+    """
+    whole, asked = shape.original, config.attention_unit
+    if whole.heads == whole.kv_heads:
         return "query_head"
-    return "kv_group" if config.attention_unit == "auto" else config.attention_unit
+    fits = {
+        "kv_group": all(w.heads == w.kv_heads * (whole.heads // whole.kv_heads) for w in shape.layers),
+        "balanced": all(w.kv_heads in (0, whole.kv_heads) for w in shape.layers),
+        "query_head": True,
+    }
+    fitting = [unit for unit, fit in fits.items() if fit]
+    if asked != "auto" and asked not in fitting:
+        raise RequestError(
+            f"database.attention_unit is {asked}, but the model's attention was pruned by another unit before, so it has no "
+            f"levels of {asked}. Choose {' or '.join(fitting)}, or auto."
+        )
+    return fitting[0] if asked == "auto" else asked
 
 
-def _attention_ladder(layer: int, widths: LayerWidths, head_dim: int, config: DatabaseConfig) -> Ladder:
-    unit = attention_unit(widths, config)
+def _attention_ladder(layer: int, widths: LayerWidths, unit: str, head_dim: int, config: DatabaseConfig) -> Ladder:
     group = widths.heads // widths.kv_heads
     group_size = head_dim * (group if unit == "kv_group" else 1)
-    _check_split(widths, unit, config.tensor_parallel)
     at_once = widths.kv_heads if unit == "balanced" else config.tensor_parallel  # groups that one step removes
     columns = widths.heads * head_dim
     steps = columns // group_size // at_once

@@ -1,7 +1,7 @@
 """The level database on disk: one safetensors file per module holding kept columns only, and a manifest.
 
 A file holds `order` (groups in the order they left, int64) and `level.<i>.weight` (R, kept columns) for every level
-between dense and gone. Levels are nested, so the order alone says which columns each of them keeps.
+between what the module is now and gone. Levels are nested, so the order alone says which columns each of them keeps.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class ModuleRecord:
     sha256: str
     bytes: int
     errors: list[float]
-    """tr(dW H dW^T) at each level, with the damped Hessian."""
+    """tr(dW H dW^T) at each level, with the damped Hessian; 0 at those that are closed."""
     relative_errors: list[float]
     """The same over tr(W H W^T): 0 is dense, 1 is gone."""
     damping: float
@@ -81,12 +81,15 @@ class Database:
     def write(
         self, ladder: Ladder, levels: Iterable[PrunedLevel], dtype: torch.dtype, damping: float, dead_columns: int
     ) -> ModuleRecord:
-        """Write one module's levels; the record that it returns is not in the manifest before it is admitted."""
-        tensors: dict[str, Tensor] = {}
-        errors: list[float] = []
-        for number, level in enumerate(levels):
+        """Write one module's open levels, none of a module that was gone before.
+
+        The record that it returns is not in the manifest before it is admitted.
+        """
+        tensors = {"order": torch.empty(0, dtype=torch.int64)}
+        errors = [0.0] * ladder.present
+        for number, level in enumerate(levels, start=ladder.present):
             errors.append(level.error)
-            if 0 < number < ladder.top:
+            if ladder.present < number < ladder.top:
                 tensors[f"level.{number}.weight"] = level.weight.to("cpu", dtype)
             tensors["order"] = torch.tensor(level.removed, dtype=torch.int64)
         file = f"{ladder.name}.safetensors"
@@ -97,7 +100,7 @@ class Database:
             sha256=sha256_of_file(self.folder / file),
             bytes=(self.folder / file).stat().st_size,
             errors=errors,
-            relative_errors=[error / errors[-1] if errors[-1] else 0.0 for error in errors],
+            relative_errors=[error / errors[-1] if errors and errors[-1] else 0.0 for error in errors],
             damping=damping,
             dead_columns=dead_columns,
         )
@@ -138,7 +141,7 @@ class Database:
         return stays.repeat_interleave(ladder.group_size).nonzero().flatten()
 
     def weight(self, name: str, level: int) -> Tensor:
-        """(R, k): the refitted output matrix of a level between dense and gone."""
+        """(R, k): the refitted output matrix of a level between what the module is now and gone."""
         return self._read(name, f"level.{level}.weight")
 
     def _read(self, name: str, tensor: str) -> Tensor:

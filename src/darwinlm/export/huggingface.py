@@ -21,7 +21,7 @@ from darwinlm.export.card import model_card
 from darwinlm.genome import Genome
 from darwinlm.models.heterogeneous import modeling_source
 from darwinlm.models.source import ModelSource
-from darwinlm.runtime.files import flush, write_json, write_tensors, write_text
+from darwinlm.runtime.files import flush, read_json, write_json, write_tensors, write_text
 
 SHARD_BYTES = 4 << 30
 """Largest weight file."""
@@ -111,6 +111,20 @@ def check_replaceable(folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not (folder / RECORD).is_file():
         raise RequestError(
             f"'{folder}' holds something that DarwinLM has not made. Choose another --output, or move it away."
+        )
+
+
+def require_canonical(source: ModelSource) -> None:
+    """Check that a model's modules are what they seem: in the portable form, stubs stand for those that are gone.
+
+    Raises:
+        RequestError: it is the portable form.
+    """
+    record = source.folder / RECORD
+    if record.is_file() and "portable" in read_json(record):
+        raise RequestError(
+            f"'{source.name}' is the portable form of a checkpoint, with zero stubs for modules that are gone. Prune the "
+            "checkpoint that it was made from; it lies beside it, without '-portable' in its name."
         )
 
 

@@ -125,7 +125,7 @@ def _live(model: ModelSource, layer: int, tensors: Mapping[str, Tensor]) -> _Liv
 def _widths(model: ModelSource, layer: int, live: _Live) -> LayerWidths:
     old = model.shape.layers[layer]
     layout = lay_out(live.heads, old.heads, old.kv_heads)
-    return LayerWidths(layout.heads, layout.kv_heads, len(live.columns))
+    return LayerWidths(layout.heads, layout.kv_heads, len(live.columns), layout.padding)
 
 
 def _tensors(model: ModelSource, files: Mapping[str, Path], live: list[_Live]) -> Iterator[tuple[str, Tensor]]:

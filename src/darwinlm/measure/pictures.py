@@ -31,7 +31,9 @@ def errors_figure(database: Database) -> Figure:
         records = [record for record in database.modules.values() if record.ladder.kind == kind]
         errors = np.full((layers, max(record.ladder.top for record in records)), np.nan)
         for record in records:
-            errors[record.ladder.layer, : record.ladder.top] = np.maximum(record.relative_errors[1:], 1e-3)
+            ladder = record.ladder
+            errors[ladder.layer, : ladder.top] = np.maximum(record.relative_errors[1:], 1e-3)
+            errors[ladder.layer, : ladder.present] = np.nan  # closed
         image = axis.imshow(errors, aspect="auto", cmap="viridis", norm=LogNorm(1e-3, 1))
         axis.set(title=_TITLES[kind], xlabel="level", ylabel="layer")
         axis.set_xticks(range(errors.shape[1]), labels=[str(level + 1) for level in range(errors.shape[1])])

@@ -31,6 +31,11 @@ class AttentionLayout:
         """KV heads, duplicates included."""
         return len(self.keys)
 
+    @property
+    def padding(self) -> int:
+        """Query heads that are padding."""
+        return self.queries.count(None)
+
 
 def lay_out(kept: Sequence[int], heads: int, kv_heads: int) -> AttentionLayout:
     """The smallest regular layout of `kept` query heads (ascending, of `heads`, with `kv_heads` KV heads).
@@ -38,12 +43,12 @@ def lay_out(kept: Sequence[int], heads: int, kv_heads: int) -> AttentionLayout:
     KV heads without a query head left are dropped. Where the rest keep unequal numbers c_j of query heads, KV head
     j is repeated ceil(c_j / g) times and queries are padded to multiples of g, for the g of the fewest heads in all.
     """
+    if not kept:
+        return AttentionLayout((), ())
     group = heads // kv_heads
     members: dict[int, list[int]] = {}
     for head in kept:
         members.setdefault(head // group, []).append(head)
-    if not members:
-        return AttentionLayout((), ())
 
     def size(g: int) -> tuple[int, int]:
         copies = sum(ceil(len(own) / g) for own in members.values())

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from darwinlm.models.family import Family
-from darwinlm.models.shape import LayerWidths
+from darwinlm.models.shape import PADDING, LayerWidths
 
 MODELING_FILE = Path(__file__).parent / "modeling_darwinlm.py"
 _FAMILY_LINE = 'MODEL_TYPE, PREFIX = "llama", "Llama"'
@@ -38,14 +38,19 @@ def modeling(family: Family) -> ModuleType:
 
 
 def heterogeneous_config(family: Family, dense_config: Any, widths: Sequence[LayerWidths]) -> Any:
-    """A configuration of `dense_config`'s model with layers of the given widths."""
+    """A configuration of `dense_config`'s model with layers of the given widths.
+
+    The fields of the whole model keep the widths from before any pruning, also where `dense_config` is pruned already.
+    """
     values = dense_config.to_dict()
-    for key in ("architectures", "auto_map", "kv_sharing_modes", "transformers_version", "_name_or_path"):
+    for key in ("architectures", "auto_map", "kv_sharing_modes", "transformers_version", "_name_or_path", PADDING):
         values.pop(key, None)
     values["head_dim"] = (
         getattr(dense_config, "head_dim", None) or dense_config.hidden_size // dense_config.num_attention_heads
     )
     values["per_layer_config"] = {str(i): _overrides(layer) for i, layer in enumerate(widths)}
+    if any(layer.padding for layer in widths):
+        values[PADDING] = [layer.padding for layer in widths]
     config = modeling(family).DarwinLMConfig(**values)
     config._attn_implementation = "sdpa"
     return config

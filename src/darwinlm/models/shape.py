@@ -8,6 +8,9 @@ from typing import Any
 
 from darwinlm.models.family import Family
 
+PADDING = "padding_heads"
+"""Field of a pruned model's configuration: padding query heads of every layer, where there are any."""
+
 
 @dataclass(frozen=True)
 class LayerWidths:
@@ -16,6 +19,8 @@ class LayerWidths:
     heads: int
     kv_heads: int
     intermediate: int
+    padding: int = 0
+    """Those of the query heads that came in as zeros, to make uneven groups even; they do not count in levels."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +36,18 @@ class ModelShape:
     o_bias: bool
     mlp_bias: bool
     layers: tuple[LayerWidths, ...]
+    original: LayerWidths
+    """A layer of the model before any pruning: what levels are counted from."""
 
     @classmethod
     def of(cls, family: Family, config: Any) -> ModelShape:
         """Read the widths from a transformers configuration."""
-        layers = [_layer_widths(config.per_layer_config[i]) for i in range(config.num_hidden_layers)]
+        count = config.num_hidden_layers
+        padding = getattr(config, PADDING, None) or [0] * count
+        layers = [_layer_widths(config.per_layer_config[i], padding[i]) for i in range(count)]
+        whole = (
+            config.to_dict()
+        )  # a pruned model's layers have widths of their own; the others are still those of before
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         return cls(
             family=family,
@@ -47,7 +59,15 @@ class ModelShape:
             o_bias=bool(family.o_bias(config)),
             mlp_bias=bool(family.mlp_bias(config)),
             layers=tuple(layers),
+            original=LayerWidths(
+                whole["num_attention_heads"], whole["num_key_value_heads"], whole["intermediate_size"]
+            ),
         )
+
+    @property
+    def whole(self) -> ModelShape:
+        """The model before any pruning."""
+        return self.with_layers([self.original] * len(self.layers))
 
     def with_layers(self, layers: Sequence[LayerWidths]) -> ModelShape:
         """The same model with other widths."""
@@ -89,11 +109,12 @@ class ModelShape:
         return sum(2 * widths.kv_heads * self.head_dim for widths in self.layers)
 
 
-def _layer_widths(config: Any) -> LayerWidths:
+def _layer_widths(config: Any, padding: int) -> LayerWidths:
     skip = getattr(config, "skip", ())
     attention = "attention" not in skip
     return LayerWidths(
         heads=config.num_attention_heads if attention else 0,
         kv_heads=config.num_key_value_heads if attention else 0,
         intermediate=config.intermediate_size if "mlp" not in skip else 0,
+        padding=padding,
     )

@@ -35,7 +35,9 @@ def level_switch(genome: Genome, space: Space, rng: random.Random) -> Genome:
 
 def _movable(genome: Genome, space: Space, kind: Kind) -> tuple[list[int], list[int]]:
     members = space.members(kind)
-    return [i for i in members if genome[i] < space.ladders[i].top], [i for i in members if genome[i] > 0]
+    return [i for i in members if genome[i] < space.ladders[i].top], [
+        i for i in members if genome[i] > space.ladders[i].present
+    ]
 
 
 def offspring(parent: Genome, count: int, space: Space, switches: int, rng: random.Random) -> list[Genome]:

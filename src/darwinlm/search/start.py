@@ -92,7 +92,7 @@ def _sensitivities(genome: Genome, kl: float, space: Space, screen: Screen, radi
     near = [
         (module, level)
         for module, ladder in enumerate(space.ladders)
-        for level in range(ladder.top + 1)
+        for level in range(ladder.present, ladder.top + 1)
         if 0 < abs(level - genome[module]) <= (radius or ladder.top)
     ]
     scores = _scores([_with(genome, module, level) for module, level in near], screen, "Start, one module at a time")

@@ -2,6 +2,7 @@
 
 from darwinlm.tables.measured import bench, comparison, qualities
 from darwinlm.tables.planned import plan
+from darwinlm.tables.recipes import recipe_plan, recipe_results
 from darwinlm.tables.runs import database, demo, forms, genome, imported, summary
 from darwinlm.tables.scored import tasks
 from darwinlm.tables.trained import trained
@@ -16,6 +17,8 @@ __all__ = [
     "imported",
     "plan",
     "qualities",
+    "recipe_plan",
+    "recipe_results",
     "summary",
     "tasks",
     "trained",

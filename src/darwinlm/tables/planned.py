@@ -17,7 +17,8 @@ def plan(values: Plan) -> Iterable[Any]:
         "Sizes by level", "level", "parameters", "share", "in layers", "share", "KV/token", "checkpoint"
     )
     for row in (values.dense, *values.levels):
-        _add_size(sizes, f"{row.level:g}", row, values.dense)
+        label = "as it is" if values.begun and row is values.dense else f"{row.level:g}"
+        _add_size(sizes, label, row, values.dense)
     sizes.add_section()
     _add_size(sizes, f"target {values.target.level:g}", values.target, values.dense)
     yield sizes

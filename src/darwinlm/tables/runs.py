@@ -33,8 +33,9 @@ def database(built: Database) -> Table:
     top = max(ladder.top for ladder in built.ladders())
     table = empty_table("Relative error of the module's output", "module", *(f"level {i}" for i in range(1, top + 1)))
     for ladder in built.ladders():
-        errors = built.modules[ladder.name].relative_errors[1:]
-        table.add_row(ladder.name.removeprefix("model."), *(f"{error:.3f}" for error in errors))
+        errors = built.modules[ladder.name].relative_errors
+        cells = ["-" if i <= ladder.present else f"{error:.3f}" for i, error in enumerate(errors)][1:]
+        table.add_row(ladder.name.removeprefix("model."), *cells)
     return table
 
 

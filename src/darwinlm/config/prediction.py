@@ -1,0 +1,65 @@
+"""Settings of predictions: on which machine, and how much of its rate is reached."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Accelerator:
+    """Peaks of one device as its maker states them: dense products, without sparsity."""
+
+    bfloat16_tflops: float
+    float32_tflops: float
+    memory_gb: float
+
+
+ACCELERATORS = {
+    "A100": Accelerator(312, 19.5, 80),
+    "H100": Accelerator(989, 67, 80),
+    "H200": Accelerator(989, 67, 141),
+    "L40S": Accelerator(362, 91.6, 48),
+    "RTX4090": Accelerator(165, 82.6, 24),
+}
+
+
+@dataclass(frozen=True)
+class PlanConfig:
+    """The machine that hours are predicted for."""
+
+    device: Literal["A100", "H100", "H200", "L40S", "RTX4090"] = "H100"
+    """Kind of GPU: its peak rates and its memory."""
+    devices: int = 8
+    """How many of them work together."""
+    utilisation: float = 0.4
+    """Share of the peak rates that is reached: an assumption, which hours are inversely proportional to."""
+    device_tflops: float | None = None
+    """Peak rate of bfloat16 products in TFLOP/s, where it is not the maker's."""
+
+    @property
+    def bfloat16_flops(self) -> float:
+        """Operations that a device does in a second, in bfloat16."""
+        return (self.device_tflops or ACCELERATORS[self.device].bfloat16_tflops) * 1e12 * self.utilisation
+
+    @property
+    def float32_flops(self) -> float:
+        """Operations that a device does in a second, in float32."""
+        return ACCELERATORS[self.device].float32_tflops * 1e12 * self.utilisation
+
+    @property
+    def memory_bytes(self) -> int:
+        """Memory of a device."""
+        return int(ACCELERATORS[self.device].memory_gb * 1e9)
+
+
+def plan_faults(plan: PlanConfig) -> list[str]:
+    """Everything that is wrong with the settings by themselves."""
+    found: list[str] = []
+    if plan.devices < 1:
+        found.append(f"plan.devices is {plan.devices}; it must be at least 1.")
+    if not 0 < plan.utilisation <= 1:
+        found.append(f"plan.utilisation is {plan.utilisation:g}; it is a share, above 0 and at most 1, such as 0.4.")
+    if plan.device_tflops is not None and not 0 < plan.device_tflops < float("inf"):
+        found.append(f"plan.device_tflops is {plan.device_tflops:g}; it must be positive, such as 989.")
+    return found

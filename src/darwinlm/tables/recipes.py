@@ -1,0 +1,52 @@
+"""Recipes: what their steps will take, and how they ended."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from rich.table import Table
+
+from darwinlm.recipes.prediction import RecipePrediction, Work
+from darwinlm.tables.cells import count, empty_table, gigabytes, kl_cell
+
+
+def recipe_plan(predicted: RecipePrediction) -> Iterable[Any]:
+    """What `darwinlm plan --recipe` prints."""
+    columns = ("parameters", "tokens", "operations", "hours", "memory on each", "disk")
+    table = empty_table(f"The recipe on {predicted.machine}", "step", *columns)
+    for step in predicted.steps:
+        table.add_row(step.name, f"{count(step.before)} -> {count(step.after)}")
+        for piece in step.work:
+            fits = "" if piece.memory_bytes <= predicted.memory_bytes else " (too much)"
+            table.add_row(
+                f"  {piece.name}",
+                "",
+                *_cells(piece),
+                f"{gigabytes(piece.memory_bytes)}{fits}",
+                gigabytes(piece.disk_bytes),
+            )
+        table.add_section()
+    table.caption = (
+        f"Hours where {predicted.assumption}; memory without what the runtime itself takes; disk where nothing is deleted "
+        "between steps. Parameters of the uniform model: the search decides which modules have them."
+    )
+    yield table
+    yield predicted.headline
+
+
+def _cells(piece: Work) -> tuple[str, str, str]:
+    hours = f"{piece.hours:,.1f}" if piece.hours >= 0.1 else f"{60 * piece.hours:.1f} min"
+    return f"{piece.tokens / 1e6:,.0f} M", f"{piece.flops:.1e}", hours
+
+
+def recipe_results(results: list[dict[str, Any]]) -> Table:
+    """The end of `darwinlm recipe`."""
+    table = empty_table("Steps, each scored on its own held-out text", "step", "parameters", "perplexity", "KL")
+    for row in results:
+        table.add_row(row["step"], f"{row['parameters']:,}", f"{row['perplexity']:.2f}", kl_cell(row["kl"]))
+    table.caption = (
+        "KL to the model that a pruning began with, or to the teacher of a training. The last model lies in "
+        f"{results[-1]['model']}"
+    )
+    return table
