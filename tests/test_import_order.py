@@ -14,7 +14,7 @@ import darwinlm
 
 ROOT = Path(darwinlm.__file__).parent
 ORDER = (
-    "errors | config | runtime | models | data, losses | database | genome | assemble, cost | search | baselines | export"
+    "errors | config | runtime | models | data, losses | database | genome | assemble, cost | target | search | baselines | export"
     " | foreign | recovery | measure | run | pipeline | cells | planning, evaluation, demonstration, comparison | tables | cli"
 )
 RANKS = {room: rank for rank, group in enumerate(ORDER.split(" | ")) for room in group.split(", ")}

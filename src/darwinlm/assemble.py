@@ -49,6 +49,10 @@ class Assembler:
             layers[ladder.layer] = self._widths(layers[ladder.layer], ladder, level)
         return self.source.shape.with_layers(layers)
 
+    def module_widths(self, ladder: Ladder, level: int) -> LayerWidths:
+        """The exact widths of one module at a level, in an otherwise absent layer."""
+        return self._widths(LayerWidths(0, 0, 0), ladder, level)
+
     def _widths(self, widths: LayerWidths, ladder: Ladder, level: int) -> LayerWidths:
         """A layer's widths with one of its modules at `level`."""
         if ladder.kind == "mlp":

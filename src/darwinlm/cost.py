@@ -20,16 +20,23 @@ def nominal_widths(shape: ModelShape, ladders: Sequence[Ladder], genome: Genome)
     """
     layers = list(shape.layers)
     for ladder, level in zip(ladders, genome, strict=True):
-        old = layers[ladder.layer]
-        kept = ladder.columns - ladder.removed[level] * ladder.group_size
+        old, new = layers[ladder.layer], nominal_module(shape, ladder, level)
         if ladder.kind == "mlp":
-            layers[ladder.layer] = LayerWidths(old.heads, old.kv_heads, kept)
+            layers[ladder.layer] = LayerWidths(old.heads, old.kv_heads, new.intermediate)
         else:
-            heads = kept // shape.head_dim
-            whole_groups = ladder.group_size == shape.head_dim * (old.heads // old.kv_heads)
-            kv_heads = kept // ladder.group_size if whole_groups else old.kv_heads * (heads > 0)
-            layers[ladder.layer] = LayerWidths(heads, kv_heads, old.intermediate)
+            layers[ladder.layer] = LayerWidths(new.heads, new.kv_heads, old.intermediate)
     return layers
+
+
+def nominal_module(shape: ModelShape, ladder: Ladder, level: int) -> LayerWidths:
+    """The same of one module, in an otherwise absent layer."""
+    kept = ladder.columns - ladder.removed[level] * ladder.group_size
+    if ladder.kind == "mlp":
+        return LayerWidths(0, 0, kept)
+    dense, heads = shape.layers[ladder.layer], kept // shape.head_dim
+    whole_groups = ladder.group_size == shape.head_dim * (dense.heads // dense.kv_heads)
+    kv_heads = kept // ladder.group_size if whole_groups else dense.kv_heads * (heads > 0)
+    return LayerWidths(heads, kv_heads, 0)
 
 
 def database_bytes(shape: ModelShape, ladders: Sequence[Ladder], bytes_per_value: int) -> int:

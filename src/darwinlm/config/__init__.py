@@ -19,6 +19,7 @@ from darwinlm.config.settings import (
     Stage,
     TargetConfig,
 )
+from darwinlm.config.wishes import as_flags, asked_quantities, described, is_hard, wish_identity
 
 __all__ = [
     "PRESETS",
@@ -29,11 +30,16 @@ __all__ = [
     "SearchConfig",
     "Stage",
     "TargetConfig",
+    "as_flags",
+    "asked_quantities",
+    "described",
     "faults",
+    "is_hard",
     "merge",
     "preset_values",
     "read_yaml",
     "resolve",
     "settings_parser",
     "to_dict",
+    "wish_identity",
 ]

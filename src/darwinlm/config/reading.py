@@ -12,9 +12,12 @@ from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
 from darwinlm.config.checks import faults
 from darwinlm.config.settings import RunConfig
+from darwinlm.config.wishes import latest_wish
 from darwinlm.errors import RequestError
 
 PRESETS = ("demo", "quick", "paper")
+_MAY_BE_EMPTY = ("target.level",)
+"""Settings that have a default, but may be without a value."""
 
 
 def settings_parser(without: Collection[str] = (), **options: Any) -> ArgumentParser:
@@ -40,7 +43,7 @@ def resolve(*layers: Mapping[str, Any], without: Collection[str] = ()) -> RunCon
     Raises:
         RequestError: a setting is unknown, ill-typed or impossible; all impossible ones are named at once.
     """
-    parser, asked = settings_parser(), merge(*layers)
+    parser, asked = settings_parser(), merge(*latest_wish(layers))
     if found := _misnamed(asked, to_dict(RunConfig())):
         raise RequestError(*found)
     try:
@@ -64,7 +67,7 @@ def _misnamed(asked: Mapping[str, Any], known: Mapping[str, Any], group: str = "
             found.append(f"'{name}' is {value!r}; it must be a group of settings: {', '.join(known[key])}.")
         elif isinstance(known[key], dict):
             found += _misnamed(value, known[key], f"{name}.")
-        elif value is None and known[key] is not None:
+        elif value is None and known[key] is not None and name not in _MAY_BE_EMPTY:
             found.append(f"'{name}' is empty; leave it out for its default, {known[key]!r}.")
     return found
 
