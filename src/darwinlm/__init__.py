@@ -28,6 +28,7 @@ __all__ = [
     "evaluate",
     "export_checkpoint",
     "import_checkpoint",
+    "measure_latency",
     "plan",
     "prune",
     "search_genome",
@@ -112,6 +113,19 @@ def bench(model: str, *, against: str = "", output: str | os.PathLike[str] = "",
     if output:
         save_bench(result, Path(output).expanduser())
     return result
+
+
+def measure_latency(model: str, output: str | os.PathLike[str] = "runs/bench", **settings: Any):
+    """What every width of a module takes on this machine; returns the path of the table, for `target={"speedup": ...}`.
+
+    `bench={...}` sets the workloads, `database={...}` which widths there are.
+    """
+    from pathlib import Path
+
+    from darwinlm.measure.table import measure_table, save_table
+
+    config = _config(None, {"model": model, **settings}, ("target", "search"))
+    return save_table(measure_table(config), Path(output).expanduser())
 
 
 def compare(

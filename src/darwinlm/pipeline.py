@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from darwinlm.assemble import Assembler
-from darwinlm.config import RunConfig, to_dict
+from darwinlm.config import RunConfig, described, to_dict
 from darwinlm.cost import plan_memory
 from darwinlm.database.build import build_database
 from darwinlm.database.store import MANIFEST, Database, damaged_files
@@ -32,8 +32,10 @@ from darwinlm.runtime.placement import Placement, free_host_memory
 from darwinlm.runtime.rundir import RunDirectory
 from darwinlm.search.evolution import SearchState, evolve, finished
 from darwinlm.search.fitness import Teacher
+from darwinlm.search.mutation import offspring, offspring_within
 from darwinlm.search.selection import TrainedFitness
 from darwinlm.search.start import first_parent
+from darwinlm.search.start_within import first_parent_within
 
 
 def database_stage(run: Run, *, rebuild: bool = False) -> Database:
@@ -89,10 +91,15 @@ def _search(run: Run, assembler: Assembler) -> SearchState:
     search, seed = run.config.search, run.config.seed
     teacher = make_teacher(run)
     fitness = TrainedFitness(assembler, run.splits.train, teacher, search, seed, run.dtype)
+    budget = run.budget(assembler.module_widths)
+    mutate = functools.partial(offspring_within, budget=budget) if budget else offspring
 
     def start() -> Genome:
-        began = time.perf_counter()
-        genome = first_parent(run.uniform_genome, assembler, teacher, search, seed, run.dtype)
+        began, uniform = time.perf_counter(), run.uniform(assembler.module_widths)
+        if budget:
+            genome = first_parent_within(uniform, budget, assembler, teacher, search, seed, run.dtype)
+        else:
+            genome = first_parent(uniform, assembler, teacher, search, seed, run.dtype)
         facts: dict[str, Any] = {"start": search.start, "seconds": round(time.perf_counter() - began, 3)}
         if search.check_every and ranks.is_first():
             facts["held_out"] = check(genome)
@@ -105,7 +112,7 @@ def _search(run: Run, assembler: Assembler) -> SearchState:
         return {"kl": quality.kl or 0.0, "perplexity": quality.perplexity}
 
     held_out = functools.cache(lambda: HeldOut(run.splits.held_out, run.stream))
-    return evolve(start, run.space, search, seed, fitness, run.record, check)
+    return evolve(start, run.space, search, seed, fitness, run.record, check, mutate)
 
 
 def make_teacher(run: Run) -> Teacher:
@@ -144,7 +151,7 @@ def _card_facts(run: Run) -> dict[str, Any]:
     config = run.config
     tokens = config.blocks.hessian * config.blocks.sequence_length
     return {
-        "target": f"level {config.target.level:g} of {config.database.levels}",
+        "target": described(config.target, config.database.levels),
         "Hessians": f"{tokens:,} tokens of `{config.data}`, relative damping {config.database.rel_damp:g}",
         "attention unit": config.database.attention_unit,
         "search": f"{config.search.generations} generations of {config.search.offspring} offspring",
@@ -165,16 +172,17 @@ def evaluation_stage(run: Run, database: Database, genome: Genome) -> dict[str, 
     with run.directory.timed("evaluation"):
         held_out = HeldOut(run.splits.held_out, run.stream)
         assembler = Assembler(run.source, database, keep_dense=False)
+        uniform = run.uniform(assembler.module_widths)
         exported = BlockStream(ModelSource(str(run.directory.model)), run.device, run.dtype)
         qualities: dict[str, Quality] = {
             "dense": held_out.dense_quality(),
-            "uniform": held_out.quality_of_model(assembler.model(run.uniform_genome, run.device, run.dtype)),
+            "uniform": held_out.quality_of_model(assembler.model(uniform, run.device, run.dtype)),
             "pruned": held_out.quality(exported),
         }
     summary = {
         **{name: dataclasses.asdict(quality) for name, quality in qualities.items()},
         "target": to_dict(run.config.target),
-        "achieved": _achieved(run, genome, qualities),
+        "achieved": _achieved(run, genome, qualities, assembler),
         "seconds": run.directory.seconds(),
         "peak_memory_bytes": peak_memory_bytes(run.device),
         "settings": to_dict(run.config),
@@ -184,13 +192,14 @@ def evaluation_stage(run: Run, database: Database, genome: Genome) -> dict[str, 
     return summary
 
 
-def _achieved(run: Run, genome: Genome, qualities: dict[str, Quality]) -> dict[str, Any]:
+def _achieved(run: Run, genome: Genome, qualities: dict[str, Quality], assembler: Assembler) -> dict[str, Any]:
     shares = {
         kind: total / sum(run.ladders[i].top for i in run.space.members(kind))
         for kind, total in run.space.totals(genome).items()
     }
     levels = {f"{kind}_level": round(share * run.config.database.levels, 4) for kind, share in shares.items()}
-    return {**levels, "parameter_ratio": qualities["pruned"].parameters / qualities["dense"].parameters}
+    held = {"limits": run.wanted.achieved(genome, assembler.module_widths)} if run.wanted else {}
+    return {**levels, "parameter_ratio": qualities["pruned"].parameters / qualities["dense"].parameters, **held}
 
 
 def run_database(config: RunConfig, *, rebuild: bool = False) -> Database:

@@ -7,14 +7,17 @@ from dataclasses import dataclass, replace
 import torch
 
 from darwinlm.baselines.uniform import uniform
-from darwinlm.config import RunConfig, faults
-from darwinlm.cost import MemoryPlan, database_bytes, nominal_widths, plan_memory
-from darwinlm.database.levels import ladders
+from darwinlm.config import RunConfig, described, faults
+from darwinlm.cost import MemoryPlan, database_bytes, nominal_module, nominal_widths, plan_memory
+from darwinlm.database.levels import Ladder, ladders
 from darwinlm.errors import RequestError
-from darwinlm.genome import Space
-from darwinlm.models.shape import ModelShape
+from darwinlm.genome import Genome, Space
+from darwinlm.models.shape import LayerWidths, ModelShape
 from darwinlm.models.source import ModelSource
 from darwinlm.runtime.device import choose_device, choose_dtype
+from darwinlm.runtime.seeds import python_random
+from darwinlm.target.budget import uniform_within
+from darwinlm.target.wanted import share_of, wanted_from
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,10 @@ class Plan:
     dense: SizeRow
     levels: list[SizeRow]
     target: SizeRow
+    """The uniform model that meets the target; its level is the mean of all modules."""
+    target_name: str
+    limits: dict[str, dict[str, float]]
+    """Of targets that are no levels: quantity -> what is asked, what the uniform model has, what is the smallest."""
     steps: dict[str, int]
     """Steps of each kind of module."""
     unsplit_steps: dict[str, int]
@@ -71,14 +78,17 @@ def make_plan(config: RunConfig) -> Plan:
         return _row(level, source.shape.with_layers(nominal_widths(source.shape, rungs, genome)), stored.itemsize)
 
     unsplit = Space(tuple(ladders(source.shape, replace(config.database, tensor_parallel=1))))
-    target = uniform(space, config.target.level / config.database.levels, config.seed)
-    pruned = source.shape.with_layers(nominal_widths(source.shape, rungs, target))
     compute = choose_dtype(config.dtype, device)
+    target, limits = _target(config, source.shape, space, stored.itemsize, device, compute)
+    pruned = source.shape.with_layers(nominal_widths(source.shape, rungs, target))
+    mean = config.database.levels * sum(level / l.top for level, l in zip(target, rungs)) / len(rungs)
     train, select = _search_tokens(config)
     return Plan(
         dense=row(0),
         levels=[row(level) for level in range(1, config.database.levels)],
-        target=row(config.target.level),
+        target=_row(round(mean, 4) if limits else config.target.level or 0.0, pruned, stored.itemsize),
+        target_name=described(config.target, config.database.levels),
+        limits=limits,
         steps=_steps(space),
         unsplit_steps=_steps(unsplit),
         database_bytes=database_bytes(source.shape, rungs, stored.itemsize),
@@ -88,6 +98,22 @@ def make_plan(config: RunConfig) -> Plan:
         machine=f"{device.type}, {str(compute).removeprefix('torch.')}",
         search_select_tokens=select,
     )
+
+
+def _target(
+    config: RunConfig, shape: ModelShape, space: Space, value_bytes: int, device: torch.device, dtype: torch.dtype
+) -> tuple[Genome, dict[str, dict[str, float]]]:
+    """The uniform genome that meets the target, and how its limits are met."""
+    wanted = wanted_from(config, shape, space, value_bytes, device, dtype)
+    if wanted is None:
+        return uniform(space, share_of(config) or 0.0, config.seed), {}
+
+    def widths(ladder: Ladder, level: int) -> LayerWidths:
+        return nominal_module(shape, ladder, level)
+
+    wanted.require_reachable(widths)
+    found = uniform_within(wanted.budget(widths), space, python_random(config.seed, "start"))
+    return found, wanted.achieved(found, widths)
 
 
 def _steps(space: Space) -> dict[str, int]:

@@ -11,21 +11,25 @@ from typing import Any
 import torch
 
 from darwinlm.baselines.uniform import uniform
-from darwinlm.config import RunConfig, faults, to_dict
-from darwinlm.cost import database_bytes, nominal_widths
+from darwinlm.config import RunConfig, faults, to_dict, wish_identity
+from darwinlm.cost import database_bytes, nominal_module, nominal_widths
 from darwinlm.data.blocks import SPLITS, Splits, make_splits
 from darwinlm.database.levels import Ladder, ladders
 from darwinlm.database.store import MANIFEST, Database, damaged_files
 from darwinlm.errors import DamagedFileError, RequestError
 from darwinlm.genome import Genome, Space, is_valid
 from darwinlm.models.blocks import BlockStream
+from darwinlm.models.shape import LayerWidths
 from darwinlm.models.source import ModelSource
 from darwinlm.runtime import ranks
 from darwinlm.runtime.device import choose_device, choose_dtype
 from darwinlm.runtime.files import read_json, read_tensors, require_room, sha256_of, write_tensors
 from darwinlm.runtime.progress import log
 from darwinlm.runtime.rundir import RunDirectory, require_same
+from darwinlm.runtime.seeds import python_random
 from darwinlm.search.evolution import SearchRecord
+from darwinlm.target.budget import Budget, uniform_within
+from darwinlm.target.wanted import WidthsOf, share_of, wanted_from
 
 _RESTART = "Choose another --output, or add --restart to `search` or `prune` to discard that search and begin anew."
 _MAY_CHANGE = ("generations", "patience", "check_every")
@@ -52,7 +56,11 @@ class Run:
         self.dtype = choose_dtype(config.dtype, self.device)
         self.ladders: list[Ladder] = ladders(self.source.shape, config.database)
         self.space = Space(tuple(self.ladders))
-        self.share = config.target.level / config.database.levels
+        self.wanted = wanted_from(
+            config, self.source.shape, self.space, self.source.dtype.itemsize, self.device, self.dtype
+        )
+        if self.wanted:
+            self.wanted.require_reachable(self._nominal)
         self.stream = BlockStream(self.source, self.device, self.dtype)
         self.record = SearchRecord(directory.search, self.search_identity, self.space)
         self.source.require_context(config.blocks.sequence_length)
@@ -114,13 +122,32 @@ class Run:
         settings = {
             f"search.{key}": value for key, value in to_dict(self.config.search).items() if key not in _MAY_CHANGE
         }
-        target = {f"target.{key}": value for key, value in to_dict(self.config.target).items()}
+        target = {f"target.{key}": value for key, value in wish_identity(self.config.target).items()}
+        if self.wanted and self.wanted.times:
+            target["target.latency_table"] = sha256_of(self.wanted.times.as_dict())
         return {"database": sha256_of(self.database_identity), **target, **settings}
 
     @functools.cached_property
     def uniform_genome(self) -> Genome:
         """Every module at the target's share: the start of the search and the baseline."""
-        return uniform(self.space, self.share, self.config.seed)
+        return self.uniform(self._nominal)
+
+    def uniform(self, widths: WidthsOf) -> Genome:
+        """The same, where hard targets count with these widths of modules."""
+        if budget := self.budget(widths):
+            return uniform_within(budget, self.space, python_random(self.config.seed, "start"))
+        return uniform(self.space, share_of(self.config) or 0.0, self.config.seed)
+
+    def budget(self, widths: WidthsOf) -> Budget | None:
+        """What every genome must keep; None for a level alone, which level switches conserve.
+
+        Args:
+            widths: of modules at their levels.
+        """
+        return self.wanted.budget(widths) if self.wanted else None
+
+    def _nominal(self, ladder: Ladder, level: int) -> LayerWidths:
+        return nominal_module(self.source.shape, ladder, level)
 
     @functools.cached_property
     def splits(self) -> Splits:

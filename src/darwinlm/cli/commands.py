@@ -61,10 +61,10 @@ COMMANDS = {
     ),
     "bench": Command(
         "speed and memory of a checkpoint or .gguf file, beside the dense one's, in turn",
-        "CHECKPOINT [--against MODEL] [--output FOLDER]",
+        "CHECKPOINT [--against MODEL [--latency-table FILE]] | MODEL --table  [--output FOLDER]",
         calls.bench,
-        flags=("against", "output"),
-        without=("data", "output", "blocks", "database", "target", "search"),
+        flags=("against", "output", "table", "latency_table"),
+        without=("data", "output", "blocks", "target", "search"),
     ),
     "compare": Command(
         "every method of the paper's comparisons, on your model, at the same sizes",

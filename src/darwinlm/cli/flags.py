@@ -18,6 +18,8 @@ _FLAG_HELP = {
     "restart": "discard the search that lies in the output folder and begin anew",
     "against": "the dense model to compare with: folder or hub id",
     "output": "folder for bench.json and bench.png; runs/bench by default",
+    "table": "measure every width that a module can have, for --target.speedup: latency.json in the output folder",
+    "latency_table": "such a file: its predictions are printed beside what is measured",
     "source": "masked checkpoint, or folder of <module>/<level>.pth files",
     "configuration": "text file with a line `module: level` for each module of a level database",
     "portable": "write a checkpoint with zero stubs for absent modules, too, for engines that need every module",
@@ -38,6 +40,7 @@ _WITH_VALUE = (
     "levels",
     "train_tokens",
     "learning_rate",
+    "latency_table",
 )
 
 

@@ -19,7 +19,7 @@ from darwinlm.config.settings import (
     Stage,
     TargetConfig,
 )
-from darwinlm.config.wishes import as_flags, asked_quantities, described, is_hard, wish_identity
+from darwinlm.config.wishes import as_flags, asked_quantities, described, is_hard, wish_identity, written
 
 __all__ = [
     "PRESETS",
@@ -42,4 +42,5 @@ __all__ = [
     "settings_parser",
     "to_dict",
     "wish_identity",
+    "written",
 ]

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 Unit = Literal["parameters", "memory", "speedup"]
-_COUNTS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
-_BYTES = {"": 1, "b": 1} | {
-    f"{letter}{i}{b}": (1024 if i else 1000) ** power
+_COUNTS: dict[str, float] = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
+_BYTES: dict[str, float] = {"": 1, "b": 1} | {
+    f"{letter}{i}{b}": float((1024 if i else 1000) ** power)
     for power, letter in enumerate("kmgt", 1)
     for i, b in (("", ""), ("", "b"), ("i", "b"))
 }
-_FACTORS: dict[Unit, Mapping[str, int]] = {"parameters": _COUNTS, "memory": _BYTES, "speedup": {"": 1, "x": 1}}
+_FACTORS: dict[Unit, dict[str, float]] = {"parameters": _COUNTS, "memory": _BYTES, "speedup": {"": 1, "x": 1}}
 _EXAMPLES: dict[Unit, str] = {
     "parameters": "2.7B, 350M, 2700000000, or 60% of the dense model's",
     "memory": "8GB, 750MB, 6GiB, or 60% of what the dense model takes",

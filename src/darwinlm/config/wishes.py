@@ -43,7 +43,7 @@ def asked_quantities(target: TargetConfig) -> dict[Unit, Quantity]:
     Raises:
         ValueError: one cannot be read.
     """
-    return {name: quantity(written, name) for name in HARD if (written := getattr(target, name)) is not None}
+    return {name: quantity(typed, name) for name in HARD if (typed := getattr(target, name)) is not None}
 
 
 def is_hard(target: TargetConfig) -> bool:
@@ -69,8 +69,8 @@ def wish_faults(target: TargetConfig, levels: int) -> list[str]:
         )
     for name in HARD:
         try:
-            if (written := getattr(target, name)) is not None:
-                quantity(written, name)
+            if (typed := getattr(target, name)) is not None:
+                quantity(typed, name)
         except ValueError as fault:
             found.append(f"target.{name} {fault}.")
     found += [
@@ -109,16 +109,16 @@ def described(target: TargetConfig, levels: int) -> str:
         "speedup": f" ({target.workload}, {work})",
     }
     parts = [] if target.level is None else [f"level {target.level:g} of {levels}"]
-    return ", ".join(parts + [f"{n} {v}{notes[n]}" for n, v in _written(target)])
+    return ", ".join(parts + [f"{n} {v}{notes[n]}" for n, v in written(target)])
 
 
 def as_flags(target: TargetConfig) -> str:
     """The flags that ask for the same."""
     words = [] if target.level is None else [f"--target.level {target.level:g}"]
-    return " ".join(words + [f"--target.{name} {value}" for name, value in _written(target)])
+    return " ".join(words + [f"--target.{name} {value}" for name, value in written(target)])
 
 
-def _written(target: TargetConfig) -> list[tuple[Unit, str]]:
+def written(target: TargetConfig) -> list[tuple[Unit, str]]:
     """The hard targets as they were typed."""
-    values = [(name, getattr(target, name)) for name in HARD]
+    values: list[tuple[Unit, str | float | None]] = [(name, getattr(target, name)) for name in HARD]
     return [(name, v if isinstance(v, str) else f"{v:.12g}") for name, v in values if v is not None]

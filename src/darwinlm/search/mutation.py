@@ -9,6 +9,8 @@ from darwinlm.database.levels import Kind
 from darwinlm.genome import Genome, Space
 from darwinlm.target.budget import Budget
 
+Mutation = Callable[[Genome, int, Space, int, random.Random], list[Genome]]
+"""Makes the children of a parent; arguments as in `offspring`."""
 ATTEMPTS = 100
 """Failed draws per wanted child before the space is taken to hold no more new ones."""
 

@@ -15,8 +15,10 @@ from dataclasses import dataclass
 
 from darwinlm.genome import Genome, Space
 
-Pick = Callable[[list[tuple[int, int]]], tuple[int, int]]
-"""Chooses one of several steps, each (module, the level it would go to)."""
+Step = tuple[int, int, int]
+"""(module, the level that it leaves, the level that it goes to)."""
+Pick = Callable[[list[Step]], Step]
+"""Chooses one of several steps."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +61,11 @@ class Budget:
         """Whether a genome keeps every limit."""
         return min(self.headroom(genome)) >= 0
 
-    def affordable(self, genome: Genome) -> list[tuple[int, int]]:
+    def affordable(self, genome: Genome) -> list[Step]:
         """Steps toward dense, one level of one module, after which a genome is within every limit."""
         room = self.headroom(genome)
         return [
-            (i, level - 1)
+            (i, level, level - 1)
             for i, level in enumerate(genome)
             if level > self.lowest[i]
             and all(l.costs[i][level - 1] - l.costs[i][level] <= left for l, left in zip(self.limits, room))
@@ -89,30 +91,35 @@ class Budget:
             genome = _stepped(genome, pick(_unless(last, steps)))
         return genome
 
-    def _cuts(self, genome: Genome) -> list[tuple[int, int]]:
+    def _cuts(self, genome: Genome) -> list[Step]:
         """Steps away from dense: those that suffice, else those that help, else all."""
         room, tops = self.headroom(genome), self.tops()
-        steps = [(i, level + 1) for i, level in enumerate(genome) if level < tops[i]]
-        saved = {(i, up): [l.costs[i][up - 1] - l.costs[i][up] for l in self.limits] for i, up in steps}
+        steps = [(i, level, level + 1) for i, level in enumerate(genome) if level < tops[i]]
+        saved = {step: [_saving(limit, step) for limit in self.limits] for step in steps}
         enough = [s for s in steps if all(left + saving >= 0 for left, saving in zip(room, saved[s]))]
         helping = [s for s in steps if any(left < 0 < saving for left, saving in zip(room, saved[s]))]
         if enough:
             return self._least(enough, saved)
         return helping or steps
 
-    def _least(self, steps: list[tuple[int, int]], saved: dict[tuple[int, int], list[int]]) -> list[tuple[int, int]]:
+    def _least(self, steps: list[Step], saved: dict[Step, list[int]]) -> list[Step]:
         """The half of the steps that give away least, of the limit that is tightest in proportion."""
         most = [max(limit.most, 1) for limit in self.limits]
         waste = {step: max(saving / bound for saving, bound in zip(saved[step], most)) for step in steps}
         return sorted(steps, key=lambda step: (waste[step], step))[: (len(steps) + 1) // 2]
 
 
-def _unless(last: Sequence[int], steps: list[tuple[int, int]]) -> list[tuple[int, int]]:
+def _unless(last: Sequence[int], steps: list[Step]) -> list[Step]:
     return [step for step in steps if step[0] not in last] or steps
 
 
-def _stepped(genome: Genome, step: tuple[int, int]) -> Genome:
-    module, level = step
+def _saving(limit: Limit, step: Step) -> int:
+    module, old, new = step
+    return limit.costs[module][old] - limit.costs[module][new]
+
+
+def _stepped(genome: Genome, step: Step) -> Genome:
+    module, _, level = step
     return (*genome[:module], level, *genome[module + 1 :])
 
 
@@ -134,7 +141,7 @@ def uniform_within(budget: Budget, space: Space, rng: random.Random) -> Genome:
             break
     rank = {module: place for place, module in enumerate(order)}
 
-    def evenly(options: list[tuple[int, int]]) -> tuple[int, int]:
-        return max(options, key=lambda step: (step[1] / tops[step[0]], rank[step[0]]))
+    def evenly(options: list[Step]) -> Step:
+        return max(options, key=lambda step: (step[1] / tops[step[0]], rank[step[0]]))  # where most is gone
 
     return budget.repair(genome, evenly)

@@ -16,6 +16,7 @@ import torch
 from darwinlm.config import TargetConfig
 from darwinlm.errors import DamagedFileError, RequestError
 from darwinlm.models.shape import LayerWidths, ModelShape
+from darwinlm.runtime.device import device_name
 from darwinlm.runtime.files import read_json, write_json
 
 FORMAT = 1
@@ -50,6 +51,17 @@ class StageTimes:
     checks: tuple[tuple[float, float], ...] = ()
     """(predicted, measured) seconds of whole models that the table was not made from."""
 
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {
+            "work": vars(self.work),
+            "dense": self.dense,
+            "base": self.base,
+            "attention": [[*heads, seconds] for heads, seconds in self.attention.items()],
+            "mlp": [[width, seconds] for width, seconds in self.mlp.items()],
+            "checks": self.checks,
+        }
+
     def module_seconds(self, widths: LayerWidths) -> float:
         """What the modules of a layer add; absent ones nothing.
 
@@ -64,6 +76,11 @@ class StageTimes:
                 f"The latency table has no module of width {missing}. Measure again with the same database settings: "
                 "`darwinlm bench MODEL --table`."
             ) from missing
+
+    @property
+    def worst_error(self) -> float:
+        """The largest relative error of the predictions that were checked."""
+        return max((abs(predicted / measured - 1) for predicted, measured in self.checks), default=0.0)
 
     def predicted(self, shape: ModelShape) -> float:
         """Seconds of a whole model."""
@@ -82,17 +99,7 @@ class LatencyTable:
 
     def save(self, path: Path) -> None:
         """Write the table as JSON."""
-        stages = [
-            {
-                "work": vars(times.work),
-                "dense": times.dense,
-                "base": times.base,
-                "attention": [[*heads, seconds] for heads, seconds in times.attention.items()],
-                "mlp": [[width, seconds] for width, seconds in times.mlp.items()],
-                "checks": times.checks,
-            }
-            for times in self.stages
-        ]
+        stages = [times.as_dict() for times in self.stages]
         write_json(path, {"format": FORMAT, "model": self.model, "machine": dict(self.machine), "stages": stages})
 
     @classmethod
@@ -137,13 +144,13 @@ def model_key(shape: ModelShape) -> str:
     return f"{kept} biases {biases} layers {layers}"
 
 
-def times_for(target: TargetConfig, shape: ModelShape, device: str, dtype: torch.dtype) -> StageTimes | None:
+def times_for(target: TargetConfig, shape: ModelShape, device: torch.device, dtype: torch.dtype) -> StageTimes | None:
     """The times that a target's speed-up is counted in; None where none is asked.
 
     Args:
         target: workload and table.
         shape: the dense model.
-        device: name of the device that the run computes on.
+        device: that the run computes on.
         dtype: arithmetic of the run.
 
     Raises:
@@ -154,7 +161,7 @@ def times_for(target: TargetConfig, shape: ModelShape, device: str, dtype: torch
     path = Path(target.latency_table or "").expanduser()
     table = LatencyTable.load(path)
     found = {"model": table.model, "device": table.machine.get("device"), "dtype": table.machine.get("dtype")}
-    wanted = {"model": model_key(shape), "device": device, "dtype": str(dtype).removeprefix("torch.")}
+    wanted = {"model": model_key(shape), "device": device_name(device), "dtype": str(dtype).removeprefix("torch.")}
     faults = [
         f"The latency table '{path}' was measured with {name} '{found[name]}', and the run has '{wanted[name]}'. Make one "
         "for this run by `darwinlm bench MODEL --table`, with the same --device and --dtype."

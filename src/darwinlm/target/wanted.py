@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-from darwinlm.config import TargetConfig, asked_quantities
+import torch
+
+from darwinlm.config import RunConfig, TargetConfig, asked_quantities, is_hard, written
 from darwinlm.config.quantities import Quantity, Unit
 from darwinlm.database.levels import Kind, Ladder
 from darwinlm.errors import RequestError
 from darwinlm.genome import Genome, Space
 from darwinlm.models.shape import LayerWidths, ModelShape
 from darwinlm.target.budget import Budget, Limit
-from darwinlm.target.latency import PICOSECONDS, StageTimes
+from darwinlm.target.latency import PICOSECONDS, StageTimes, times_for
 
 WidthsOf = Callable[[Ladder, int], LayerWidths]
 """The widths of a module at a level, in an otherwise absent layer."""
@@ -55,9 +56,10 @@ class Wanted:
             RequestError: says of each limit that cannot be met what is the smallest.
         """
         budget = self.budget(widths)
+        rows = {limit.name: self._row(limit, budget.lowest) for limit in budget.limits}
         faults = [
-            f"{self.asked_name(limit)} cannot be met: with every module gone, {told(limit.name, limit.base)} are left, and "
-            f"{told(limit.name, limit.most)} are asked. Ask for more."
+            f"{self.asked_name(limit)} cannot be met: it allows {told(limit.name, rows[limit.name]['asked'])}, and with every "
+            f"module gone {told(limit.name, rows[limit.name]['smallest'])} are left. Ask for more than that."
             for limit in budget.limits
             if limit.base > limit.most
         ]
@@ -68,32 +70,28 @@ class Wanted:
                 f"it has {told(l.name, l.spent(budget.lowest))}, and {told(l.name, l.most)} are asked"
                 for l in budget.limits
             )
-            raise RequestError(f"The model holds the target as it is: {have}. Ask for less, or leave it as it is.")
+            raise RequestError(f"The model holds the target as it is: {have}. Ask for a smaller one.")
 
     def asked_name(self, limit: Limit) -> str:
         """The setting that a limit comes from, with its value."""
-        names = {"latency": "speedup"}
-        name = names.get(limit.name, limit.name if limit.name in ("parameters", "memory") else "level")
-        return f"target.{name} {getattr(self.target, name)}"
+        name = {"latency": "speedup"}.get(limit.name, limit.name)
+        typed: dict[str, str] = dict(written(self.target))
+        return f"target.{name} {typed[name]}" if name in typed else f"target.level {self.target.level:g}"
 
-    def achieved(self, genome: Genome, widths: WidthsOf) -> dict[str, dict[str, Any]]:
-        """{quantity: what is asked and what a genome has}, in parameters, bytes, predicted speed-ups and levels."""
-        return {
-            limit.name: {**self._in_units(limit, genome), "smallest": limit.base}
-            for limit in self.budget(widths).limits
-        }
+    def achieved(self, genome: Genome, widths: WidthsOf) -> dict[str, dict[str, float]]:
+        """{quantity: asked, got and smallest}, in parameters, bytes, seconds (predicted) and steps.
 
-    def _in_units(self, limit: Limit, genome: Genome) -> dict[str, Any]:
-        got = limit.spent(genome)
+        Of a latency also the speed-ups: what is asked, and what is predicted.
+        """
+        return {limit.name: self._row(limit, genome) for limit in self.budget(widths).limits}
+
+    def _row(self, limit: Limit, genome: Genome) -> dict[str, float]:
+        row: dict[str, float] = {"asked": limit.most, "got": limit.spent(genome), "smallest": limit.base}
         if limit.name != "latency" or self.times is None:
-            return {"asked": limit.most, "got": got}
+            return row
+        seconds = {key: value / PICOSECONDS for key, value in row.items()}
         dense = self.times.dense
-        return {
-            "asked": limit.most / PICOSECONDS,
-            "got": got / PICOSECONDS,
-            "asked_speedup": dense / (limit.most / PICOSECONDS),
-            "predicted_speedup": dense / (got / PICOSECONDS),
-        }
+        return {**seconds, "asked_speedup": dense / seconds["asked"], "predicted_speedup": dense / seconds["got"]}
 
     def _limits(self, widths: WidthsOf) -> list[Limit]:
         found = [self._hard_limit(name, asked, widths) for name, asked in asked_quantities(self.target).items()]
@@ -142,13 +140,32 @@ class Wanted:
         return (self._parameters(widths) + cached) * self.value_bytes
 
 
+def wanted_from(
+    config: RunConfig, shape: ModelShape, space: Space, value_bytes: int, device: torch.device, dtype: torch.dtype
+) -> Wanted | None:
+    """What a run asks for; None where it is a level alone.
+
+    Raises:
+        RequestError: the latency table does not fit the run.
+    """
+    if not is_hard(config.target):
+        return None
+    times = times_for(config.target, shape, device, dtype)
+    return Wanted(config.target, share_of(config), shape, space, value_bytes, times)
+
+
+def share_of(config: RunConfig) -> float | None:
+    """The part of every kind of module that is to go; None where no level is asked."""
+    return None if config.target.level is None else config.target.level / config.database.levels
+
+
 def lowest_level(ladder: Ladder) -> int:
     """The level at which a module stands now."""
     return 0
 
 
-def told(name: str, value: int) -> str:
-    """A limit's value in words."""
+def told(name: str, value: float) -> str:
+    """A limit's value in words; latencies in seconds."""
     if name == "latency":
-        return f"{1e3 * value / PICOSECONDS:,.2f} ms"
+        return f"{1e3 * value:,.2f} ms"
     return f"{value:,} {'bytes' if name == 'memory' else name}"
