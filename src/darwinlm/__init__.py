@@ -31,6 +31,7 @@ __all__ = [
     "measure_latency",
     "plan",
     "prune",
+    "prune_family",
     "search_genome",
 ]
 
@@ -48,6 +49,25 @@ def prune(model: str = "", *, preset: str | None = None, rebuild: bool = False, 
     from darwinlm.pipeline import run_prune
 
     return run_prune(_config(preset, {"model": model, **settings}), rebuild=rebuild, restart=restart)
+
+
+def prune_family(
+    model: str = "",
+    *,
+    targets: str | list[Any],
+    preset: str | None = None,
+    rebuild: bool = False,
+    restart: bool = False,
+    **settings: Any,
+):
+    """Prune a model to several targets at once, each smaller model nested in the larger; returns them, largest first.
+
+    `targets` are of one kind, in a list or with commas: `["3B", "4B"]`, `"40%,60%"`, `"1.5x,2x"`, or levels.
+    """
+    from darwinlm.nested import run_family
+
+    typed = targets if isinstance(targets, str) else ",".join(map(str, targets))
+    return run_family(_config(preset, {"model": model, **settings}), typed, rebuild=rebuild, restart=restart)
 
 
 def build_database(model: str = "", *, preset: str | None = None, rebuild: bool = False, **settings: Any):

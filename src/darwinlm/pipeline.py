@@ -95,11 +95,11 @@ def _search(run: Run, assembler: Assembler) -> SearchState:
     mutate = functools.partial(offspring_within, budget=budget) if budget else offspring
 
     def start() -> Genome:
-        began, uniform = time.perf_counter(), run.uniform(assembler.module_widths)
+        began, first = time.perf_counter(), run.first(assembler.module_widths)
         if budget:
-            genome = first_parent_within(uniform, budget, assembler, teacher, search, seed, run.dtype)
+            genome = first_parent_within(first, budget, assembler, teacher, search, seed, run.dtype)
         else:
-            genome = first_parent(uniform, assembler, teacher, search, seed, run.dtype)
+            genome = first_parent(first, assembler, teacher, search, seed, run.dtype)
         facts: dict[str, Any] = {"start": search.start, "seconds": round(time.perf_counter() - began, 3)}
         if search.check_every and ranks.is_first():
             facts["held_out"] = check(genome)

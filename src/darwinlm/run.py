@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from darwinlm.baselines.uniform import uniform
-from darwinlm.config import RunConfig, faults, to_dict, wish_identity
+from darwinlm.config import RunConfig, faults, is_hard, to_dict, wish_identity
 from darwinlm.cost import database_bytes, nominal_module, nominal_widths
 from darwinlm.data.blocks import SPLITS, Splits, make_splits
 from darwinlm.database.levels import Ladder, ladders
@@ -44,13 +44,16 @@ class Run:
         config: what is asked.
         directory: where it lies or is to lie.
         restart: a search that lies there will be discarded, so it may be another one.
+        above: the genome of a larger model that this one's is to be nested in: no level may be below it.
 
     Raises:
         RequestError: the request cannot be fulfilled; raised before any long work.
     """
 
-    def __init__(self, config: RunConfig, directory: RunDirectory, *, restart: bool = False) -> None:
-        self.config, self.directory = config, directory
+    def __init__(
+        self, config: RunConfig, directory: RunDirectory, *, restart: bool = False, above: Genome | None = None
+    ) -> None:
+        self.config, self.directory, self.above = config, directory, above
         self.source = ModelSource(config.model, trust_remote_code=config.trust_remote_code)
         self.device = choose_device(config.device)
         self.dtype = choose_dtype(config.dtype, self.device)
@@ -125,6 +128,8 @@ class Run:
         target = {f"target.{key}": value for key, value in wish_identity(self.config.target).items()}
         if self.wanted and self.wanted.times:
             target["target.latency_table"] = sha256_of(self.wanted.times.as_dict())
+        if self.above is not None:
+            target["target.nested_in"] = sha256_of(self.space.named(self.above))
         return {"database": sha256_of(self.database_identity), **target, **settings}
 
     @functools.cached_property
@@ -134,8 +139,8 @@ class Run:
 
     def uniform(self, widths: WidthsOf) -> Genome:
         """The same, where hard targets count with these widths of modules."""
-        if budget := self.budget(widths):
-            return uniform_within(budget, self.space, python_random(self.config.seed, "start"))
+        if self.wanted and is_hard(self.config.target):
+            return uniform_within(self.wanted.budget(widths), self.space, python_random(self.config.seed, "start"))
         return uniform(self.space, share_of(self.config) or 0.0, self.config.seed)
 
     def budget(self, widths: WidthsOf) -> Budget | None:
@@ -144,7 +149,13 @@ class Run:
         Args:
             widths: of modules at their levels.
         """
-        return self.wanted.budget(widths) if self.wanted else None
+        return self.wanted.budget(widths, self.above) if self.wanted else None
+
+    def first(self, widths: WidthsOf) -> Genome:
+        """Where the search begins: the uniform genome; within a larger model that model's, and random steps further."""
+        if self.above is None or (budget := self.budget(widths)) is None:
+            return self.uniform(widths)
+        return budget.repair(self.above, python_random(self.config.seed, "residual").choice)
 
     def _nominal(self, ladder: Ladder, level: int) -> LayerWidths:
         return nominal_module(self.source.shape, ladder, level)

@@ -15,14 +15,30 @@ console = Console(width=None if sys.stdout.isatty() else 110)
 
 
 def prune(config: RunConfig, flags: dict[str, Any]) -> None:
-    """All stages."""
+    """All stages; of one target or of several."""
     from darwinlm import tables
+
+    if flags["targets"]:
+        family(config, flags)
+        return
     from darwinlm.pipeline import run_prune
 
     summary = run_prune(config, rebuild=flags["rebuild"], restart=flags["restart"])
     if ranks.is_first():
         console.print(tables.summary(summary))
         next_command(f"darwinlm eval {config.output}/model --against {config.model} --data OTHER_TEXT")
+
+
+def family(config: RunConfig, flags: dict[str, Any]) -> None:
+    """Several nested models."""
+    from darwinlm import tables
+    from darwinlm.nested import run_family
+
+    members = run_family(config, flags["targets"], rebuild=flags["rebuild"], restart=flags["restart"])
+    if ranks.is_first():
+        console.print(tables.family(members))
+        console.print(f"Numbers and picture lie in {config.path / 'family'}.", highlight=False, soft_wrap=True)
+        next_command(f"darwinlm eval {members[-1].folder}/model --against {config.model} --data OTHER_TEXT")
 
 
 def database(config: RunConfig, flags: dict[str, Any]) -> None:

@@ -27,9 +27,9 @@ _RUN_FLAGS = "--data DATA --output RUN"
 COMMANDS = {
     "prune": Command(
         "all of it: database, search, export, evaluation",
-        f"MODEL {_RUN_FLAGS}",
+        f"MODEL {_RUN_FLAGS} [--targets 3B,4B,5B]",
         calls.prune,
-        flags=("rebuild", "restart"),
+        flags=("rebuild", "restart", "targets"),
     ),
     "database": Command(
         "second-order levels of every module", f"MODEL {_RUN_FLAGS}", calls.database, flags=("rebuild", "check", "show")

@@ -18,6 +18,7 @@ _FLAG_HELP = {
     "restart": "discard the search that lies in the output folder and begin anew",
     "against": "the dense model to compare with: folder or hub id",
     "output": "folder for bench.json and bench.png; runs/bench by default",
+    "targets": "several targets of one kind with commas, such as 3B,4B,5B, 40%%,60%% or 4,5,6: a family of nested models",
     "table": "measure every width that a module can have, for --target.speedup: latency.json in the output folder",
     "latency_table": "such a file: its predictions are printed beside what is measured",
     "source": "masked checkpoint, or folder of <module>/<level>.pth files",
@@ -41,6 +42,7 @@ _WITH_VALUE = (
     "train_tokens",
     "learning_rate",
     "latency_table",
+    "targets",
 )
 
 

@@ -3,13 +3,14 @@
 from darwinlm.tables.latency import latency, predictions
 from darwinlm.tables.measured import bench, comparison, qualities
 from darwinlm.tables.planned import plan
-from darwinlm.tables.runs import database, demo, forms, genome, imported, summary
+from darwinlm.tables.runs import database, demo, family, forms, genome, imported, summary
 
 __all__ = [
     "bench",
     "comparison",
     "database",
     "demo",
+    "family",
     "forms",
     "genome",
     "imported",

@@ -141,14 +141,30 @@ class Wanted:
 
 
 def wanted_from(
-    config: RunConfig, shape: ModelShape, space: Space, value_bytes: int, device: torch.device, dtype: torch.dtype
+    config: RunConfig,
+    shape: ModelShape,
+    space: Space,
+    value_bytes: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    always: bool = False,
 ) -> Wanted | None:
     """What a run asks for; None where it is a level alone.
+
+    Args:
+        config: of the run.
+        shape: the model that is pruned.
+        space: its modules.
+        value_bytes: of a stored weight.
+        device: that the run computes on.
+        dtype: arithmetic of the run.
+        always: make limits of a level alone, too.
 
     Raises:
         RequestError: the latency table does not fit the run.
     """
-    if not is_hard(config.target):
+    if not is_hard(config.target) and not always:
         return None
     times = times_for(config.target, shape, device, dtype)
     return Wanted(config.target, share_of(config), shape, space, value_bytes, times)
