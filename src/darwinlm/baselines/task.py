@@ -17,6 +17,7 @@ from darwinlm.models.blocks import BlockStream
 from darwinlm.search.evolution import SearchRecord
 from darwinlm.search.fitness import Targets, Teacher
 from darwinlm.search.samples import draw
+from darwinlm.target.budget import Budget
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class Task:
     """Where a search keeps its state, so that it can be continued."""
     identity: dict[str, Any]
     """The settings that the answer depends on."""
+    limits: Budget | None = None
+    """Limits in place of the share, for methods that can count in them."""
 
     @property
     def space(self) -> Space:

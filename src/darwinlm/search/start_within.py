@@ -99,7 +99,7 @@ def proposals_within(genome: Genome, budget: Budget, costs: list[list[float]]) -
         return min(steps, key=lambda step: (_difference(costs[step[0]], step), step))
 
     found: set[Genome] = set()
-    for prices, most in _priced(genome, budget):
+    for prices, most in priced(genome, budget):
         for fee in sorted(fees):
             charged = [[cost + fee * (cost != 0) for cost in row] for row in costs]
             found.add(budget.repair(cheapest(charged, prices, most), least))
@@ -111,7 +111,7 @@ def _difference(row: list[float], step: Step) -> float:
     return row[new] - row[old] if math.isfinite(row[new]) and math.isfinite(row[old]) else math.inf
 
 
-def _priced(genome: Genome, budget: Budget) -> list[tuple[list[list[int]], int]]:
+def priced(genome: Genome, budget: Budget) -> list[tuple[list[list[int]], int]]:
     """Prices of levels and what they may sum to, in whole units: of each limit alone, and of all together.
 
     A genome that keeps every limit keeps any weighted sum of them; the repair sees to the rest. The sum counts from where
