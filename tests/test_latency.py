@@ -18,9 +18,11 @@ from darwinlm.cli import main
 from darwinlm.config import TargetConfig
 from darwinlm.errors import DamagedFileError, RequestError
 from darwinlm.measure import table as measuring
+from darwinlm.measure.predicted import predictions
 from darwinlm.measure.probes import Probes
 from darwinlm.measure.table import solved
 from darwinlm.models.shape import LayerWidths
+from darwinlm.models.source import ModelSource
 from darwinlm.target.budget import uniform_within
 from darwinlm.target.latency import LatencyTable, StageTimes, Work, model_key, times_for
 from darwinlm.target.shapes import Shapes, possible_shapes
@@ -157,6 +159,24 @@ def test_a_speedup_out_of_reach_is_refused_with_the_fastest(source, database) ->
         RequestError, match=r"target\.speedup 100x cannot be met: .* every module gone 500\.00 ms are left"
     ):
         wanted.require_reachable(assembler.module_widths)
+
+
+def test_predictions_stand_beside_what_is_measured(tables, checkpoint, tmp_path, capsys) -> None:
+    model = str(checkpoint("llama_gqa"))
+    flags = [word for name, value in FAST.items() for word in (f"--bench.{name}", str(value))]
+    main(["bench", model, "--against", model, "--latency-table", str(tables), "--output", str(tmp_path), *flags])
+    printed = capsys.readouterr().out
+    assert "Predicted by the table" in printed
+    assert printed.count("decode") >= 2
+    table, result = LatencyTable.load(tables), darwinlm.bench(model, against=model, bench=FAST)
+    shape = ModelSource(model).shape
+    for row in predictions(result, table):
+        times = next(t for t in table.stages if t.work.stage == row.times.work.stage)
+        by_hand = times.base + 3 * (times.attention[8, 2] + times.mlp[48])
+        assert row.predicted == pytest.approx(by_hand) == times.predicted(shape)
+        assert row.error == pytest.approx(by_hand / row.measured - 1)
+    with pytest.raises(RequestError, match="none of the workloads that were measured, but 1 x 8 tokens"):
+        predictions(darwinlm.bench(model, against=model, bench={**FAST, "context_lengths": [9]}), table)
 
 
 def test_the_whole_way_to_a_speedup(tables, checkpoint, tmp_path) -> None:

@@ -179,6 +179,22 @@ def test_the_whole_way_to_a_target(start, checkpoint, tmp_path) -> None:
     assert json.loads((tmp_path / "run/search/start.json").read_text())["start"] == start
 
 
+def test_a_search_under_a_budget_goes_on_as_if_it_had_never_stopped(checkpoint, tmp_path) -> None:
+    (tmp_path / "text.txt").write_text("".join(f"{number} and {number * number}; " for number in range(1000)))
+    found = []
+    for steps in ([4], [1, 4]):
+        output = tmp_path / f"run{len(steps)}"
+        for generations in steps:
+            search = {**SETTINGS["search"], "start": "uniform", "generations": generations}
+            common = {**SETTINGS, "search": search, "target": {"parameters": "60%"}}
+            darwinlm.build_database(
+                str(checkpoint("llama_gqa")), data=str(tmp_path / "text.txt"), output=output, **common
+            )
+            levels = darwinlm.search_genome(str(output), search=search)
+        found.append(levels)
+    assert found[0] == found[1]
+
+
 RECIPES = Path(__file__).parent.parent / "recipes"
 
 

@@ -121,13 +121,13 @@ def bench(config: RunConfig, flags: dict[str, Any]) -> None:
     if flags["table"]:
         latency_table(config, folder)
         return
-    table = LatencyTable.load(Path(flags["latency_table"]).expanduser()) if flags["latency_table"] else None
+    predicting = LatencyTable.load(Path(flags["latency_table"]).expanduser()) if flags["latency_table"] else None
     models = [flags["against"], config.model] if flags["against"] else [config.model]
     result = run_bench(models, config)
     for table in tables.bench(result):
         console.print(table, highlight=False)
-    if table:
-        console.print(tables.predictions(predictions(result, table, config.trust_remote_code)), highlight=False)
+    if predicting:
+        console.print(tables.predictions(predictions(result, predicting, config.trust_remote_code)), highlight=False)
     numbers, picture = save_bench(result, folder)
     console.print(f"The numbers lie in {numbers}, their picture in {picture}.", highlight=False, soft_wrap=True)
 

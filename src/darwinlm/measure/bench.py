@@ -86,7 +86,7 @@ def run_bench(models: Sequence[str], config: RunConfig) -> BenchResult:
     _check(models, config)
     bench = config.bench
     work = [Workload(s, t, bench.decode_tokens) for s in bench.batch_sizes for t in bench.context_lengths]
-    with _threads(bench.threads):
+    with with_threads(bench.threads):
         log.info("Measuring memory, each model in a process of its own.")
         memory = [peak_memory(name, config, work) for name in models]
         rivals = [open_rival(name, config) for name in models]
@@ -162,7 +162,7 @@ def _context(name: str, config: RunConfig) -> int | None:
 
 
 @contextmanager
-def _threads(wanted: int | None) -> Iterator[None]:
+def with_threads(wanted: int | None) -> Iterator[None]:
     """Compute with so many CPU threads for a while."""
     usual = torch.get_num_threads()
     torch.set_num_threads(wanted or usual)

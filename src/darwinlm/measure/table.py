@@ -25,6 +25,7 @@ import transformers
 from darwinlm.config import RunConfig, faults
 from darwinlm.database.levels import ladders
 from darwinlm.errors import RequestError
+from darwinlm.measure.bench import with_threads
 from darwinlm.measure.in_transformers import Loaded
 from darwinlm.measure.probes import Probes
 from darwinlm.measure.rival import Workload
@@ -70,14 +71,15 @@ def measure_table(config: RunConfig) -> LatencyTable:
         raise RequestError(f"'{config.model}' has no attention or no MLP left, so there is nothing to exchange.")
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
-    stages = [times for work in works for times in _measured(config, source, shapes, work, device, dtype)]
-    machine = {
-        "device": device_name(device),
-        "dtype": str(dtype).removeprefix("torch."),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
+    with with_threads(config.bench.threads):
+        stages = [times for work in works for times in _measured(config, source, shapes, work, device, dtype)]
+        machine = {
+            "device": device_name(device),
+            "dtype": str(dtype).removeprefix("torch."),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        }
     return LatencyTable(model_key(source.shape), machine, tuple(stages))
 
 

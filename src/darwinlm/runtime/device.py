@@ -42,9 +42,11 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def device_name(device: torch.device) -> str:
-    """What the maker calls a device: two of one name are equally fast."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
+    """What the maker calls a device: two of one name are equally fast. Of one that is not here, its type."""
+    if device.type != "cpu":
+        return (
+            torch.cuda.get_device_name(device) if device.type == "cuda" and torch.cuda.is_available() else device.type
+        )
     information = Path("/proc/cpuinfo")
     lines = information.read_text().splitlines() if information.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
