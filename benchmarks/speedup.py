@@ -37,6 +37,8 @@ SEARCH = {
     "survivors": [4, 2, 1],
     "train_tokens": [1024, 2048, 4096],
     "select_tokens": [1024, 2048, 4096],
+    "start_tokens": 4096,
+    "start_tokens": 4096,
     "check_every": 0,
 }
 BLOCKS = {"sequence_length": 256, "hessian": 256, "train": 128, "select": 64, "held_out": 32}
@@ -52,6 +54,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--generations", type=int, default=6)
+    parser.add_argument("--start", choices=["uniform", "measured"], default="measured")
     parser.add_argument(
         "--hessian", type=int, default=BLOCKS["hessian"], help="blocks; fewer for a trial of this script"
     )
@@ -78,7 +81,7 @@ def measured(args: argparse.Namespace, name: str, model: str, data: str, scratch
     path = darwinlm.measure_latency(model, output=scratch / "table", bench=bench, database=LEVELS[name])
     table = LatencyTable.load(path)
     blocks = {**BLOCKS, "hessian": args.hessian}
-    search = {**SEARCH, "generations": args.generations}
+    search = {**SEARCH, "generations": args.generations, "start": args.start}
     common = {
         "data": data,
         "output": str(scratch / "run"),

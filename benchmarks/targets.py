@@ -1,12 +1,12 @@
 """Parameters asked and got: from configurations alone, and by real searches on small models.
 
-    python benchmarks/targets.py [--shared ../shared] [--shares 40 50 60 70] [--skip-searches]
+    python benchmarks/targets.py [--shared ../shared] [--shares 40 50 60 70] [--models demo pep-llama | none]
 
 From configurations: Llama-2-7B to 2.7 B, Llama-3.1-8B to 4.6 B and Qwen2.5-14B to 8.4 B; the uniform start and 1,000
 descendants of it, each a mutated child of the one before, with every attention unit. Real searches: the embedded model and
 pep-llama, with MLP ladders as fine as their widths allow (a step of 8 columns), so that the steps are small beside such
 small models; the parameters are counted in the exported files. Nothing here is about quality: searches are 2 generations.
-Prints tables and writes benchmarks/results/targets.json.
+Prints tables and writes benchmarks/results/targets.json; searches of models that are not run again stay there.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from darwinlm.target.budget import uniform_within
 from darwinlm.target.wanted import wanted_from
 
 HERE = Path(__file__).parent
+RESULTS = HERE / "results/targets.json"
 SHAPES = {"llama-2-7b": "2.7B", "llama-3.1-8b": "4.6B", "qwen2.5-14b": "8.4B"}
 UNITS = ("kv_group", "balanced", "query_head")
 DESCENDANTS = 1000
@@ -56,7 +57,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shared", type=Path, default=HERE.parent.parent / "shared")
     parser.add_argument("--shares", type=int, nargs="+", default=[40, 50, 60, 70])
-    parser.add_argument("--skip-searches", action="store_true")
+    parser.add_argument("--models", nargs="+", default=["demo", "pep-llama"], choices=["demo", "pep-llama", "none"])
     args = parser.parse_args()
     show_log()
     rows = [from_configuration(shape, asked, unit) for shape, asked in SHAPES.items() for unit in UNITS]
@@ -67,7 +68,8 @@ def main() -> None:
             f"| {row['model']} | {row['unit']} | {row['asked']:,} | {row['start']:,} | {row['least']:,} | {row['most']:,} "
             f"| {row['least'] / row['asked']:.4f} to {row['most'] / row['asked']:.4f} |"
         )
-    searched = [] if args.skip_searches else list(real_searches(args))
+    former = json.loads(RESULTS.read_text())["searches"] if RESULTS.exists() else []
+    searched = [row for row in former if row["model"] not in args.models] + list(real_searches(args))
     if searched:
         print("| model | asked | parameters asked | parameters of the checkpoint | share of what is asked |")
         print("|---|---|---|---|---|")
@@ -76,8 +78,8 @@ def main() -> None:
             f"| {row['model']} | {row['share']}% | {row['asked']:,} | {row['got']:,} | {row['got'] / row['asked']:.4f} |"
         )
     values = {"configurations": rows, "searches": searched}
-    (HERE / "results").mkdir(exist_ok=True)
-    (HERE / "results/targets.json").write_text(json.dumps(values, indent=2) + "\n")
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(values, indent=2) + "\n")
 
 
 def from_configuration(shape: str, asked: str, unit: str) -> dict[str, Any]:
@@ -101,10 +103,13 @@ def from_configuration(shape: str, asked: str, unit: str) -> dict[str, Any]:
 
 def real_searches(args: argparse.Namespace) -> Any:
     """Checkpoints at every share, one database for each model."""
-    models = {"demo": (DEMO_MODEL, "stdlib")}
-    if (args.shared / "models/pep-llama").is_dir():
-        models["pep-llama"] = (args.shared / "models/pep-llama", args.shared / "text/peps-train.txt")
+    models = {
+        "demo": (DEMO_MODEL, "stdlib"),
+        "pep-llama": (args.shared / "models/pep-llama", args.shared / "text/peps-train.txt"),
+    }
     for name, (model, data) in models.items():
+        if name not in args.models or not model.is_dir():
+            continue
         with tempfile.TemporaryDirectory() as scratch:
             for share in args.shares:
                 common = {"data": str(data), "output": scratch, "database": FINE, **QUICK}
