@@ -38,7 +38,6 @@ SEARCH = {
     "train_tokens": [1024, 2048, 4096],
     "select_tokens": [1024, 2048, 4096],
     "start_tokens": 4096,
-    "start_tokens": 4096,
     "check_every": 0,
 }
 BLOCKS = {"sequence_length": 256, "hessian": 256, "train": 128, "select": 64, "held_out": 32}

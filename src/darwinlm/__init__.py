@@ -67,7 +67,8 @@ def prune_family(
     from darwinlm.nested import run_family
 
     typed = targets if isinstance(targets, str) else ",".join(map(str, targets))
-    return run_family(_config(preset, {"model": model, **settings}), typed, rebuild=rebuild, restart=restart)
+    config = _config(preset, {"model": model, **settings}, ("target",))
+    return run_family(config, typed, rebuild=rebuild, restart=restart)
 
 
 def build_database(model: str = "", *, preset: str | None = None, rebuild: bool = False, **settings: Any):

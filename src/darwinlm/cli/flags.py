@@ -61,9 +61,9 @@ def read_settings(name: str, command: Command, arguments: list[str]) -> tuple[Ru
     preset, file = typed.pop("preset", None), typed.pop("config", None)
     if name == "demo":
         typed.setdefault("output", "runs/demo")
-    return settled(
-        _given(typed), preset=preset, file=file, default=command.default_preset, without=command.without
-    ), flags
+    without = (*command.without, "target") if flags.get("targets") else command.without  # each is checked by itself
+    config = settled(_given(typed), preset=preset, file=file, default=command.default_preset, without=without)
+    return config, flags
 
 
 def _parser(name: str, command: Command) -> ArgumentParser:
