@@ -18,7 +18,6 @@ from transformers import AutoModelForCausalLM
 
 import pico
 from darwinlm.assemble import Assembler
-from darwinlm.baselines import ziplm as ziplm_file
 from darwinlm.baselines.evopress import best_of_random, dense_or_gone, evolve_dropped, evopress, in_levels
 from darwinlm.baselines.layers import drop_in_order, without_layers
 from darwinlm.baselines.magnitude import build_magnitude_database
@@ -28,11 +27,13 @@ from darwinlm.baselines.shortened_llama import losses_without, taylor_importance
 from darwinlm.baselines.shortgpt import block_influences, shortgpt
 from darwinlm.baselines.sliding_cosine import angular_distances, sliding_cosine
 from darwinlm.baselines.task import Task
-from darwinlm.baselines.ziplm import cheapest, ziplm, ziplm_kinds
+from darwinlm.baselines.ziplm import ziplm, ziplm_kinds
 from darwinlm.config import SearchConfig
 from darwinlm.database.store import Database
 from darwinlm.errors import RequestError
 from darwinlm.genome import is_valid
+from darwinlm.search import allocation
+from darwinlm.search.allocation import cheapest
 from darwinlm.search.fitness import Teacher
 
 TOKENS = pico.random_tokens(4, 16, seed=5)
@@ -113,7 +114,7 @@ def test_a_coarse_count_never_exceeds_the_budget(seed):
     costs = [[rng.randint(100, 1000), rng.randint(10, 100), 0] for _ in range(5)]
     budget = rng.randint(0, 5000)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ziplm_file, "UNITS", 16)
+        patch.setattr(allocation, "UNITS", 16)
         found = cheapest(errors, costs, budget)
     assert sum(row[level] for row, level in zip(costs, found)) <= budget
 

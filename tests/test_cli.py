@@ -34,6 +34,9 @@ PRUNE = flags(
 )
 
 
+WITHOUT_TARGET = [word for place, word in enumerate(PRUNE) if PRUNE.index("--target.level") not in (place, place - 1)]
+
+
 @pytest.fixture
 def text(tmp_path: Path) -> Path:
     path = tmp_path / "text.txt"
@@ -105,6 +108,28 @@ def test_target_out_of_reach(level, capsys, checkpoint, text, tmp_path):
     arguments = ["--data", text, "--output", tmp_path / "run", *PRUNE, f"--target.level={level}"]
     said = refused(capsys, "prune", checkpoint("llama_gqa"), *arguments)
     assert "must lie between 0 (dense) and 4 (nothing left)" in said
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (
+            ("--target.parameters", "1K"),
+            "target.parameters 1K cannot be met: it allows 1,000 parameters, and with every",
+        ),
+        (("--target.memory", "10TB"), "holds the target as it is"),
+        (("--target.parameters", "60 percent"), "target.parameters is '60 percent', which cannot be read"),
+        (("--target.speedup", "2x"), "darwinlm bench MODEL --table"),
+        (("--target.speedup", "2x", "--target.latency_table", "none.json"), "There is no latency table 'none.json'"),
+        (("--targets", "20K,1K"), "target.parameters 1K cannot be met"),
+        (("--targets", "20K,2x"), "--targets must be of one kind"),
+    ],
+)
+def test_hard_targets_out_of_reach(typed, said, capsys, checkpoint, text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    asked = ["--data", text, "--output", tmp_path / "run", *WITHOUT_TARGET, *typed]
+    assert said in refused(capsys, "prune", checkpoint("llama_gqa"), *asked)
+    assert not (tmp_path / "run/database").exists()
 
 
 @pytest.mark.parametrize("survivors", ["[2,2,1]", "[4,2]", "[1,2]", "[]"])

@@ -14,9 +14,9 @@ import darwinlm
 
 ROOT = Path(darwinlm.__file__).parent
 ORDER = (
-    "errors | config | runtime | models | data, losses | database | genome | assemble, cost | search | baselines | export"
-    " | foreign | recovery | measure | run | pipeline | cells | planning, evaluation, demonstration, comparison | recipes"
-    " | tables | cli"
+    "errors | config | runtime | models | data, losses | database | genome | assemble, cost | target | search | baselines"
+    " | export | foreign | recovery | measure | run | pipeline | cells, nested"
+    " | planning, evaluation, demonstration, comparison | recipes | tables | cli"
 )
 RANKS = {room: rank for rank, group in enumerate(ORDER.split(" | ")) for room in group.split(", ")}
 ABOVE_ALL = ("__init__", "__main__", "demo")

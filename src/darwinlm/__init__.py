@@ -28,9 +28,11 @@ __all__ = [
     "evaluate",
     "export_checkpoint",
     "import_checkpoint",
+    "measure_latency",
     "plan",
     "plan_recipe",
     "prune",
+    "prune_family",
     "report",
     "run_recipe",
     "search_genome",
@@ -55,6 +57,26 @@ def prune(model: str = "", *, preset: str | None = None, rebuild: bool = False, 
     from darwinlm.pipeline import run_prune
 
     return run_prune(_config(preset, {"model": model, **settings}), rebuild=rebuild, restart=restart)
+
+
+def prune_family(
+    model: str = "",
+    *,
+    targets: str | list[Any],
+    preset: str | None = None,
+    rebuild: bool = False,
+    restart: bool = False,
+    **settings: Any,
+):
+    """Prune a model to several targets at once, each smaller model nested in the larger; returns them, largest first.
+
+    `targets` are of one kind, in a list or with commas: `["3B", "4B"]`, `"40%,60%"`, `"1.5x,2x"`, or levels.
+    """
+    from darwinlm.nested import run_family
+
+    typed = targets if isinstance(targets, str) else ",".join(map(str, targets))
+    config = _config(preset, {"model": model, **settings}, ("target",))
+    return run_family(config, typed, rebuild=rebuild, restart=restart)
 
 
 def build_database(model: str = "", *, preset: str | None = None, rebuild: bool = False, **settings: Any):
@@ -152,6 +174,19 @@ def bench(model: str, *, against: str = "", output: str | os.PathLike[str] = "",
     if output:
         save_bench(result, Path(output).expanduser())
     return result
+
+
+def measure_latency(model: str, output: str | os.PathLike[str] = "runs/bench", **settings: Any):
+    """What every width of a module takes on this machine; returns the path of the table, for `target={"speedup": ...}`.
+
+    `bench={...}` sets the workloads, `database={...}` which widths there are.
+    """
+    from pathlib import Path
+
+    from darwinlm.measure.table import measure_table, save_table
+
+    config = _config(None, {"model": model, **settings}, ("target", "search"))
+    return save_table(measure_table(config), Path(output).expanduser())
 
 
 def compare(

@@ -50,9 +50,15 @@ class Assembler:
             layers[ladder.layer] = self._widths(layers[ladder.layer], ladder, level)
         return self.source.shape.with_layers(layers)
 
+    def module_widths(self, ladder: Ladder, level: int) -> LayerWidths:
+        """The exact widths of one module at a level, in an otherwise absent layer."""
+        now = self.source.shape.layers[ladder.layer]
+        alone = LayerWidths(0, 0, now.intermediate) if ladder.kind == "mlp" else replace(now, intermediate=0)
+        return self._widths(alone, ladder, level)
+
     def _widths(self, widths: LayerWidths, ladder: Ladder, level: int) -> LayerWidths:
         """A layer's widths with one of its modules at `level`."""
-        if level == ladder.present:
+        if level <= ladder.present:
             return widths
         if ladder.kind == "mlp":
             return replace(widths, intermediate=ladder.columns - ladder.removed[level])

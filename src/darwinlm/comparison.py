@@ -20,7 +20,7 @@ from darwinlm.cells import (
     require_room_for_trained,
     require_same_cell,
 )
-from darwinlm.config import RunConfig, TargetConfig
+from darwinlm.config import RunConfig, TargetConfig, is_hard
 from darwinlm.errors import RequestError
 from darwinlm.measure.compare import Comparison, save_comparison
 from darwinlm.measure.compare_pictures import draw_allocations, draw_tradeoff
@@ -67,7 +67,8 @@ def asked(
     """
     faults: list[str] = []
     top, pool = config.database.levels, config.blocks.train * config.blocks.sequence_length
-    found = [_number(text, "--levels", faults) for text in (levels or f"{config.target.level:g}").split(",")]
+    default = top / 2 if config.target.level is None else config.target.level
+    found = [_number(text, "--levels", faults) for text in (levels or f"{default:g}").split(",")]
     for level in found:
         if not 0 < level < top:
             faults.append(
@@ -114,7 +115,7 @@ def run_compare(config: RunConfig, wanted: Asked) -> tuple[Comparison, Path]:
     """
     if ranks.world_size() > 1:
         raise RequestError("`darwinlm compare` runs in one process. Start it without torchrun.")
-    if not 0 < config.target.level < config.database.levels:
+    if is_hard(config.target) or not 0 < (config.target.level or 0) < config.database.levels:
         config = dataclasses.replace(config, target=TargetConfig(wanted.levels[0]))
     places = [
         Place(method, level, config.seed + repeat)

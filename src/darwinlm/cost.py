@@ -20,18 +20,26 @@ def nominal_widths(shape: ModelShape, ladders: Sequence[Ladder], genome: Genome)
     """
     layers = list(shape.layers)
     for ladder, level in zip(ladders, genome, strict=True):
-        old = layers[ladder.layer]
-        kept = ladder.columns - ladder.removed[level] * ladder.group_size
         if level == ladder.present:
             continue
+        old, new = layers[ladder.layer], nominal_module(shape, ladder, level)
         if ladder.kind == "mlp":
-            layers[ladder.layer] = replace(old, intermediate=kept)
+            layers[ladder.layer] = replace(old, intermediate=new.intermediate)
         else:
-            heads = kept // shape.head_dim
-            whole_groups = ladder.group_size == shape.head_dim * (old.heads // old.kv_heads)
-            kv_heads = kept // ladder.group_size if whole_groups else old.kv_heads * (heads > 0)
-            layers[ladder.layer] = replace(old, heads=heads, kv_heads=kv_heads, padding=0)
+            layers[ladder.layer] = replace(old, heads=new.heads, kv_heads=new.kv_heads, padding=new.padding)
     return layers
+
+
+def nominal_module(shape: ModelShape, ladder: Ladder, level: int) -> LayerWidths:
+    """The same of one module, in an otherwise absent layer; at closed levels it is as it is now."""
+    now, kept = shape.layers[ladder.layer], ladder.columns - ladder.removed[level] * ladder.group_size
+    if ladder.kind == "mlp":
+        return LayerWidths(0, 0, kept)
+    if level <= ladder.present:
+        return replace(now, intermediate=0)
+    heads = kept // shape.head_dim
+    whole_groups = ladder.group_size == shape.head_dim * (now.heads // now.kv_heads)
+    return LayerWidths(heads, kept // ladder.group_size if whole_groups else now.kv_heads * (heads > 0), 0)
 
 
 def database_bytes(shape: ModelShape, ladders: Sequence[Ladder], bytes_per_value: int) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from darwinlm.assemble import Assembler
-from darwinlm.config import RunConfig, to_dict
+from darwinlm.config import RunConfig, described, to_dict
 from darwinlm.cost import plan_memory
 from darwinlm.database.build import build_database
 from darwinlm.database.store import MANIFEST, Database, damaged_files
@@ -34,8 +34,10 @@ from darwinlm.runtime.progress import log
 from darwinlm.runtime.rundir import RunDirectory
 from darwinlm.search.evolution import SearchState, evolve, finished
 from darwinlm.search.fitness import Teacher
+from darwinlm.search.mutation import offspring, offspring_within
 from darwinlm.search.selection import TrainedFitness
 from darwinlm.search.start import first_parent
+from darwinlm.search.start_within import first_parent_within
 
 
 def database_stage(run: Run, *, rebuild: bool = False) -> Database:
@@ -91,10 +93,15 @@ def _search(run: Run, assembler: Assembler) -> SearchState:
     search, seed = run.config.search, run.config.seed
     teacher = make_teacher(run)
     fitness = TrainedFitness(assembler, run.splits.train, teacher, search, seed, run.dtype)
+    budget = run.budget(assembler.module_widths)
+    mutate = functools.partial(offspring_within, budget=budget) if budget else offspring
 
     def start() -> Genome:
-        began = time.perf_counter()
-        genome = first_parent(run.uniform_genome, assembler, teacher, search, seed, run.dtype)
+        began, first = time.perf_counter(), run.first(assembler.module_widths)
+        if budget:
+            genome = first_parent_within(first, budget, assembler, teacher, search, seed, run.dtype)
+        else:
+            genome = first_parent(first, assembler, teacher, search, seed, run.dtype)
         facts: dict[str, Any] = {"start": search.start, "seconds": round(time.perf_counter() - began, 3)}
         if search.check_every and ranks.is_first():
             facts["held_out"] = check(genome)
@@ -107,7 +114,7 @@ def _search(run: Run, assembler: Assembler) -> SearchState:
         return {"kl": quality.kl or 0.0, "perplexity": quality.perplexity}
 
     held_out = functools.cache(lambda: HeldOut(run.splits.held_out, run.stream))
-    return evolve(start, run.space, search, seed, fitness, run.record, check)
+    return evolve(start, run.space, search, seed, fitness, run.record, check, mutate)
 
 
 def make_teacher(run: Run) -> Teacher:
@@ -148,7 +155,7 @@ def _card_facts(run: Run) -> dict[str, Any]:
     before = run.source.shape.parameters / run.source.shape.whole.parameters
     return {
         **({"pruned before": f"to {before:.1%} of its parameters"} if any(run.space.present) else {}),
-        "target": f"level {config.target.level:g} of {config.database.levels}",
+        "target": described(config.target, config.database.levels),
         "Hessians": f"{tokens:,} tokens of `{config.data}`, relative damping {config.database.rel_damp:g}",
         "attention unit": config.database.attention_unit,
         "search": f"{config.search.generations} generations of {config.search.offspring} offspring",
@@ -169,16 +176,17 @@ def evaluation_stage(run: Run, database: Database, genome: Genome) -> dict[str, 
     with run.directory.timed("evaluation"):
         held_out = HeldOut(run.splits.held_out, run.stream)
         assembler = Assembler(run.source, database, keep_dense=False)
+        uniform = run.uniform(assembler.module_widths)
         exported = BlockStream(ModelSource(str(run.directory.model)), run.device, run.dtype)
         qualities: dict[str, Quality] = {
             "dense": held_out.dense_quality(),
-            "uniform": held_out.quality_of_model(assembler.model(run.uniform_genome, run.device, run.dtype)),
+            "uniform": held_out.quality_of_model(assembler.model(uniform, run.device, run.dtype)),
             "pruned": held_out.quality(exported),
         }
     summary = {
         **{name: dataclasses.asdict(quality) for name, quality in qualities.items()},
         "target": to_dict(run.config.target),
-        "achieved": _achieved(run, genome, qualities),
+        "achieved": _achieved(run, genome, qualities, assembler),
         "seconds": run.directory.seconds(),
         "peak_memory_bytes": peak_memory_bytes(run.device),
         "settings": to_dict(run.config),
@@ -188,7 +196,7 @@ def evaluation_stage(run: Run, database: Database, genome: Genome) -> dict[str, 
     return summary
 
 
-def _achieved(run: Run, genome: Genome, qualities: dict[str, Quality]) -> dict[str, Any]:
+def _achieved(run: Run, genome: Genome, qualities: dict[str, Quality], assembler: Assembler) -> dict[str, Any]:
     shares = {
         kind: total / sum(run.ladders[i].top for i in run.space.members(kind))
         for kind, total in run.space.totals(genome).items()
@@ -197,7 +205,8 @@ def _achieved(run: Run, genome: Genome, qualities: dict[str, Quality]) -> dict[s
     found = {**levels, "parameter_ratio": qualities["pruned"].parameters / qualities["dense"].parameters}
     if any(run.space.present):  # dense is then the model as it was given
         found["parameter_ratio_to_original"] = qualities["pruned"].parameters / run.source.shape.whole.parameters
-    return found
+    held = {"limits": run.wanted.achieved(genome, assembler.module_widths)} if run.wanted else {}
+    return {**found, **held}
 
 
 def report_stage(run: Run) -> None:

@@ -7,14 +7,24 @@ from dataclasses import dataclass, replace
 import torch
 
 from darwinlm.baselines.uniform import uniform
-from darwinlm.config import RunConfig, faults
-from darwinlm.cost import MemoryPlan, database_bytes, generation_tokens, nominal_widths, plan_memory
-from darwinlm.database.levels import ladders
+from darwinlm.config import RunConfig, described, faults
+from darwinlm.cost import (
+    MemoryPlan,
+    database_bytes,
+    generation_tokens,
+    nominal_module,
+    nominal_widths,
+    plan_memory,
+)
+from darwinlm.database.levels import Ladder, ladders
 from darwinlm.errors import RequestError
-from darwinlm.genome import Space, require_open
-from darwinlm.models.shape import ModelShape
+from darwinlm.genome import Genome, Space, require_open
+from darwinlm.models.shape import LayerWidths, ModelShape
 from darwinlm.models.source import ModelSource
 from darwinlm.runtime.device import choose_device, choose_dtype
+from darwinlm.runtime.seeds import python_random
+from darwinlm.target.budget import uniform_within
+from darwinlm.target.wanted import share_of, wanted_from
 
 
 @dataclass(frozen=True)
@@ -38,6 +48,10 @@ class Plan:
     """Whether it is pruned already."""
     levels: list[SizeRow]
     target: SizeRow
+    """The uniform model that meets the target; its level is the mean of all modules."""
+    target_name: str
+    limits: dict[str, dict[str, float]]
+    """Of targets that are no levels: quantity -> what is asked, what the uniform model has, what is the smallest."""
     steps: dict[str, int]
     """Steps of each kind of module."""
     unsplit_steps: dict[str, int]
@@ -68,8 +82,6 @@ def make_plan(config: RunConfig) -> Plan:
     stored = getattr(source.config, "dtype", None) or torch.float32
     rungs = ladders(source.shape, config.database)
     space = Space(tuple(rungs))
-    share = config.target.level / config.database.levels
-    require_open(space, share)
     now = space.totals(space.present)
 
     def row(level: float) -> SizeRow:
@@ -77,9 +89,10 @@ def make_plan(config: RunConfig) -> Plan:
         return _row(level, source.shape.with_layers(nominal_widths(source.shape, rungs, genome)), stored.itemsize)
 
     unsplit = Space(tuple(ladders(source.shape, replace(config.database, tensor_parallel=1))))
-    target = uniform(space, share, config.seed)
-    pruned = source.shape.with_layers(nominal_widths(source.shape, rungs, target))
     compute = choose_dtype(config.dtype, device)
+    target, limits = planned_target(config, source.shape, space, stored.itemsize, device, compute)
+    pruned = source.shape.with_layers(nominal_widths(source.shape, rungs, target))
+    mean = config.database.levels * sum(level / l.top for level, l in zip(target, rungs)) / len(rungs)
     train, select = (config.search.generations * tokens for tokens in generation_tokens(config.search))
     return Plan(
         dense=row(0),
@@ -89,7 +102,9 @@ def make_plan(config: RunConfig) -> Plan:
             for level in range(1, config.database.levels)
             if all(now[kind] <= total for kind, total in space.targets(level / config.database.levels).items())
         ],
-        target=row(config.target.level),
+        target=_row(round(mean, 4) if limits else config.target.level or 0.0, pruned, stored.itemsize),
+        target_name=described(config.target, config.database.levels),
+        limits=limits,
         steps=_steps(space),
         unsplit_steps=_steps(unsplit),
         database_bytes=database_bytes(source.shape, rungs, stored.itemsize),
@@ -99,6 +114,36 @@ def make_plan(config: RunConfig) -> Plan:
         machine=f"{device.type}, {str(compute).removeprefix('torch.')}",
         search_select_tokens=select,
     )
+
+
+def planned_target(
+    config: RunConfig, shape: ModelShape, space: Space, value_bytes: int, device: torch.device, dtype: torch.dtype
+) -> tuple[Genome, dict[str, dict[str, float]]]:
+    """The uniform genome that meets the target, and how its limits are met.
+
+    Args:
+        config: target and seed count.
+        shape: the model that is pruned.
+        space: its modules.
+        value_bytes: of a stored weight.
+        device: that a run would compute on.
+        dtype: arithmetic of the run.
+
+    Raises:
+        RequestError: the target cannot be reached.
+    """
+    wanted, share = wanted_from(config, shape, space, value_bytes, device, dtype), share_of(config)
+    if share is not None:
+        require_open(space, share)
+    if wanted is None:
+        return uniform(space, share or 0.0, config.seed), {}
+
+    def widths(ladder: Ladder, level: int) -> LayerWidths:
+        return nominal_module(shape, ladder, level)
+
+    wanted.require_reachable(widths)
+    found = uniform_within(wanted.budget(widths), space, python_random(config.seed, "start"))
+    return found, wanted.achieved(found, widths)
 
 
 def _steps(space: Space) -> dict[str, int]:

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from darwinlm.baselines.uniform import uniform
-from darwinlm.config import RunConfig, faults, to_dict
-from darwinlm.cost import database_bytes, nominal_widths
+from darwinlm.config import RunConfig, faults, is_hard, to_dict, wish_identity
+from darwinlm.cost import database_bytes, nominal_module, nominal_widths
 from darwinlm.data.blocks import SPLITS, Splits, make_splits
 from darwinlm.database.levels import Ladder, ladders
 from darwinlm.database.store import MANIFEST, Database, damaged_files
@@ -20,13 +20,17 @@ from darwinlm.errors import DamagedFileError, RequestError
 from darwinlm.export.huggingface import require_canonical
 from darwinlm.genome import Genome, Space, is_valid, require_open
 from darwinlm.models.blocks import BlockStream
+from darwinlm.models.shape import LayerWidths
 from darwinlm.models.source import ModelSource
 from darwinlm.runtime import ranks
 from darwinlm.runtime.device import choose_device, choose_dtype
 from darwinlm.runtime.files import read_json, read_tensors, require_room, sha256_of, write_tensors
 from darwinlm.runtime.progress import log
 from darwinlm.runtime.rundir import RunDirectory, require_same
+from darwinlm.runtime.seeds import python_random
 from darwinlm.search.evolution import SearchRecord
+from darwinlm.target.budget import Budget, uniform_within
+from darwinlm.target.wanted import WidthsOf, share_of, wanted_from
 
 _RESTART = "Choose another --output, or add --restart to `search` or `prune` to discard that search and begin anew."
 _MAY_CHANGE = ("generations", "patience", "check_every")
@@ -41,21 +45,29 @@ class Run:
         config: what is asked.
         directory: where it lies or is to lie.
         restart: a search that lies there will be discarded, so it may be another one.
+        above: the genome of a larger model that this one's is to be nested in: no level may be below it.
 
     Raises:
         RequestError: the request cannot be fulfilled; raised before any long work.
     """
 
-    def __init__(self, config: RunConfig, directory: RunDirectory, *, restart: bool = False) -> None:
-        self.config, self.directory = config, directory
+    def __init__(
+        self, config: RunConfig, directory: RunDirectory, *, restart: bool = False, above: Genome | None = None
+    ) -> None:
+        self.config, self.directory, self.above = config, directory, above
         self.source = ModelSource(config.model, trust_remote_code=config.trust_remote_code)
         require_canonical(self.source)
         self.device = choose_device(config.device)
         self.dtype = choose_dtype(config.dtype, self.device)
         self.ladders: list[Ladder] = ladders(self.source.shape, config.database)
         self.space = Space(tuple(self.ladders))
-        self.share = config.target.level / config.database.levels
-        require_open(self.space, self.share)
+        self.wanted = wanted_from(
+            config, self.source.shape, self.space, self.source.dtype.itemsize, self.device, self.dtype
+        )
+        if self.wanted:
+            self.wanted.require_reachable(self._nominal)
+        if (share := share_of(config)) is not None:
+            require_open(self.space, share)
         self.stream = BlockStream(self.source, self.device, self.dtype)
         self.record = SearchRecord(directory.search, self.search_identity, self.space)
         self.source.require_context(config.blocks.sequence_length)
@@ -117,7 +129,11 @@ class Run:
         settings = {
             f"search.{key}": value for key, value in to_dict(self.config.search).items() if key not in _MAY_CHANGE
         }
-        target = {f"target.{key}": value for key, value in to_dict(self.config.target).items()}
+        target = {f"target.{key}": value for key, value in wish_identity(self.config.target).items()}
+        if self.wanted and self.wanted.times:
+            target["target.latency_table"] = sha256_of(self.wanted.times.as_dict())
+        if self.above is not None:
+            target["target.nested_in"] = sha256_of(self.space.named(self.above))
         return {"database": sha256_of(self.database_identity), **target, **settings}
 
     @functools.cached_property
@@ -126,7 +142,30 @@ class Run:
 
         Of a model that is pruned already: where it is, and what it lacks to the target spread at random positions.
         """
-        return uniform(self.space, self.share, self.config.seed)
+        return self.uniform(self._nominal)
+
+    def uniform(self, widths: WidthsOf) -> Genome:
+        """The same, where hard targets count with these widths of modules."""
+        if self.wanted and is_hard(self.config.target):
+            return uniform_within(self.wanted.budget(widths), self.space, python_random(self.config.seed, "start"))
+        return uniform(self.space, share_of(self.config) or 0.0, self.config.seed)
+
+    def budget(self, widths: WidthsOf) -> Budget | None:
+        """What every genome must keep; None for a level alone, which level switches conserve.
+
+        Args:
+            widths: of modules at their levels.
+        """
+        return self.wanted.budget(widths, self.above) if self.wanted else None
+
+    def first(self, widths: WidthsOf) -> Genome:
+        """Where the search begins: the uniform genome; within a larger model that model's, and random steps further."""
+        if self.above is None or (budget := self.budget(widths)) is None:
+            return self.uniform(widths)
+        return budget.repair(self.above, python_random(self.config.seed, "residual").choice)
+
+    def _nominal(self, ladder: Ladder, level: int) -> LayerWidths:
+        return nominal_module(self.source.shape, ladder, level)
 
     @functools.cached_property
     def splits(self) -> Splits:

@@ -19,6 +19,7 @@ from darwinlm.models.blocks import BlockStream
 from darwinlm.search.evolution import SearchRecord
 from darwinlm.search.fitness import Targets, Teacher
 from darwinlm.search.samples import draw
+from darwinlm.target.budget import Budget
 
 T = TypeVar("T")
 
@@ -49,6 +50,8 @@ class Task:
     """What methods of the comparison have in common, by name, share and seed, and the seconds it took."""
     borrowed: list[float] = field(default_factory=list)
     """Seconds of work that another method had done, and this one used."""
+    limits: Budget | None = None
+    """Limits in place of the share, for methods that can count in them."""
 
     @property
     def space(self) -> Space:

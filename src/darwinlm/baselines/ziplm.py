@@ -1,29 +1,23 @@
 """ZipLM (arXiv 2302.04089): the allocation of least layer-wise error within a budget, by dynamic programming.
 
 The price of a level is its relative squared error, 0 dense and 1 gone, as the database's manifest has it. The budget is
-counted in parameters of the whole model, or in levels of each kind. The random search over weights of the prices that ZipLM
-puts on top (SPDY) is not here.
-
-Letters: M = modules, B = units of the budget.
+counted in parameters of the whole model, in levels of each kind, or in any limits (`target.budget`). The random search
+over weights of the prices that ZipLM puts on top (SPDY) is not here.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-
-import numpy as np
-
 from darwinlm.baselines.task import Task
 from darwinlm.genome import Genome
-from darwinlm.search.allocation import allocate
-
-UNITS = 1 << 14
-"""Most units that a budget is counted in; finer prices are rounded up, so a budget is never exceeded."""
+from darwinlm.search.allocation import FORBIDDEN, allocate, cheapest
+from darwinlm.search.start_within import priced
+from darwinlm.target.budget import Budget, Step
 
 
 def ziplm(task: Task) -> Genome:
-    """The least sum of errors with at most the budget's parameters."""
+    """The least sum of errors with at most the budget's parameters, or within the limits that the task names."""
+    if task.limits is not None:
+        return least_error(_errors(task), task.limits)
     dense = (0,) * len(task.space.ladders)
     gone = tuple(ladder.top for ladder in task.space.ladders)
     costs = [
@@ -52,33 +46,23 @@ def _errors(task: Task) -> list[list[float]]:
     return [task.assembler.database.modules[ladder.name].relative_errors for ladder in task.space.ladders]
 
 
-def cheapest(errors: Sequence[Sequence[float]], costs: Sequence[Sequence[int]], budget: int) -> tuple[int, ...]:
-    """The level of every module that costs at most a budget in all, at the least sum of errors.
+def least_error(errors: list[list[float]], budget: Budget) -> Genome:
+    """The least sum of errors within limits in parameters, bytes, measured time or steps: of one limit the least of all.
+
+    Several limits are weighed against each other, alone and together; the best genome that keeps all of them is taken.
 
     Args:
-        errors: (M, levels).
-        costs: (M, levels), at least 0; the last level of every module costs nothing.
-        budget: at least 0. Where it has more than `UNITS` of the costs' common divisor, costs are rounded up to as many.
-
-    Returns:
-        M levels.
+        errors: (modules, levels).
+        budget: that can be kept.
     """
-    divisor = math.gcd(*(cost for row in costs for cost in row)) or 1
-    unit = max(divisor, -(-budget // UNITS))
-    size = budget // unit + 1
-    best = np.zeros(size)  # best[b]: least error of the modules so far within b units
-    taken: list[np.ndarray] = []
-    for row_errors, row_costs in zip(errors, costs):
-        options = np.full((len(row_errors), size), np.inf)
-        for level, (error, cost) in enumerate(zip(row_errors, row_costs)):
-            units = -(-cost // unit)
-            if units < size:
-                options[level, units:] = best[: size - units] + error
-        taken.append(options.argmin(0))
-        best = options.min(0)
-    left, levels = size - 1, []
-    for row_costs, choice in zip(reversed(costs), reversed(taken)):
-        level = int(choice[left])
-        left -= -(-row_costs[level] // unit)
-        levels.append(level)
-    return tuple(reversed(levels))
+    gone = budget.tops()
+    closed = [[FORBIDDEN] * low + row[low:] for low, row in zip(budget.lowest, errors)]
+
+    def least(steps: list[Step]) -> Step:
+        return min(steps, key=lambda step: (errors[step[0]][step[2]] - errors[step[0]][step[1]], step))
+
+    found = [budget.repair(cheapest(closed, prices, most), least) for prices, most in priced(gone, budget)]
+    if len(budget.limits) == 1:
+        (limit,) = budget.limits
+        found.append(cheapest(closed, limit.costs, limit.most - limit.base))
+    return min(found, key=lambda genome: (sum(row[level] for row, level in zip(errors, genome)), genome))

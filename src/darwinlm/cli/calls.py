@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from darwinlm.config import RunConfig, with_shortcuts
+from darwinlm.config import RunConfig, as_flags, with_shortcuts
 from darwinlm.runtime import ranks
 
 console = Console(width=None if sys.stdout.isatty() else 110)
 
 
 def prune(config: RunConfig, flags: dict[str, Any]) -> None:
-    """All stages."""
+    """All stages; of one target or of several."""
     from darwinlm import tables
+
+    if flags["targets"]:
+        family(config, flags)
+        return
     from darwinlm.pipeline import run_prune
 
     summary = run_prune(config, rebuild=flags["rebuild"], restart=flags["restart"])
@@ -23,6 +28,18 @@ def prune(config: RunConfig, flags: dict[str, Any]) -> None:
         console.print(tables.summary(summary))
         console.print(f"The report lies in {config.output}/report.html.", highlight=False, soft_wrap=True)
         next_command(f"darwinlm eval {config.output}/model --against {config.model} --data OTHER_TEXT")
+
+
+def family(config: RunConfig, flags: dict[str, Any]) -> None:
+    """Several nested models."""
+    from darwinlm import tables
+    from darwinlm.nested import run_family
+
+    members = run_family(config, flags["targets"], rebuild=flags["rebuild"], restart=flags["restart"])
+    if ranks.is_first():
+        console.print(tables.family(members))
+        console.print(f"Numbers and picture lie in {config.path / 'family'}.", highlight=False, soft_wrap=True)
+        next_command(f"darwinlm eval {members[-1].folder}/model --against {config.model} --data OTHER_TEXT")
 
 
 def database(config: RunConfig, flags: dict[str, Any]) -> None:
@@ -38,7 +55,7 @@ def database(config: RunConfig, flags: dict[str, Any]) -> None:
             console.print(f"The picture lies in {picture}")
         return
     console.print(tables.database(run_database(config, rebuild=flags["rebuild"])))
-    next_command(f"darwinlm search --output {config.output} --target.level {config.target.level:g}")
+    next_command(f"darwinlm search --output {config.output} {as_flags(config.target)}")
 
 
 def search(config: RunConfig, flags: dict[str, Any]) -> None:
@@ -137,18 +154,37 @@ def plan(config: RunConfig, flags: dict[str, Any]) -> None:
 
 
 def bench(config: RunConfig, flags: dict[str, Any]) -> None:
-    """Time checkpoints in turn."""
-    from pathlib import Path
-
+    """Time checkpoints in turn; or modules, for a latency table."""
     from darwinlm import tables
     from darwinlm.measure.bench import run_bench, save_bench
+    from darwinlm.measure.predicted import predictions
+    from darwinlm.target.latency import LatencyTable
 
+    folder = Path(flags["output"] or "runs/bench").expanduser()
+    if flags["table"]:
+        latency_table(config, folder)
+        return
+    predicting = LatencyTable.load(Path(flags["latency_table"]).expanduser()) if flags["latency_table"] else None
     models = [flags["against"], config.model] if flags["against"] else [config.model]
     result = run_bench(models, config)
     for table in tables.bench(result):
         console.print(table, highlight=False)
-    numbers, picture = save_bench(result, Path(flags["output"] or "runs/bench").expanduser())
+    if predicting:
+        console.print(tables.predictions(predictions(result, predicting, config.trust_remote_code)), highlight=False)
+    numbers, picture = save_bench(result, folder)
     console.print(f"The numbers lie in {numbers}, their picture in {picture}.", highlight=False, soft_wrap=True)
+
+
+def latency_table(config: RunConfig, folder: Path) -> None:
+    """Measure what modules of each width take."""
+    from darwinlm import tables
+    from darwinlm.measure.table import measure_table, save_table
+
+    table = measure_table(config)
+    path = save_table(table, folder)
+    for line in tables.latency(table):
+        console.print(line, highlight=False)
+    next_command(f"darwinlm prune {config.model} --target.speedup 2x --target.latency_table {path}")
 
 
 def compare(config: RunConfig, flags: dict[str, Any]) -> None:

@@ -27,9 +27,9 @@ _RUN_FLAGS = "--data DATA --output RUN"
 COMMANDS = {
     "prune": Command(
         "all of it: database, search, export, evaluation",
-        f"MODEL {_RUN_FLAGS}",
+        f"MODEL {_RUN_FLAGS} [--targets 3B,4B,5B]",
         calls.prune,
-        flags=("rebuild", "restart"),
+        flags=("rebuild", "restart", "targets"),
     ),
     "database": Command(
         "second-order levels of every module", f"MODEL {_RUN_FLAGS}", calls.database, flags=("rebuild", "check", "show")
@@ -68,10 +68,10 @@ COMMANDS = {
     ),
     "bench": Command(
         "speed and memory of a checkpoint or .gguf file, beside the dense one's, in turn",
-        "CHECKPOINT [--against MODEL] [--output FOLDER]",
+        "CHECKPOINT [--against MODEL [--latency-table FILE]] | MODEL --table  [--output FOLDER]",
         calls.bench,
-        flags=("against", "output"),
-        without=("data", "output", "blocks", "database", "target", "search"),
+        flags=("against", "output", "table", "latency_table"),
+        without=("data", "output", "blocks", "target", "search"),
     ),
     "compare": Command(
         "every method of the paper's comparisons, on your model, at the same sizes",

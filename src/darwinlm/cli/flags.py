@@ -23,6 +23,9 @@ _FLAG_HELP = {
     "include_path": "folder with task files of your own, for --tasks",
     "limit": "questions of each task, the first ones; all by default",
     "batch_size": "sequences in a forward pass at the tasks; 8 by default",
+    "targets": "several targets of one kind with commas, such as 3B,4B,5B, 40%%,60%% or 4,5,6: a family of nested models",
+    "table": "measure every width that a module can have, for --target.speedup: latency.json in the output folder",
+    "latency_table": "such a file: its predictions are printed beside what is measured",
     "source": "masked checkpoint, or folder of <module>/<level>.pth files",
     "run": "run directory: what a command wrote by --output",
     "configuration": "text file with a line `module: level` for each module of a level database",
@@ -66,6 +69,8 @@ _WITH_VALUE = (
     "teacher",
     "learning_rate",
     "seeds",
+    "latency_table",
+    "targets",
 )
 
 
@@ -87,9 +92,9 @@ def read_settings(name: str, command: Command, arguments: list[str]) -> tuple[Ru
         return RunConfig(), {**flags, "typed": merge(*above)}
     if name == "demo":
         typed.setdefault("output", "runs/demo")
-    return settled(
-        _given(typed), preset=preset, file=file, default=command.default_preset, without=command.without
-    ), flags
+    without = (*command.without, "target") if flags.get("targets") else command.without  # each is checked by itself
+    config = settled(_given(typed), preset=preset, file=file, default=command.default_preset, without=without)
+    return config, flags
 
 
 def _parser(name: str, command: Command) -> ArgumentParser:

@@ -22,6 +22,7 @@ from darwinlm.config.settings import (
     TargetConfig,
 )
 from darwinlm.config.training import Tokens, TrainConfig
+from darwinlm.config.wishes import as_flags, asked_quantities, described, is_hard, wish_identity, written
 
 __all__ = [
     "PRESETS",
@@ -35,12 +36,18 @@ __all__ = [
     "TargetConfig",
     "Tokens",
     "TrainConfig",
+    "as_flags",
+    "asked_quantities",
+    "described",
     "faults",
+    "is_hard",
     "merge",
     "preset_values",
     "read_yaml",
     "resolve",
     "settings_parser",
     "to_dict",
+    "wish_identity",
     "with_shortcuts",
+    "written",
 ]

@@ -9,6 +9,7 @@ from itertools import pairwise
 from darwinlm.config.prediction import plan_faults
 from darwinlm.config.settings import BenchConfig, BlocksConfig, RunConfig, SearchConfig, ShearedConfig
 from darwinlm.config.training_checks import train_faults
+from darwinlm.config.wishes import wish_faults
 
 
 def faults(config: RunConfig, without: Collection[str] = ()) -> list[str]:
@@ -40,10 +41,7 @@ def faults(config: RunConfig, without: Collection[str] = ()) -> list[str]:
         database.rel_damp > 0 and math.isfinite(database.rel_damp),
         f"database.rel_damp is {database.rel_damp}; it must be positive, such as 0.01.",
     )
-    check(
-        "target" in without or 0 < target.level < database.levels,
-        f"target.level is {target.level:g}; it must lie between 0 (dense) and {database.levels} (nothing left), both excluded.",
-    )
+    found += wish_faults(target, database.levels) if "target" not in without else []
     check(
         search.learning_rate >= 0 and math.isfinite(search.learning_rate),
         f"search.learning_rate is {search.learning_rate}; it must be 0 or positive, such as 1e-5.",

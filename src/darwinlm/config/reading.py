@@ -14,9 +14,12 @@ from jsonargparse.typing import register_type
 from darwinlm.config.checks import faults
 from darwinlm.config.settings import RunConfig
 from darwinlm.config.training import Tokens
+from darwinlm.config.wishes import latest_wish
 from darwinlm.errors import RequestError
 
 PRESETS = ("demo", "quick", "paper")
+_MAY_BE_EMPTY = ("target.level",)
+"""Settings that have a default, but may be without a value."""
 register_type(Tokens, serializer=int, deserializer=Tokens)
 
 
@@ -43,7 +46,7 @@ def resolve(*layers: Mapping[str, Any], without: Collection[str] = ()) -> RunCon
     Raises:
         RequestError: a setting is unknown, ill-typed or impossible; all impossible ones are named at once.
     """
-    parser, asked = settings_parser(), merge(*layers)
+    parser, asked = settings_parser(), merge(*latest_wish(layers))
     if found := _misnamed(asked, to_dict(RunConfig())):
         raise RequestError(*found)
     try:
@@ -67,7 +70,7 @@ def _misnamed(asked: Mapping[str, Any], known: Mapping[str, Any], group: str = "
             found.append(f"'{name}' is {value!r}; it must be a group of settings: {', '.join(known[key])}.")
         elif isinstance(known[key], dict):
             found += _misnamed(value, known[key], f"{name}.")
-        elif value is None and known[key] is not None:
+        elif value is None and known[key] is not None and name not in _MAY_BE_EMPTY:
             found.append(f"'{name}' is empty; leave it out for its default, {known[key]!r}.")
     return found
 

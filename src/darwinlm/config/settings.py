@@ -63,10 +63,26 @@ class DatabaseConfig:
 
 @dataclass(frozen=True)
 class TargetConfig:
-    """What the pruned model must hold."""
+    """What the pruned model must hold: all that is asked holds at once. Whoever names a target replaces a preset's."""
 
-    level: float = 5.0
+    level: float | None = 5.0
     """Mean level of each kind of module, in steps of `database.levels`; fractions are allowed."""
+    parameters: str | float | None = None
+    """Most parameters: `2.7B`, `350M`, a number, or `60%` of the dense model's."""
+    parameters_of: Literal["model", "layers"] = "model"
+    """What counts as parameters: the whole model, or its layers without embeddings and head."""
+    speedup: str | float | None = None
+    """Least speed-up for the workload, such as `2.0x`, predicted by the latency table."""
+    memory: str | float | None = None
+    """Most memory: `8GB`, `6GiB`, or `60%` of the dense model's. Weights and KV cache, in the checkpoint's dtype."""
+    workload: Literal["prefill", "decode"] = "prefill"
+    """What must be faster: reading the context until the first token is there, or writing tokens after it."""
+    batch: int = 1
+    """Sequences at once, of the workload and in the KV cache."""
+    context: int = 512
+    """Tokens of each sequence, of the workload and in the KV cache."""
+    latency_table: str | None = None
+    """File that `darwinlm bench MODEL --table` made on the machine that the model is to be fast on."""
 
 
 @dataclass(frozen=True)

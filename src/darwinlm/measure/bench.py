@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import platform
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from darwinlm.measure.memory import peak_memory
 from darwinlm.measure.rival import Facts, Rival, Workload, is_gguf, load_code, open_rival
 from darwinlm.measure.timing import Spread, ratios, take_turns
 from darwinlm.models.source import ModelSource
-from darwinlm.runtime.device import choose_device
+from darwinlm.runtime.device import choose_device, device_name
 from darwinlm.runtime.files import write_json
 from darwinlm.runtime.progress import log, progress
 
@@ -87,7 +86,7 @@ def run_bench(models: Sequence[str], config: RunConfig) -> BenchResult:
     _check(models, config)
     bench = config.bench
     work = [Workload(s, t, bench.decode_tokens) for s in bench.batch_sizes for t in bench.context_lengths]
-    with _threads(bench.threads):
+    with with_threads(bench.threads):
         log.info("Measuring memory, each model in a process of its own.")
         memory = [peak_memory(name, config, work) for name in models]
         rivals = [open_rival(name, config) for name in models]
@@ -163,7 +162,7 @@ def _context(name: str, config: RunConfig) -> int | None:
 
 
 @contextmanager
-def _threads(wanted: int | None) -> Iterator[None]:
+def with_threads(wanted: int | None) -> Iterator[None]:
     """Compute with so many CPU threads for a while."""
     usual = torch.get_num_threads()
     torch.set_num_threads(wanted or usual)
@@ -175,12 +174,4 @@ def _threads(wanted: int | None) -> Iterator[None]:
 
 def _machine(config: RunConfig, *, on_cpu: bool) -> dict[str, Any]:
     device = torch.device("cpu") if on_cpu else choose_device(config.device)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
-    return {"device": name, "threads": torch.get_num_threads()}
-
-
-def _processor() -> str:
-    information = Path("/proc/cpuinfo")
-    lines = information.read_text().splitlines() if information.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    return {"device": device_name(device), "threads": torch.get_num_threads()}

@@ -18,22 +18,18 @@ from darwinlm.runtime.device import choose_device, choose_dtype
 from darwinlm.runtime.seeds import torch_generator
 
 
-class TransformersRival:
-    """A checkpoint, loaded.
+class Loaded:
+    """A model of transformers that is there already.
 
     Args:
-        name: folder or hub id.
-        config: device, dtype and trust count.
+        model: a causal language model.
+        vocabulary: ids that are read are below it.
+        seed: of these ids.
     """
 
-    def __init__(self, name: str, config: RunConfig) -> None:
-        source = ModelSource(name, trust_remote_code=config.trust_remote_code)
-        self.device = choose_device(config.device)
-        self.vocabulary, self.seed = source.shape.vocabulary, config.seed
-        dtype = choose_dtype(config.dtype, self.device)
-        self.model = load_whole(source, self.device, dtype)
-        engine = f"transformers {transformers.__version__}, torch {torch.__version__}, {str(dtype).split('.')[-1]}"
-        self.facts = Facts(name, engine, source.shape.parameters, source.shape.layer_parameters)
+    def __init__(self, model: Any, vocabulary: int, seed: int) -> None:
+        self.model, self.vocabulary, self.seed = model, vocabulary, seed
+        self.device: torch.device = model.lm_head.weight.device
 
     @torch.no_grad()
     def run(self, work: Workload) -> dict[str, float]:
@@ -62,6 +58,23 @@ class TransformersRival:
         """(S, t) ids -> (S, 1) most likely next ids, and the cache that now holds them all."""
         output = self.model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
         return output.logits.argmax(-1), output.past_key_values
+
+
+class TransformersRival(Loaded):
+    """A checkpoint, loaded.
+
+    Args:
+        name: folder or hub id.
+        config: device, dtype and trust count.
+    """
+
+    def __init__(self, name: str, config: RunConfig) -> None:
+        source = ModelSource(name, trust_remote_code=config.trust_remote_code)
+        device = choose_device(config.device)
+        dtype = choose_dtype(config.dtype, device)
+        super().__init__(load_whole(source, device, dtype), source.shape.vocabulary, config.seed)
+        engine = f"transformers {transformers.__version__}, torch {torch.__version__}, {str(dtype).split('.')[-1]}"
+        self.facts = Facts(name, engine, source.shape.parameters, source.shape.layer_parameters)
 
 
 def load_engine(name: str, config: RunConfig) -> None:

@@ -10,15 +10,15 @@ from dataclasses import dataclass
 
 import torch
 
-from darwinlm.baselines.uniform import uniform
 from darwinlm.config import RunConfig
 from darwinlm.cost import database_bytes, nominal_widths, plan_memory
 from darwinlm.data.blocks import SPLITS
 from darwinlm.database.levels import Ladder, ladders
 from darwinlm.errors import RequestError
-from darwinlm.genome import Genome, Space, require_open
+from darwinlm.genome import Space
 from darwinlm.models.shape import ModelShape
 from darwinlm.models.source import ModelSource
+from darwinlm.planning import planned_target
 from darwinlm.recipes.arithmetic import forward_flops, hessian_flops, pruning_flops, pruning_seconds, search_passes
 from darwinlm.recipes.recipe import Step
 from darwinlm.recovery.plan import training_cost
@@ -119,19 +119,14 @@ def predict_recipe(steps: list[Step]) -> RecipePrediction:
 def _prune(config: RunConfig, shape: ModelShape, value_bytes: int) -> tuple[list[Work], ModelShape]:
     """Database and search; what goes out is the uniform model of the target."""
     rungs = ladders(shape, config.database)
-    pruned = shape.with_layers(nominal_widths(shape, rungs, _target(config, Space(tuple(rungs)))))
+    space = Space(tuple(rungs))
+    genome, _ = planned_target(config, shape, space, value_bytes, torch.device("cuda"), _ARITHMETIC)
+    pruned = shape.with_layers(nominal_widths(shape, rungs, genome))
     memory = plan_memory(shape, pruned, config, value_bytes, _ARITHMETIC, on_host=False)
     return [
         _database_work(config, shape, rungs, memory.database, database_bytes(shape, rungs, value_bytes)),
         _search_work(config, pruned, rungs, memory.search, pruned.parameters * value_bytes),
     ], pruned
-
-
-def _target(config: RunConfig, space: Space) -> Genome:
-    """The uniform genome at a step's target."""
-    share = config.target.level / config.database.levels
-    require_open(space, share)
-    return uniform(space, share, config.seed)
 
 
 def _database_work(config: RunConfig, shape: ModelShape, rungs: list[Ladder], memory: int, disk: int) -> Work:

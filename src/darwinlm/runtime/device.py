@@ -1,8 +1,10 @@
 """Which device and dtype a run computes with, and how much memory it took."""
 
 import os
+import platform
 import resource
 import sys
+from pathlib import Path
 
 import torch
 
@@ -37,6 +39,18 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+
+
+def device_name(device: torch.device) -> str:
+    """What the maker calls a device: two of one name are equally fast. Of one that is not here, its type."""
+    if device.type != "cpu":
+        return (
+            torch.cuda.get_device_name(device) if device.type == "cuda" and torch.cuda.is_available() else device.type
+        )
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text().splitlines() if information.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def peak_memory_bytes(device: torch.device) -> int:

@@ -18,7 +18,7 @@ from darwinlm.runtime import ranks
 from darwinlm.runtime.files import read_json, write_json, write_text
 from darwinlm.runtime.progress import log, progress
 from darwinlm.runtime.seeds import python_random
-from darwinlm.search.mutation import offspring
+from darwinlm.search.mutation import Mutation, offspring
 
 
 class Fitness(Protocol):
@@ -134,6 +134,7 @@ def evolve(
     fitness: Fitness,
     record: SearchRecord,
     check: Callable[[Genome], dict[str, float]] | None = None,
+    mutate: Mutation = offspring,
 ) -> SearchState:
     """Run the search to its last generation, from where it stopped or from the start.
 
@@ -145,6 +146,7 @@ def evolve(
         fitness: trains and scores candidates.
         record: where every generation is saved.
         check: scores of a parent on held-out text, for the history alone: nothing is chosen by them.
+        mutate: makes the children of a generation; by default level switches within a kind.
 
     Returns:
         The last state; its parent is the result.
@@ -158,7 +160,7 @@ def evolve(
     with progress("Search", config.generations, done=state.generation) as advance:
         while not finished(state, config):
             before = state
-            state, line = _generation(before, space, config, seed, fitness)
+            state, line = _generation(before, space, config, seed, fitness, mutate)
             line["changes"] = _changes(space, before.parent, state.parent)
             if check and config.check_every and state.generation % config.check_every == 0 and ranks.is_first():
                 line["held_out"] = check(state.parent)
@@ -169,12 +171,12 @@ def evolve(
 
 
 def _generation(
-    state: SearchState, space: Space, config: SearchConfig, seed: int, fitness: Fitness
+    state: SearchState, space: Space, config: SearchConfig, seed: int, fitness: Fitness, mutate: Mutation
 ) -> tuple[SearchState, dict[str, Any]]:
     """Mutate the parent, let the selection steps choose among its children; the next state and its line of history."""
     began = time.perf_counter()
     rng = python_random(seed, "mutation", state.generation)
-    candidates = offspring(state.parent, config.offspring, space, config.switches, rng)
+    candidates = mutate(state.parent, config.offspring, space, config.switches, rng)
     children, scores = len(candidates), []
     for index, stage in enumerate(config.stages):
         if index == len(config.stages) - 1:

@@ -15,12 +15,12 @@ from darwinlm.assemble import Assembler
 from darwinlm.config import SearchConfig
 from darwinlm.database.levels import Kind
 from darwinlm.genome import Genome, Space
-from darwinlm.runtime import ranks
-from darwinlm.runtime.progress import log, progress
-from darwinlm.search.allocation import FORBIDDEN, allocate
+from darwinlm.runtime.progress import log
+from darwinlm.search.allocation import allocate
 from darwinlm.search.fitness import Targets, Teacher
 from darwinlm.search.samples import draw
 from darwinlm.search.screen import Screen
+from darwinlm.search.sensitivity import scores, sensitivities
 
 RADIUS = 1
 """Steps up and down that are measured of every module; in the first round all its levels are."""
@@ -62,46 +62,19 @@ def measured_start(start: Genome, space: Space, screen: Screen, rounds: int) -> 
     best, best_kl = start, screen.refer(start)
     first_kl = best_kl
     for round_ in range(rounds):
-        costs = _sensitivities(best, best_kl, space, screen, RADIUS if round_ else None)
+        costs = sensitivities(best, best_kl, space, screen, RADIUS if round_ else None, space.present)
         proposals = sorted(_proposals(best, space, costs))
-        scores = _scores(proposals, screen, f"Start, round {round_ + 1}, proposals")
-        if not proposals or min(scores) >= best_kl:
+        found = scores(proposals, screen, f"Start, round {round_ + 1}, proposals")
+        if not proposals or min(found) >= best_kl:
             break
-        gain = 1 - min(scores) / best_kl
-        best = proposals[scores.index(min(scores))]
+        gain = 1 - min(found) / best_kl
+        best = proposals[found.index(min(found))]
         best_kl = screen.refer(best)
         log.info("Start, round %d: KL %.4f.", round_ + 1, best_kl)
         if gain < GAIN:
             break
     log.info("Start: KL %.4f of the uniform genome, %.4f after its refinement.", first_kl, best_kl)
     return best
-
-
-def _scores(genomes: list[Genome], screen: Screen, title: str) -> list[float]:
-    """The KL of each, the work shared out to the ranks."""
-    own, scores = ranks.mine(genomes), []
-    with progress(title, len(own)) as advance:
-        for genome in own:
-            scores.append(screen(genome))
-            advance(f"KL {scores[-1]:.4f}")
-    return ranks.in_turn(ranks.gathered(scores))
-
-
-def _sensitivities(genome: Genome, kl: float, space: Space, screen: Screen, radius: int | None) -> list[list[float]]:
-    """(modules, levels): what a level of one module alone adds to the KL; `FORBIDDEN` beyond the radius."""
-    near = [
-        (module, level)
-        for module, ladder in enumerate(space.ladders)
-        for level in range(ladder.present, ladder.top + 1)
-        if 0 < abs(level - genome[module]) <= (radius or ladder.top)
-    ]
-    scores = _scores([_with(genome, module, level) for module, level in near], screen, "Start, one module at a time")
-    costs = [[FORBIDDEN] * (ladder.top + 1) for ladder in space.ladders]
-    for module, level in enumerate(genome):
-        costs[module][level] = 0.0
-    for (module, level), score in zip(near, scores):
-        costs[module][level] = score - kl
-    return costs
 
 
 def _proposals(genome: Genome, space: Space, costs: list[list[float]]) -> set[Genome]:
@@ -130,7 +103,3 @@ def _merged(genome: Genome, changes: Iterable[dict[int, int]]) -> Genome:
         for module, level in change.items():
             levels[module] = level
     return tuple(levels)
-
-
-def _with(genome: Genome, module: int, level: int) -> Genome:
-    return (*genome[:module], level, *genome[module + 1 :])

@@ -1,9 +1,10 @@
 """What the commands print at their end."""
 
+from darwinlm.tables.latency import latency, predictions
 from darwinlm.tables.measured import bench, comparison, qualities
 from darwinlm.tables.planned import plan
 from darwinlm.tables.recipes import recipe_plan, recipe_results
-from darwinlm.tables.runs import database, demo, forms, genome, imported, summary
+from darwinlm.tables.runs import database, demo, family, forms, genome, imported, summary
 from darwinlm.tables.scored import tasks
 from darwinlm.tables.trained import trained
 
@@ -12,10 +13,13 @@ __all__ = [
     "comparison",
     "database",
     "demo",
+    "family",
     "forms",
     "genome",
     "imported",
+    "latency",
     "plan",
+    "predictions",
     "qualities",
     "recipe_plan",
     "recipe_results",

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from darwinlm.planning import Plan, SizeRow
 from darwinlm.tables.cells import count, empty_table, gigabytes
+from darwinlm.target.wanted import told
 
 
 def plan(values: Plan) -> Iterable[Any]:
@@ -22,6 +23,8 @@ def plan(values: Plan) -> Iterable[Any]:
     sizes.add_section()
     _add_size(sizes, f"target {values.target.level:g}", values.target, values.dense)
     yield sizes
+    if values.limits:
+        yield _limits(values)
     cost = empty_table("What the run takes", "stage", "tokens", "memory", "disk")
     memory = values.memory
     cost.add_row("database", f"{values.hessian_tokens:,}", gigabytes(memory.database), gigabytes(values.database_bytes))
@@ -39,6 +42,16 @@ def plan(values: Plan) -> Iterable[Any]:
         f"Memory for {values.machine}; plan for another machine by --device {other}. Steps from dense to gone: {steps}"
     )
     yield cost
+
+
+def _limits(values: Plan) -> Table:
+    table = empty_table(
+        f"Target: {values.target_name}", "quantity", "asked, at most", "uniform model", "smallest possible"
+    )
+    for name, row in values.limits.items():
+        table.add_row(name, *(told(name, row[key]) for key in ("asked", "got", "smallest")))
+    table.caption = "The search starts from that uniform model; every model that it looks at keeps the target."
+    return table
 
 
 def _add_size(table: Table, label: str, row: SizeRow, dense: SizeRow) -> None:

@@ -13,6 +13,7 @@ from darwinlm.database.store import Database
 from darwinlm.demonstration import DemoRow
 from darwinlm.export.forms import Form
 from darwinlm.foreign.masked import Imported
+from darwinlm.nested import Member
 from darwinlm.runtime.progress import duration
 from darwinlm.tables.cells import empty_table, gigabytes, kl_cell
 
@@ -25,6 +26,20 @@ def summary(values: dict[str, Any]) -> Table:
         table.add_row(label, f"{row['parameters']:,}", f"{row['perplexity']:.2f}", kl_cell(row["kl"]))
     stages = ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in values["seconds"].items())
     table.caption = f"{stages}; peak memory {values['peak_memory_bytes'] / 1e9:.2f} GB"
+    return table
+
+
+def family(members: list[Member]) -> Table:
+    """The end of `darwinlm prune --targets`."""
+    table = empty_table(
+        "Held-out text", "target", "parameters", "perplexity", "KL to dense", "uniform: perplexity", "KL"
+    )
+    dense = members[0].summary["dense"]
+    table.add_row("dense", f"{dense['parameters']:,}", f"{dense['perplexity']:.2f}", kl_cell(dense["kl"]), "", "")
+    for member in members:
+        pruned, uniform = member.summary["pruned"], member.summary["uniform"]
+        cells = (f"{pruned['parameters']:,}", f"{pruned['perplexity']:.2f}", kl_cell(pruned["kl"]))
+        table.add_row(member.name, *cells, f"{uniform['perplexity']:.2f}", kl_cell(uniform["kl"]))
     return table
 
 

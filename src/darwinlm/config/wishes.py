@@ -1,0 +1,124 @@
+"""What is asked of a pruned model: which of the target's settings count, and how they are told."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from darwinlm.config.quantities import Quantity, Unit, quantity
+from darwinlm.config.settings import TargetConfig
+
+HARD: tuple[Unit, ...] = ("parameters", "memory", "speedup")
+"""Targets that are not counted in levels."""
+_ASKS = ("level", *HARD)
+
+
+def latest_wish(layers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Layers of settings in which the last one that names a target takes the place of what lower ones ask.
+
+    So a target that is typed does not have to hold beside the one of a preset, or of the run that lies there.
+    """
+    asking = [i for i, layer in enumerate(layers) if _asks(layer)]
+    if not asking:
+        return [dict(layer) for layer in layers]
+    last, found = asking[-1], []
+    for place, layer in enumerate(layers):
+        layer = dict(layer)
+        if place < last and isinstance(layer.get("target"), Mapping):
+            layer["target"] = {key: value for key, value in layer["target"].items() if key not in _ASKS}
+        elif place == last:
+            layer["target"] = {"level": None, **layer["target"]}
+        found.append(layer)
+    return found
+
+
+def _asks(layer: Mapping[str, Any]) -> bool:
+    target = layer.get("target")
+    return isinstance(target, Mapping) and any(target.get(name) is not None for name in _ASKS)
+
+
+def asked_quantities(target: TargetConfig) -> dict[Unit, Quantity]:
+    """The hard targets that are asked.
+
+    Raises:
+        ValueError: one cannot be read.
+    """
+    return {name: quantity(typed, name) for name in HARD if (typed := getattr(target, name)) is not None}
+
+
+def is_hard(target: TargetConfig) -> bool:
+    """Whether anything but a level is asked."""
+    return any(getattr(target, name) is not None for name in HARD)
+
+
+def wish_faults(target: TargetConfig, levels: int) -> list[str]:
+    """What is wrong with a target by itself.
+
+    Args:
+        target: what is asked.
+        levels: `database.levels`.
+    """
+    found = []
+    if target.level is not None and not 0 < target.level < levels:
+        found.append(
+            f"target.level is {target.level:g}; it must lie between 0 (dense) and {levels} (nothing left), both excluded."
+        )
+    if target.level is None and not is_hard(target):
+        found.append(
+            "Nothing is asked of the pruned model: give one of " + ", ".join(f"target.{a}" for a in _ASKS) + "."
+        )
+    for name in HARD:
+        try:
+            if (typed := getattr(target, name)) is not None:
+                quantity(typed, name)
+        except ValueError as fault:
+            found.append(f"target.{name} {fault}.")
+    found += [
+        f"target.{name} is {getattr(target, name)}; it must be at least 1."
+        for name in ("batch", "context")
+        if getattr(target, name) < 1
+    ]
+    if target.speedup is not None and not target.latency_table:
+        found.append(
+            "target.speedup needs a latency table of this machine. Make one by `darwinlm bench MODEL --table --output FOLDER` "
+            "and give it by --target.latency_table FOLDER/latency.json."
+        )
+    return found
+
+
+def wish_identity(target: TargetConfig) -> dict[str, Any]:
+    """What a search depends on: only settings that count, however they were written."""
+    found: dict[str, Any] = {"level": target.level}
+    for name, asked in asked_quantities(target).items():
+        found[name] = f"{asked.value:.12g}" + (" of dense" if asked.is_share else "")
+    if "parameters" in found:
+        found["parameters_of"] = target.parameters_of
+    if "speedup" in found:
+        found["workload"] = target.workload
+    if "speedup" in found or "memory" in found:
+        found |= {"batch": target.batch, "context": target.context}
+    return found
+
+
+def described(target: TargetConfig, levels: int) -> str:
+    """A target in words, such as `level 5 of 10` or `parameters 2.7B, memory 8GB (1 x 512 tokens)`."""
+    work = f"{target.batch} x {target.context} tokens"
+    notes = {
+        "parameters": " of the layers" if target.parameters_of == "layers" else "",
+        "memory": f" ({work})",
+        "speedup": f" ({target.workload}, {work})",
+    }
+    parts = [] if target.level is None else [f"level {target.level:g} of {levels}"]
+    return ", ".join(parts + [f"{n} {v}{notes[n]}" for n, v in written(target)])
+
+
+def as_flags(target: TargetConfig) -> str:
+    """The flags that ask for the same."""
+    words = [] if target.level is None else [f"--target.level {target.level:g}"]
+    return " ".join(words + [f"--target.{name} {value}" for name, value in written(target)])
+
+
+def written(target: TargetConfig) -> list[tuple[Unit, str]]:
+    """The hard targets as they were typed."""
+    values: list[tuple[Unit, str | float | None]] = [(name, getattr(target, name)) for name in HARD]
+    return [(name, v if isinstance(v, str) else f"{v:.12g}") for name, v in values if v is not None]

@@ -1,0 +1,62 @@
+"""What a latency table predicts for models, beside what `darwinlm bench` measures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from darwinlm.errors import RequestError
+from darwinlm.measure.bench import BenchResult
+from darwinlm.models.source import ModelSource
+from darwinlm.target.latency import LatencyTable, StageTimes
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One model at a stage of a workload."""
+
+    model: str
+    times: StageTimes
+    predicted: float
+    """Seconds."""
+    measured: float
+    """Seconds, the median."""
+    predicted_speedup: float
+    """The table's seconds of the dense model by those predicted."""
+    measured_speedup: float | None
+    """None for the first model."""
+
+    @property
+    def error(self) -> float:
+        """Predicted by measured seconds, less 1."""
+        return self.predicted / self.measured - 1
+
+
+def predictions(result: BenchResult, table: LatencyTable, trust_remote_code: bool = False) -> list[Prediction]:
+    """Of all models and all stages that both were measured.
+
+    Raises:
+        RequestError: no workload is in both.
+    """
+    found: list[Prediction] = []
+    for facts, rows in zip(result.models, result.measurements):
+        shape = ModelSource(facts.name, weights=False, trust_remote_code=trust_remote_code).shape
+        for times, row in ((t, row) for row in rows for t in table.stages if _same(t, row.work)):
+            stage, seconds = times.work.stage, times.predicted(shape)
+            measured, speedup = getattr(row, f"{stage}_seconds").median, getattr(row, f"{stage}_speedup")
+            ratio = None if speedup is None else speedup.median
+            found.append(Prediction(facts.name, times, seconds, measured, times.dense / seconds, ratio))
+    if not found:
+        raise RequestError(
+            f"The latency table has none of the workloads that were measured, but {_listed(table.stages)}."
+        )
+    return found
+
+
+def _same(times: StageTimes, work: object) -> bool:
+    return vars(times.work) == {"stage": times.work.stage, **vars(work)}
+
+
+def _listed(stages: Sequence[StageTimes]) -> str:
+    works = {f"{t.work.sequences} x {t.work.tokens} tokens and {t.work.written} more written" for t in stages}
+    return "; ".join(sorted(works))

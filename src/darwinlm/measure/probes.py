@@ -1,0 +1,67 @@
+"""Models of random weights and any widths, made to be timed: all of them are views of one piece of memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from darwinlm.models.heterogeneous import build_empty, heterogeneous_config, modeling
+from darwinlm.models.shape import LayerWidths
+from darwinlm.models.source import ModelSource
+from darwinlm.runtime.seeds import torch_generator
+
+
+class Probes:
+    """Makes models of a family with layers of any widths up to those of the dense model.
+
+    The same tensor of every probe is the beginning of one common tensor, so that many probes take the memory of one model;
+    a probe that ran evicts the weights of the others from the caches, as the layers of a whole model do.
+
+    Args:
+        source: the dense model; only its configuration counts.
+        device: where they compute.
+        dtype: of their weights.
+        seed: of the weights.
+    """
+
+    def __init__(self, source: ModelSource, device: torch.device, dtype: torch.dtype, seed: int) -> None:
+        self.source, self.device, self.dtype = source, device, dtype
+        self._generator = torch_generator(seed, "probes", device=device)
+        self._memory: dict[str, Tensor] = {}
+
+    def model(self, widths: Sequence[LayerWidths]) -> Any:
+        """A model of such layers; fewer than the dense model has are allowed."""
+        family, config = self.source.family, self._config(len(widths))
+        empty = build_empty(
+            modeling(family).DarwinLMForCausalLM, heterogeneous_config(family, config, widths), self.device
+        )
+        shapes = {name: tensor.shape for name, tensor in empty.state_dict().items()}
+        if config.tie_word_embeddings:
+            shapes.pop("lm_head.weight")
+        empty.load_state_dict(
+            {name: self._part(name, shape) for name, shape in shapes.items()}, strict=False, assign=True
+        )
+        if config.tie_word_embeddings:
+            empty.tie_weights()  # type: ignore[operator]
+        return empty.eval()
+
+    def _config(self, layers: int) -> Any:
+        values = self.source.config.to_dict()
+        values["num_hidden_layers"] = layers
+        if values.get("layer_types"):
+            values["layer_types"] = values["layer_types"][:layers]
+        values["per_layer_config"] = None
+        return type(self.source.config)(**values)
+
+    def _part(self, name: str, shape: Sequence[int]) -> Tensor:
+        """A tensor of that shape at the beginning of what all probes share under its name."""
+        size = math.prod(shape)
+        held = self._memory.get(name)
+        if held is None or held.numel() < size:
+            held = torch.empty(size, dtype=self.dtype, device=self.device).normal_(0, 0.02, generator=self._generator)
+            self._memory[name] = held
+        return held[:size].view(*shape)

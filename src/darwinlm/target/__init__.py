@@ -1,0 +1,1 @@
+"""Hard targets: what every genome of a search must hold."""

@@ -1,0 +1,193 @@
+"""Latency tables: exact where times add up, refused where they were measured elsewhere, and whole on disk."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import darwinlm
+import pico
+from darwinlm.assemble import Assembler
+from darwinlm.cli import main
+from darwinlm.config import TargetConfig
+from darwinlm.errors import DamagedFileError, RequestError
+from darwinlm.measure import table as measuring
+from darwinlm.measure.predicted import predictions
+from darwinlm.measure.probes import Probes
+from darwinlm.measure.table import solved
+from darwinlm.models.shape import LayerWidths
+from darwinlm.models.source import ModelSource
+from darwinlm.target.budget import uniform_within
+from darwinlm.target.latency import LatencyTable, StageTimes, Work, model_key, times_for
+from darwinlm.target.shapes import Shapes, possible_shapes
+from darwinlm.target.wanted import Wanted
+from test_pipeline import SETTINGS
+
+FAST = {"context_lengths": [8], "decode_tokens": 2, "repeats": 1, "warmups": 0}
+
+
+@given(st.integers(0, 2**32))
+def test_where_times_add_up_the_parts_are_found(seed: int) -> None:
+    rng = random.Random(seed)
+    shapes = Shapes([(h, h // 2) for h in (8, 6, 4, 2)], [64, 48, 32, 16])
+    attention = {(h, h // 2): rng.uniform(1, 9) for h in (8, 6, 4, 2)} | {(0, 0): 0.0}
+    mlp = {m: rng.uniform(1, 9) for m in (64, 48, 32, 16)} | {0: 0.0}
+    base, layers = rng.uniform(0, 20), rng.randint(1, 5)
+    (heads, width) = shapes.middle
+    pairs = {(a, width) for a in attention} | {(heads, m) for m in mlp}
+    parts = solved({(a, m): base + layers * (attention[a] + mlp[m]) for a, m in pairs}, shapes, layers)
+    assert parts.base == pytest.approx(base)
+    assert parts.attention == pytest.approx(attention)
+    assert parts.mlp == pytest.approx(mlp)
+
+
+@pytest.mark.parametrize(("family", "unit"), pico.FAMILIES_AND_UNITS)
+def test_every_width_that_occurs_is_measured(family, unit, source, database) -> None:
+    assembler = Assembler(source(family), database(family, unit))
+    shapes = possible_shapes(source(family).shape, assembler.space.ladders)
+    for ladder in assembler.space.ladders:
+        for level in range(ladder.top):
+            widths = assembler.module_widths(ladder, level)
+            if ladder.kind == "mlp":
+                assert widths.intermediate in shapes.mlp
+            else:
+                assert (widths.heads, widths.kv_heads) in shapes.attention
+
+
+@pytest.mark.parametrize("family", ["llama_tied", "mistral", "qwen2", "qwen3"])
+def test_probes_have_the_shapes_of_real_models_and_share_memory(family, source) -> None:
+    probes = Probes(source(family), pico.CPU, torch.float32, 0)
+    dense = probes.model(source(family).shape.layers)
+    widths = [LayerWidths(0, 0, 8), LayerWidths(4, 2, 0), LayerWidths(4, 2, 16)]
+    probe = probes.model(widths)
+    expected = source(family).shape.with_layers(widths).parameters
+    assert sum(parameter.numel() for parameter in probe.parameters()) == expected
+    with torch.no_grad():
+        assert probe(pico.random_tokens(1, 4)).logits.isfinite().all()
+    ours, theirs = (m.model.layers[2].mlp.gate_proj.weight for m in (probe, dense))
+    assert ours.data_ptr() == theirs.data_ptr()
+    assert ours.is_contiguous()
+
+
+@pytest.fixture(scope="module")
+def tables(checkpoint, tmp_path_factory):
+    """A table of the pico model, measured by the command."""
+    folder = tmp_path_factory.mktemp("table")
+    flags = [word for name, value in FAST.items() for word in (f"--bench.{name}", str(value))]
+    levels = ["--database.levels", "4", "--database.multiple_of", "4"]
+    main(["bench", str(checkpoint("llama_gqa")), "--table", "--output", str(folder), *flags, *levels])
+    return folder / "latency.json"
+
+
+def test_a_table_is_saved_with_where_it_was_measured(tables, source) -> None:
+    table = LatencyTable.load(tables)
+    assert table.machine.keys() == {"device", "dtype", "threads", "torch", "transformers"}
+    assert table.model == model_key(source("llama_gqa").shape)
+    assert [times.work for times in table.stages] == [Work("prefill", 1, 8, 2), Work("decode", 1, 8, 2)]
+    for times in table.stages:
+        assert times.dense > 0
+        assert len(times.checks) == measuring.CHECKS
+        assert set(times.attention) == {(8, 2), (4, 1)}
+        assert set(times.mlp) == {48, 36, 24, 12}
+    table.save(tables.parent / "again.json")
+    assert json.loads((tables.parent / "again.json").read_text()) == json.loads(tables.read_text())
+
+
+def asked(path, **changes) -> TargetConfig:
+    return TargetConfig(**{"level": None, "speedup": "1.1x", "context": 8, "latency_table": str(path), **changes})
+
+
+def test_tables_of_something_else_are_refused(tables, source, tmp_path) -> None:
+    shape = source("llama_gqa").shape
+    assert times_for(asked(tables), shape, pico.CPU, torch.float32).work.stage == "prefill"
+    assert times_for(asked(tables, workload="decode"), shape, pico.CPU, torch.float32).work.stage == "decode"
+    with pytest.raises(RequestError, match="measured with dtype 'float32', and the run has 'bfloat16'"):
+        times_for(asked(tables), shape, pico.CPU, torch.bfloat16)
+    with pytest.raises(RequestError, match=r"has no workload prefill 2 x 8 tokens.*--bench\.batch_sizes \[2\]"):
+        times_for(asked(tables, batch=2), shape, pico.CPU, torch.float32)
+    with pytest.raises(RequestError, match="measured with model"):
+        times_for(asked(tables), source("qwen3").shape, pico.CPU, torch.float32)
+    with pytest.raises(RequestError, match="There is no latency table"):
+        times_for(asked(tmp_path / "none.json"), shape, pico.CPU, torch.float32)
+    saved = json.loads(tables.read_text())
+    saved["machine"]["device"] = "abacus"
+    (tmp_path / "other.json").write_text(json.dumps(saved))
+    with pytest.raises(RequestError, match=r"measured with device 'abacus'.*bench MODEL --table"):
+        times_for(asked(tmp_path / "other.json"), shape, pico.CPU, torch.float32)
+    (tmp_path / "broken.json").write_text(json.dumps({**saved, "stages": [{}]}))
+    with pytest.raises(DamagedFileError, match="no latency table of this version"):
+        LatencyTable.load(tmp_path / "broken.json")
+
+
+def made_up(source, rungs, base: float = 0.5) -> StageTimes:
+    """Times that add up by hand: a second a head, a hundredth a column."""
+    shapes = possible_shapes(source.shape, rungs)
+    attention, mlp = {s: float(s[0]) for s in shapes.attention}, {m: m / 100 for m in shapes.mlp}
+    times = StageTimes(Work("prefill", 1, 8, 2), 0.0, base, attention, mlp)
+    return replace(times, dense=times.predicted(source.shape))
+
+
+@pytest.mark.parametrize("speedup", ["1.2x", "2x", "5x"])
+def test_a_speedup_is_met_as_the_table_predicts(speedup, source, database) -> None:
+    assembler = Assembler(source("llama_gqa"), database("llama_gqa", "kv_group"))
+    times = made_up(source("llama_gqa"), assembler.space.ladders)
+    target = TargetConfig(None, speedup=speedup, latency_table="made up")
+    wanted = Wanted(target, None, source("llama_gqa").shape, assembler.space, 4, times)
+    budget = wanted.budget(assembler.module_widths)
+    genome = uniform_within(budget, assembler.space, random.Random(0))
+    assert budget.is_full(genome)
+    predicted = times.predicted(assembler.shape(genome))
+    assert times.dense / predicted >= float(speedup[:-1])
+    row = wanted.achieved(genome, assembler.module_widths)["latency"]
+    assert row["got"] == pytest.approx(predicted, abs=1e-9)
+    assert row["predicted_speedup"] == pytest.approx(times.dense / predicted)
+    assert row["smallest"] == 0.5
+
+
+def test_a_speedup_out_of_reach_is_refused_with_the_fastest(source, database) -> None:
+    assembler = Assembler(source("llama_gqa"), database("llama_gqa", "kv_group"))
+    times = made_up(source("llama_gqa"), assembler.space.ladders)
+    target = TargetConfig(None, speedup="100x", latency_table="made up")
+    wanted = Wanted(target, None, source("llama_gqa").shape, assembler.space, 4, times)
+    with pytest.raises(
+        RequestError, match=r"target\.speedup 100x cannot be met: .* every module gone 500\.00 ms are left"
+    ):
+        wanted.require_reachable(assembler.module_widths)
+
+
+def test_predictions_stand_beside_what_is_measured(tables, checkpoint, tmp_path, capsys) -> None:
+    model = str(checkpoint("llama_gqa"))
+    flags = [word for name, value in FAST.items() for word in (f"--bench.{name}", str(value))]
+    main(["bench", model, "--against", model, "--latency-table", str(tables), "--output", str(tmp_path), *flags])
+    printed = capsys.readouterr().out
+    assert "Predicted by the table" in printed
+    assert printed.count("decode") >= 2
+    table, result = LatencyTable.load(tables), darwinlm.bench(model, against=model, bench=FAST)
+    shape = ModelSource(model).shape
+    for row in predictions(result, table):
+        times = next(t for t in table.stages if t.work.stage == row.times.work.stage)
+        by_hand = times.base + 3 * (times.attention[8, 2] + times.mlp[48])
+        assert row.predicted == pytest.approx(by_hand) == times.predicted(shape)
+        assert row.error == pytest.approx(by_hand / row.measured - 1)
+    with pytest.raises(RequestError, match="none of the workloads that were measured, but 1 x 8 tokens"):
+        predictions(darwinlm.bench(model, against=model, bench={**FAST, "context_lengths": [9]}), table)
+
+
+def test_the_whole_way_to_a_speedup(tables, checkpoint, tmp_path) -> None:
+    (tmp_path / "text.txt").write_text("".join(f"{number} and {number * number}; " for number in range(1000)))
+    target = {"speedup": 1.2, "context": 8, "latency_table": str(tables)}
+    common = {"data": str(tmp_path / "text.txt"), "output": str(tmp_path / "run"), **SETTINGS}
+    search = {**SETTINGS["search"], "start": "uniform", "generations": 1}
+    saved = json.loads(tables.read_text())
+    for stage in saved["stages"]:  # the clock of a busy machine must not decide
+        stage |= {"base": 0.1, "attention": [[8, 2, 2.0], [4, 1, 1.0]], "mlp": [[m, m / 48] for m in (48, 36, 24, 12)]}
+        stage["dense"] = 9.1
+    tables.write_text(json.dumps(saved))
+    summary = darwinlm.prune(str(checkpoint("llama_gqa")), **{**common, "search": search, "target": target})
+    assert summary["achieved"]["limits"]["latency"]["predicted_speedup"] >= 1.2
