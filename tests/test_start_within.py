@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from darwinlm.baselines.ziplm import least_error
 from darwinlm.genome import Genome, Space
+from darwinlm.search.layerwise import least_error
 from darwinlm.search.screen import Screen
 from darwinlm.search.start_within import measured_start_within
 from darwinlm.target.budget import Budget, Limit, uniform_within
@@ -22,7 +22,7 @@ from test_start import Landscape, Score, convex
 
 def begin(space: Space, budget: Budget, start: Genome, score: Score, rounds: int = 50) -> Genome:
     landscape = Landscape(space, score)
-    found = measured_start_within(start, budget, space, cast(Screen, landscape), rounds)
+    found = measured_start_within([start], budget, space, cast(Screen, landscape), rounds)
     assert all(level >= low for genome in landscape.asked for level, low in zip(genome, budget.lowest))
     for genome in landscape.referred:
         assert_full(space, budget, genome)

@@ -1,16 +1,20 @@
-"""DarwinLM itself, as one of the methods: with training-aware selection, and without."""
+"""DarwinLM itself, as one of the methods: with training-aware selection, without, and under a budget of parameters."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable
 
 from darwinlm.baselines.task import Task
 from darwinlm.config import SearchConfig
 from darwinlm.cost import generation_tokens
 from darwinlm.genome import Genome
 from darwinlm.search.evolution import evolve
+from darwinlm.search.mutation import Mutation, offspring, offspring_within
 from darwinlm.search.selection import TrainedFitness
 from darwinlm.search.start import first_parent
+from darwinlm.search.start_within import first_parent_within
 
 
 def darwinlm(task: Task) -> Genome:
@@ -23,6 +27,14 @@ def darwinlm_untrained(task: Task) -> Genome:
     return _search(task, dataclasses.replace(task.search, train_tokens=[0] * len(task.search.train_tokens)))
 
 
+def darwinlm_parameters(task: Task) -> Genome:
+    """The search under the budget's parameters alone: attention and MLPs exchange what they keep."""
+    budget = task.parameter_limit()
+    asked = (task.uniform, budget, task.assembler, task.teacher, task.search, task.seed, task.dtype)
+    mutate = functools.partial(offspring_within, budget=budget)
+    return _evolved(task, task.search, lambda: first_parent_within(*asked), mutate)
+
+
 def trial_tokens(task: Task) -> int:
     """Tokens that the candidates of the generations done were trained on; a space too small for all offspring takes fewer."""
     state = task.record(task.space).load()
@@ -30,11 +42,14 @@ def trial_tokens(task: Task) -> int:
 
 
 def _search(task: Task, config: SearchConfig) -> Genome:
-    fitness = TrainedFitness(task.assembler, task.train, task.teacher, config, task.seed, task.dtype)
-    return evolve(lambda: _start(task), task.space, config, task.seed, fitness, task.record(task.space)).parent
-
-
-def _start(task: Task) -> Genome:
-    """The first parent; it does not depend on trial training."""
     asked = (task.uniform, task.assembler, task.teacher, task.search, task.seed, task.dtype)
-    return task.once("start", lambda: first_parent(*asked))
+
+    def first() -> Genome:  # it does not depend on trial training
+        return task.once("start", lambda: first_parent(*asked))
+
+    return _evolved(task, config, first, offspring)
+
+
+def _evolved(task: Task, config: SearchConfig, start: Callable[[], Genome], mutate: Mutation) -> Genome:
+    fitness = TrainedFitness(task.assembler, task.train, task.teacher, config, task.seed, task.dtype)
+    return evolve(start, task.space, config, task.seed, fitness, task.record(task.space), mutate=mutate).parent

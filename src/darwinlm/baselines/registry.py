@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 
-from darwinlm.baselines.darwin import darwinlm, darwinlm_untrained, trial_tokens
+from darwinlm.baselines.darwin import darwinlm, darwinlm_parameters, darwinlm_untrained, trial_tokens
 from darwinlm.baselines.evopress import evopress
 from darwinlm.baselines.random_levels import random_levels
 from darwinlm.baselines.sheared import sheared, sheared_levels, sheared_model, sheared_tokens
@@ -74,6 +74,7 @@ METHODS = {
     ),
     "darwinlm_untrained": Method("DarwinLM, untrained selection", darwinlm_untrained, searches=True),
     "darwinlm": Method("DarwinLM", darwinlm, searches=True, tokens=trial_tokens),
+    "darwinlm_parameters": Method("DarwinLM, parameters", darwinlm_parameters, searches=True, tokens=trial_tokens),
 }
 
 

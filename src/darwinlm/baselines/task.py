@@ -13,13 +13,14 @@ from torch import Tensor
 
 from darwinlm.assemble import Assembler
 from darwinlm.baselines.uniform import uniform
-from darwinlm.config import SearchConfig, ShearedConfig
+from darwinlm.config import SearchConfig, ShearedConfig, TargetConfig
 from darwinlm.genome import Genome, Space
 from darwinlm.models.blocks import BlockStream
 from darwinlm.search.evolution import SearchRecord
 from darwinlm.search.fitness import Targets, Teacher
 from darwinlm.search.samples import draw
 from darwinlm.target.budget import Budget
+from darwinlm.target.wanted import Wanted
 
 T = TypeVar("T")
 
@@ -87,6 +88,12 @@ class Task:
         tokens = self.teacher.tokens
         wanted = min(self.search.start_tokens, tokens.numel())
         return Targets(self.teacher, draw(tokens, wanted, self.seed, "start", 0, 0))
+
+    def parameter_limit(self) -> Budget:
+        """The budget as a limit on every genome, with the exact widths of all levels."""
+        source, target = self.assembler.source, TargetConfig(level=None, parameters=str(self.budget))
+        wanted = Wanted(target, None, source.shape, self.space, source.dtype.itemsize)
+        return wanted.budget(self.assembler.module_widths)
 
     def once(self, name: str, make: Callable[[], T]) -> T:
         """What several methods need, made by the first of them; its seconds count in each.

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from darwinlm.baselines.task import Task
 from darwinlm.genome import Genome
-from darwinlm.search.allocation import FORBIDDEN, allocate, cheapest
-from darwinlm.search.start_within import priced
-from darwinlm.target.budget import Budget, Step
+from darwinlm.search.allocation import allocate, cheapest
+from darwinlm.search.layerwise import least_error
 
 
 def ziplm(task: Task) -> Genome:
@@ -44,25 +43,3 @@ def ziplm_kinds(task: Task) -> Genome:
 
 def _errors(task: Task) -> list[list[float]]:
     return [task.assembler.database.modules[ladder.name].relative_errors for ladder in task.space.ladders]
-
-
-def least_error(errors: list[list[float]], budget: Budget) -> Genome:
-    """The least sum of errors within limits in parameters, bytes, measured time or steps: of one limit the least of all.
-
-    Several limits are weighed against each other, alone and together; the best genome that keeps all of them is taken.
-
-    Args:
-        errors: (modules, levels).
-        budget: that can be kept.
-    """
-    gone = budget.tops()
-    closed = [[FORBIDDEN] * low + row[low:] for low, row in zip(budget.lowest, errors)]
-
-    def least(steps: list[Step]) -> Step:
-        return min(steps, key=lambda step: (errors[step[0]][step[2]] - errors[step[0]][step[1]], step))
-
-    found = [budget.repair(cheapest(closed, prices, most), least) for prices, most in priced(gone, budget)]
-    if len(budget.limits) == 1:
-        (limit,) = budget.limits
-        found.append(cheapest(closed, limit.costs, limit.most - limit.base))
-    return min(found, key=lambda genome: (sum(row[level] for row, level in zip(errors, genome)), genome))

@@ -1,13 +1,15 @@
-"""Where a search under a budget begins: the uniform genome, refined by what each module's levels cost when measured there.
+"""Where a search under a budget begins: a genome refined by what each module's levels cost when measured there.
 
-As `search.start`, in real quantities: the sensitivities of single levels give the allocation that is cheapest if they add
-up and whose prices fit the budget. A fee for every module that changes makes proposals that change few. Each is repaired
-to every limit and measured; the best becomes the genome, and so on until none is better.
+The uniform genome, or that of least layer-wise error, whichever has the lower KL. As `search.start`, in real quantities:
+the sensitivities of single levels give the allocation that is cheapest if they add up and whose prices fit the budget. A
+fee for every module that changes makes proposals that change few. Each is repaired to every limit and measured; the best
+becomes the genome, and so on until none is better.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 
@@ -17,14 +19,13 @@ from darwinlm.genome import Genome, Space
 from darwinlm.runtime.progress import log
 from darwinlm.search.allocation import cheapest
 from darwinlm.search.fitness import Targets, Teacher
+from darwinlm.search.layerwise import least_error, priced
 from darwinlm.search.samples import draw
 from darwinlm.search.screen import Screen
 from darwinlm.search.sensitivity import scores, sensitivities
 from darwinlm.search.start import GAIN, RADIUS
 from darwinlm.target.budget import Budget, Step
 
-PRICE_UNITS = 1 << 13
-"""What a whole budget is divided into for the dynamic programme."""
 FEES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9)
 """Fees for a changed module, as quantiles of what single steps cost or win."""
 
@@ -51,23 +52,29 @@ def first_parent_within(
     """
     if config.start == "uniform":
         return uniform
+    errors = [assembler.database.modules[ladder.name].relative_errors for ladder in assembler.space.ladders]
+    starts = [uniform, least_error(errors, budget)]
     drawn = draw(teacher.tokens, min(config.start_tokens, teacher.tokens.numel()), seed, "start", 0, 0)
     screen = Screen(assembler, Targets(teacher, drawn), dtype)
-    return measured_start_within(uniform, budget, assembler.space, screen, config.start_rounds)
+    return measured_start_within(starts, budget, assembler.space, screen, config.start_rounds)
 
 
-def measured_start_within(start: Genome, budget: Budget, space: Space, screen: Screen, rounds: int) -> Genome:
-    """The best genome that refining `start` finds; all that it measures as a whole keep the budget.
+def measured_start_within(
+    starts: Sequence[Genome], budget: Budget, space: Space, screen: Screen, rounds: int
+) -> Genome:
+    """The best genome that refining the best start finds; all that it measures as a whole keep the budget.
 
     Args:
-        start: where the refinement begins.
+        starts: of which one is refined.
         budget: that every genome keeps.
         space: the modules.
         screen: scores untrained candidates.
         rounds: most refinements.
     """
-    best, best_kl = start, screen.refer(start)
-    first_kl = best_kl
+    measured = [screen.refer(start) for start in starts]
+    first_kl, best_kl = measured[0], min(measured)
+    best = starts[measured.index(best_kl)]
+    screen.refer(best)
     for round_ in range(rounds):
         costs = sensitivities(best, best_kl, space, screen, RADIUS if round_ else None, budget.lowest)
         proposals = sorted(proposals_within(best, budget, costs))
@@ -109,25 +116,3 @@ def proposals_within(genome: Genome, budget: Budget, costs: list[list[float]]) -
 def _difference(row: list[float], step: Step) -> float:
     _, old, new = step
     return row[new] - row[old] if math.isfinite(row[new]) and math.isfinite(row[old]) else math.inf
-
-
-def priced(genome: Genome, budget: Budget) -> list[tuple[list[list[int]], int]]:
-    """Prices of levels and what they may sum to, in whole units: of each limit alone, and of all together.
-
-    A genome that keeps every limit keeps any weighted sum of them; the repair sees to the rest. The sum counts from where
-    the genome stands, so that rounding does not forbid what is there.
-    """
-    limits = budget.limits
-    alone = [[float(i == j) for j in range(len(limits))] for i in range(len(limits))]
-    together = [[1 / len(limits)] * len(limits)] if len(limits) > 1 else []
-    found = []
-    for weights in alone + together:
-        parts = [weight * PRICE_UNITS / max(l.most - l.base, 1) for weight, l in zip(weights, limits)]
-        prices = [
-            [round(sum(p * c for p, c in zip(parts, options))) for options in zip(*(l.costs[module] for l in limits))]
-            for module in range(len(genome))
-        ]
-        spent = sum(row[level] for row, level in zip(prices, genome))
-        left = sum(part * room for part, room in zip(parts, budget.headroom(genome)))
-        found.append((prices, spent + int(left)))
-    return found
