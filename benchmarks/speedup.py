@@ -153,7 +153,7 @@ def draw(genomes: dict[str, dict[str, int]], run: Path, path: Path) -> None:
             axis.bar([i + 0.4 * place - 0.2 for i in range(len(names))], left, width=0.38, label=title)
         axis.set(title={"self_attn": "attention", "mlp": "MLP"}[kind], xlabel="layer", ylabel="part that is left")
     figure.axes[0].legend(frameon=False)
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
 
 

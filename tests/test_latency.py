@@ -161,6 +161,14 @@ def test_a_speedup_out_of_reach_is_refused_with_the_fastest(source, database) ->
         wanted.require_reachable(assembler.module_widths)
 
 
+def test_a_model_that_is_fast_enough_is_refused_in_milliseconds(source, database) -> None:
+    assembler = Assembler(source("llama_gqa"), database("llama_gqa", "kv_group"))
+    times = replace(made_up(source("llama_gqa"), assembler.space.ladders), dense=99.0)
+    wanted = Wanted(TargetConfig(None, speedup="1.1x"), None, source("llama_gqa").shape, assembler.space, 4, times)
+    with pytest.raises(RequestError, match=r"as it is: it has 25,940\.00 ms, and up to 90,000\.00 ms are asked"):
+        wanted.require_reachable(assembler.module_widths)
+
+
 def test_predictions_stand_beside_what_is_measured(tables, checkpoint, tmp_path, capsys) -> None:
     model = str(checkpoint("llama_gqa"))
     flags = [word for name, value in FAST.items() for word in (f"--bench.{name}", str(value))]

@@ -67,8 +67,8 @@ class Wanted:
             raise RequestError(*faults)
         if budget.within(budget.lowest):
             have = "; ".join(
-                f"it has {told(l.name, l.spent(budget.lowest))}, and {told(l.name, l.most)} are asked"
-                for l in budget.limits
+                f"it has {told(name, row['got'])}, and up to {told(name, row['asked'])} are asked"
+                for name, row in rows.items()
             )
             raise RequestError(f"The model holds the target as it is: {have}. Ask for a smaller one.")
 
