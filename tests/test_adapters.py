@@ -48,6 +48,7 @@ def trained(pruned, tmp_path_factory) -> tuple[Path, Path]:
     return folder / "run", folder / "state"
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")  # by PEFT itself
 def test_merged_is_the_model_with_its_adapters(pruned, trained):
     """PEFT's own wrapper around stock transformers, with the trained adapters in it and not merged."""
     from darwinlm.recovery.state import saved_weights

@@ -77,7 +77,8 @@ def save_state(
     if ranks.is_first():
         partial = folder / ".state.partial"
         shutil.rmtree(partial, ignore_errors=True)
-        tensors = {_WEIGHTS + name: value for name, value in _untied(weights).items()}
+        trained = [name for group in moments["param_groups"] for name in group["params"]]  # tied weights have one name
+        tensors: dict[str, Any] = {_WEIGHTS + name: weights[name] for name in trained}
         for name, values in moments["state"].items():
             tensors |= {f"{_MOMENTS}{kind}.{name}": value for kind, value in values.items()}
         write_tensors(partial / "weights.safetensors", tensors)
@@ -131,14 +132,3 @@ def load_state(state: Path, model: nn.Module, optimizer: Optimizer, schedule: LR
 def bookmark_of(state: Path) -> Bookmark:
     """Where the reading of a state is."""
     return Bookmark(**read_json(state / "facts.json")["bookmark"])
-
-
-def _untied(weights: dict[str, Any]) -> dict[str, Tensor]:
-    """Without names that share their numbers with an earlier one."""
-    seen: set[int] = set()
-    found: dict[str, Tensor] = {}
-    for name, tensor in weights.items():
-        if tensor.data_ptr() not in seen:
-            found[name] = tensor
-        seen.add(tensor.data_ptr())
-    return found

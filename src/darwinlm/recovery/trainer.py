@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from darwinlm.config import TrainConfig
@@ -63,6 +64,17 @@ class Recovery(Trainer):
         self.remove_callback(PrinterCallback)
         self.train_config, self.batches, self.teacher, self.course = train, batches, teacher, course
         self.began = time.perf_counter()
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Also on CPUs, where accelerate would leave FSDP out without a word and copy the whole model to every rank."""
+        super().create_accelerator_and_postprocess()
+        state = self.accelerator.state
+        if self.args.fsdp and state.distributed_type == DistributedType.MULTI_CPU:
+            state.fsdp_plugin = FullyShardedDataParallelPlugin(**self.args.fsdp_plugin_args)
+            state.distributed_type = DistributedType.FSDP
+            if state.mixed_precision != "no":
+                state.fsdp_plugin.set_mixed_precision(state.mixed_precision)
+            self.is_fsdp_enabled = True
 
     def get_train_dataloader(self) -> Any:
         """The micro-batches of this rank: already shared out, so nothing prepares them any more."""
