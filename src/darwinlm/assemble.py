@@ -52,10 +52,11 @@ class Assembler:
 
     def _widths(self, widths: LayerWidths, ladder: Ladder, level: int) -> LayerWidths:
         """A layer's widths with one of its modules at `level`."""
-        if level == ladder.present:
-            return widths
         if ladder.kind == "mlp":
             return replace(widths, intermediate=ladder.columns - ladder.removed[level])
+        now = self.source.shape.layers[ladder.layer]
+        if level == ladder.present:  # padding included
+            return replace(widths, heads=now.heads, kv_heads=now.kv_heads, padding=now.padding)
         layout = self._layout(ladder, level)
         return replace(widths, heads=layout.heads, kv_heads=layout.kv_heads, padding=layout.padding)
 
