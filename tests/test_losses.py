@@ -7,7 +7,15 @@ import torch
 from torch import Tensor
 
 from darwinlm import losses
-from darwinlm.losses import chunk_tokens, next_token_loss, token_kl, token_nll
+from darwinlm.losses import (
+    Shortened,
+    chunk_tokens,
+    distillation_losses,
+    next_token_loss,
+    shortened,
+    token_kl,
+    token_nll,
+)
 
 VOCABULARY = 40
 
@@ -81,3 +89,64 @@ def test_next_token_loss_and_its_gradients(shape: tuple[int, int]) -> None:
 def test_logits_at_a_time_are_bounded(vocabulary: int) -> None:
     assert 16 <= chunk_tokens(vocabulary, torch.device("cuda")) <= losses.CHUNK_VALUES // vocabulary
     assert 16 <= chunk_tokens(vocabulary, torch.device("cpu")) <= losses.CACHED_VALUES // vocabulary
+
+
+def student_and_teacher(tokens: int = 50) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Hidden states and head of a student that learns and of a teacher of another width, and next tokens."""
+    student = [random(tokens, 8).requires_grad_(), random(VOCABULARY, 8, seed=1).requires_grad_()]
+    targets = torch.arange(tokens) * 7 % VOCABULARY
+    targets[4::9] = -100
+    return *student, random(tokens, 6, seed=2), random(VOCABULARY, 6, seed=3), targets
+
+
+def assert_equal_with_gradients(ours: Tensor, naive: Tensor, learnt: tuple[Tensor, Tensor]) -> None:
+    assert ours.item() == pytest.approx(naive.item(), rel=1e-5)
+    for one, other in zip(*(torch.autograd.grad(loss, learnt, retain_graph=True) for loss in (ours, naive))):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.usefixtures("chunks")
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+def test_distillation_losses_and_their_gradients(temperature: float) -> None:
+    hidden, head, teacher, teacher_head, targets = student_and_teacher()
+    entropy, kl = distillation_losses(hidden, head, targets, (teacher, teacher_head), temperature)
+    p = log_probabilities(teacher / temperature, teacher_head)
+    naive_kl = (p.exp() * (p - log_probabilities(hidden / temperature, head))).sum(-1).mean()
+    known = targets != -100
+    naive_entropy = -log_probabilities(hidden, head)[known].gather(-1, targets[known, None]).mean()
+    assert_equal_with_gradients(kl, naive_kl, (hidden, head))
+    assert_equal_with_gradients(entropy, naive_entropy, (hidden, head))
+
+
+@pytest.mark.usefixtures("chunks")
+@pytest.mark.parametrize("top_k", [1, 5, VOCABULARY - 1])
+def test_a_shortened_teacher_is_the_kl_over_its_tokens_and_any_other(top_k: int) -> None:
+    hidden, head, teacher, teacher_head, targets = student_and_teacher()
+    kept = shortened(teacher, teacher_head, top_k, 2.0)
+    _, kl = distillation_losses(hidden, head, targets, kept, 2.0)
+    p, q = (log_probabilities(h / 2, w).exp() for h, w in ((teacher, teacher_head), (hidden, head)))
+    first = p.argsort(-1, descending=True)[:, :top_k]
+    assert torch.equal(kept.tokens.sort(-1).values, first.sort(-1).values)
+    merged = [torch.cat([d.gather(-1, first), 1 - d.gather(-1, first).sum(-1, keepdim=True)], -1) for d in (p, q)]
+    naive = (merged[0] * (merged[0] / merged[1]).log()).sum(-1).mean()
+    assert_equal_with_gradients(kl, naive, (hidden, head))
+
+
+@pytest.mark.usefixtures("chunks")
+def test_a_teacher_shortened_to_the_whole_vocabulary_is_the_teacher() -> None:
+    hidden, head, teacher, teacher_head, targets = student_and_teacher()
+    kept = shortened(teacher, teacher_head, VOCABULARY, 1.0)
+    assert kept.log_p.exp().sum(-1).sub(1).abs().max() < 1e-5
+    _, exact = distillation_losses(hidden, head, targets, (teacher, teacher_head))
+    _, same = distillation_losses(hidden, head, targets, kept)
+    assert_equal_with_gradients(same, exact, (hidden, head))
+
+
+def test_what_is_left_out_of_a_shortened_teacher_may_be_nothing() -> None:
+    """A teacher that is sure: the probability of any other token is 0, and so is its part of the loss."""
+    hidden, head = random(3, 8).requires_grad_(), random(VOCABULARY, 8, seed=1)
+    sure = Shortened(torch.zeros(3, 1), torch.tensor([[4], [5], [6]]))
+    _, kl = distillation_losses(hidden, head, torch.tensor([4, 5, 6]), sure)
+    naive = -log_probabilities(hidden, head)[torch.arange(3), torch.tensor([4, 5, 6])].mean()
+    assert kl.item() == pytest.approx(naive.item(), rel=1e-5)
+    assert torch.autograd.grad(kl, hidden)[0].isfinite().all()

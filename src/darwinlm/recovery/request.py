@@ -17,6 +17,7 @@ from darwinlm.models.source import ModelSource
 from darwinlm.recovery.adapters import check_adapters
 from darwinlm.recovery.batches import Rhythm
 from darwinlm.recovery.plan import training_cost
+from darwinlm.recovery.teacher_logits import Store
 from darwinlm.runtime import ranks
 from darwinlm.runtime.device import choose_device, choose_dtype
 from darwinlm.runtime.files import read_json, require_room, sha256_of
@@ -72,6 +73,8 @@ class Request:
             RequestError: it does not, or cannot be read.
         """
         self.held_out  # noqa: B018
+        if self.store:
+            self.store.missing()
         self.stream.require(self.rhythm.blocks * self.train.sequence_length)
 
     def _checked_teacher(self) -> ModelSource:
@@ -156,11 +159,21 @@ class Request:
             0 if self._apart else blocks.held_out * blocks.sequence_length,
         )
 
-    @property
-    def text_identity(self) -> str:
-        """SHA-256 of all that decides which tokens stand in which block of the stream."""
+    @functools.cached_property
+    def store(self) -> Store | None:
+        """Where the teacher's logits lie; None where it computes alongside."""
+        if self.teacher is None or not self.train.teacher_logits:
+            return None
         settings = dataclasses.asdict(dataclasses.replace(self.stream, tokenizer=None))
-        return sha256_of({**settings, "tokenizer": self.source.tokenizer.get_vocab()})
+        identity = {
+            "text": sha256_of({**settings, "tokenizer": self.source.tokenizer.get_vocab()}),
+            "teacher": self.teacher.fingerprint[:16],
+            "top_k": self.train.top_k,
+            "temperature": self.train.temperature,
+            "dtype": str(self.dtype),
+        }
+        folder = Path(self.train.teacher_logits).expanduser()
+        return Store(folder, identity, self.train.sequence_length, self.train.top_k, self.rhythm.blocks)
 
 
 def _check_given(config: RunConfig) -> None:

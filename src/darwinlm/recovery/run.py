@@ -24,6 +24,7 @@ from darwinlm.recovery.request import Request
 from darwinlm.recovery.result import write_result
 from darwinlm.recovery.state import states
 from darwinlm.recovery.teacher import LiveTeacher, Teacher
+from darwinlm.recovery.teacher_logits import StoredTeacher, fill
 from darwinlm.recovery.trainer import Course, Recovery
 from darwinlm.runtime import ranks
 from darwinlm.runtime.device import peak_memory_bytes
@@ -102,9 +103,16 @@ def _fit(request: Request, folder: Path, watch: Watch) -> None:
 
 
 def _teacher(request: Request, compared: list[int]) -> Teacher | None:
-    if request.teacher is None or not (request.train.distill_weight or request.train.hidden_weight):
+    train = request.train
+    if request.teacher is None or not (train.distill_weight or train.hidden_weight):
         return None
-    return LiveTeacher(request.teacher, request.train, compared, request.device, request.dtype)
+    store = request.store
+    if store is None:
+        return LiveTeacher(request.teacher, train, compared, request.device, request.dtype)
+    if ranks.gathered(store.missing())[0]:
+        live = LiveTeacher(request.teacher, train, [], request.device, request.dtype)
+        fill(store, request.stream, live, request.device, train.micro_batch_sequences)
+    return StoredTeacher(store, train, request.device)
 
 
 def _announcement(request: Request, done: int) -> str:

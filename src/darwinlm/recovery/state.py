@@ -1,7 +1,7 @@
 """The state of a training that goes on after a kill: weights, moments, schedule, place in the text; whole or not there.
 
 state-STEP/weights.safetensors    trained weights and AdamW's moments by name, float32
-state-STEP/facts.json             the moments' plain numbers, the schedule, the bookmark
+state-STEP/facts.json             the optimizer's plain numbers, the schedule, the bookmark
 state-STEP/trainer_state.json     what transformers.Trainer counts
 
 A state does not depend on the number of ranks. The newest one is whole: it is written beside, flushed, then renamed.
@@ -48,7 +48,6 @@ def _options(**more: Any) -> StateDictOptions:
         full_state_dict=True,
         cpu_offload=True,
         ignore_frozen_params=True,
-        flatten_optimizer_state_dict=True,
         **more,
     )
 
@@ -73,15 +72,20 @@ def save_state(
         bookmark: where the reading is.
         counts: transformers' TrainerState.
     """
-    weights, moments = get_state_dict(model, optimizer, options=_options())
+    weights, found = get_state_dict(model, optimizer, options=_options())
+    moments: Any = found
     if ranks.is_first():
         partial = folder / ".state.partial"
         shutil.rmtree(partial, ignore_errors=True)
         tensors = {_WEIGHTS + name: value for name, value in _untied(weights).items()}
-        tensors |= {_MOMENTS + name: value for name, value in moments.items() if isinstance(value, Tensor)}
-        numbers = {name: value for name, value in moments.items() if not isinstance(value, Tensor)}
+        for name, values in moments["state"].items():
+            tensors |= {f"{_MOMENTS}{kind}.{name}": value for kind, value in values.items()}
         write_tensors(partial / "weights.safetensors", tensors)
-        facts = {"moments": numbers, "schedule": schedule.state_dict(), "bookmark": dataclasses.asdict(bookmark)}
+        facts = {
+            "groups": moments["param_groups"],
+            "schedule": schedule.state_dict(),
+            "bookmark": dataclasses.asdict(bookmark),
+        }
         write_json(partial / "facts.json", facts)
         counts.save_to_json(str(partial / "trainer_state.json"))
         flush(partial / "trainer_state.json")
@@ -109,14 +113,16 @@ def load_state(state: Path, model: nn.Module, optimizer: Optimizer, schedule: LR
     weights: dict[str, Any] = {
         name.removeprefix(_WEIGHTS): value for name, value in tensors.items() if name.startswith(_WEIGHTS)
     }
-    moments: dict[str, Any] = {
-        name.removeprefix(_MOMENTS): value for name, value in tensors.items() if name.startswith(_MOMENTS)
-    }
+    moments: dict[str, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        if key.startswith(_MOMENTS):
+            kind, name = key.removeprefix(_MOMENTS).split(".", 1)
+            moments.setdefault(name, {})[kind] = value
     set_state_dict(
         model,
         optimizer,
         model_state_dict=weights,
-        optim_state_dict={**moments, **facts["moments"]},
+        optim_state_dict={"state": moments, "param_groups": facts["groups"]},  # type: ignore[arg-type]
         options=_options(strict=False),
     )
     schedule.load_state_dict(facts["schedule"])
