@@ -52,16 +52,15 @@ class Assembler:
 
     def module_widths(self, ladder: Ladder, level: int) -> LayerWidths:
         """The exact widths of one module at a level, in an otherwise absent layer."""
-        now = self.source.shape.layers[ladder.layer]
-        alone = LayerWidths(0, 0, now.intermediate) if ladder.kind == "mlp" else replace(now, intermediate=0)
-        return self._widths(alone, ladder, level)
+        return self._widths(LayerWidths(0, 0, 0), ladder, level)
 
     def _widths(self, widths: LayerWidths, ladder: Ladder, level: int) -> LayerWidths:
         """A layer's widths with one of its modules at `level`."""
-        if level <= ladder.present:
-            return widths
         if ladder.kind == "mlp":
             return replace(widths, intermediate=ladder.columns - ladder.removed[level])
+        now = self.source.shape.layers[ladder.layer]
+        if level <= ladder.present:  # padding included
+            return replace(widths, heads=now.heads, kv_heads=now.kv_heads, padding=now.padding)
         layout = self._layout(ladder, level)
         return replace(widths, heads=layout.heads, kv_heads=layout.kv_heads, padding=layout.padding)
 

@@ -20,24 +20,22 @@ def nominal_widths(shape: ModelShape, ladders: Sequence[Ladder], genome: Genome)
     """
     layers = list(shape.layers)
     for ladder, level in zip(ladders, genome, strict=True):
-        if level == ladder.present:
-            continue
         old, new = layers[ladder.layer], nominal_module(shape, ladder, level)
         if ladder.kind == "mlp":
             layers[ladder.layer] = replace(old, intermediate=new.intermediate)
         else:
-            layers[ladder.layer] = replace(old, heads=new.heads, kv_heads=new.kv_heads, padding=new.padding)
+            layers[ladder.layer] = replace(new, intermediate=old.intermediate)
     return layers
 
 
 def nominal_module(shape: ModelShape, ladder: Ladder, level: int) -> LayerWidths:
-    """The same of one module, in an otherwise absent layer; at closed levels it is as it is now."""
-    now, kept = shape.layers[ladder.layer], ladder.columns - ladder.removed[level] * ladder.group_size
+    """The same of one module, in an otherwise absent layer."""
+    kept = ladder.columns - ladder.removed[level] * ladder.group_size
     if ladder.kind == "mlp":
         return LayerWidths(0, 0, kept)
-    if level <= ladder.present:
+    now, heads = shape.layers[ladder.layer], kept // shape.head_dim
+    if level <= ladder.present:  # as it is, padding included
         return replace(now, intermediate=0)
-    heads = kept // shape.head_dim
     whole_groups = ladder.group_size == shape.head_dim * (now.heads // now.kv_heads)
     return LayerWidths(heads, kept // ladder.group_size if whole_groups else now.kv_heads * (heads > 0), 0)
 

@@ -34,7 +34,7 @@ def possible_shapes(shape: ModelShape, rungs: Sequence[Ladder]) -> Shapes:
     columns: set[int] = set()
     for ladder in rungs:
         widths = shape.layers[ladder.layer]
-        for removed in ladder.removed[:-1]:
+        for removed in ladder.open_counts[:-1]:  # none of a module that is gone
             kept = ladder.columns - removed * ladder.group_size
             if ladder.kind == "mlp":
                 columns.add(kept)
