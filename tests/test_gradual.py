@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import random
 from pathlib import Path
@@ -21,13 +22,17 @@ import pico
 from darwinlm.assemble import Assembler
 from darwinlm.baselines.uniform import uniform
 from darwinlm.cli import main
-from darwinlm.config import DatabaseConfig
+from darwinlm.config import DatabaseConfig, TargetConfig
+from darwinlm.cost import nominal_module
 from darwinlm.database.levels import ladders
 from darwinlm.errors import RequestError
 from darwinlm.export.huggingface import export_checkpoint
 from darwinlm.genome import Genome, Space, is_valid
 from darwinlm.models.source import ModelSource
-from darwinlm.search.mutation import offspring
+from darwinlm.search.mutation import offspring, offspring_within
+from darwinlm.target.budget import uniform_within
+from darwinlm.target.shapes import possible_shapes
+from darwinlm.target.wanted import Wanted
 from test_genome import SHARES, TOPS, space_of
 
 TOKENS = pico.random_tokens(2, 24, seed=1)
@@ -114,6 +119,27 @@ def rows_are_nested(direct: Assembler, gradual: Assembler, genome: Genome, furth
         for matrix in ("self_attn.q_proj", "mlp.gate_proj"):
             second, first, dense = (rows(model, f"model.layers.{layer}.{matrix}.weight") for model in models)
             assert second <= first <= dense
+
+
+@pytest.mark.parametrize(("family", "unit"), FEW)
+def test_hard_targets_of_a_pruned_model_count_what_is_there(family, unit, source, database, tmp_path):
+    """Costs equal the parameters of real models; no level below the present ones is taken; layers that are gone stay."""
+    levels = database(family, unit)
+    for number, genome in enumerate(first_genomes(levels)):
+        again = export(Assembler(source(family), levels), genome, tmp_path / str(number))
+        assembler = Assembler(again, pico.make_database(tmp_path / f"levels{number}", again, unit))
+        wanted = Wanted(TargetConfig(level=None, parameters="90%"), None, again.shape, assembler.space, 4)
+        for widths in (assembler.module_widths, functools.partial(nominal_module, again.shape)):
+            budget = wanted.budget(widths)
+            assert budget.lowest == genome
+            assert budget.limits[0].spent(genome) == again.shape.parameters
+        budget, rng = wanted.budget(assembler.module_widths), random.Random(number)
+        parent = uniform_within(budget, assembler.space, rng)
+        for child in offspring_within(parent, 8, assembler.space, 3, rng, budget=budget):
+            model = assembler.model(child, pico.CPU)
+            assert sum(p.numel() for p in model.parameters()) == budget.limits[0].spent(child) <= budget.limits[0].most
+            assert all(now <= level for now, level in zip(genome, child))
+        assert all(kv_heads for _, kv_heads in possible_shapes(again.shape, assembler.space.ladders).attention)
 
 
 @pytest.mark.parametrize(("family", "unit"), FEW)

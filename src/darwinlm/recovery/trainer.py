@@ -70,7 +70,8 @@ class Recovery(Trainer):
         super().create_accelerator_and_postprocess()
         state = self.accelerator.state
         if self.args.fsdp and state.distributed_type == DistributedType.MULTI_CPU:
-            state.fsdp_plugin = FullyShardedDataParallelPlugin(**self.args.fsdp_plugin_args)
+            settings: dict[str, Any] = self.args.fsdp_plugin_args or {}
+            state.fsdp_plugin = FullyShardedDataParallelPlugin(**settings)
             state.distributed_type = DistributedType.FSDP
             if state.mixed_precision != "no":
                 state.fsdp_plugin.set_mixed_precision(state.mixed_precision)
