@@ -15,7 +15,7 @@ import darwinlm
 ROOT = Path(darwinlm.__file__).parent
 ORDER = (
     "errors | config | runtime | models | data, losses | database | genome | assemble, cost | target | search | baselines"
-    " | export | foreign | recovery | measure | run | pipeline | cells, nested"
+    " | export | foreign | recovery | measure | run | results | pipeline | cells, nested"
     " | planning, evaluation, demonstration, comparison | recipes | tables | cli"
 )
 RANKS = {room: rank for rank, group in enumerate(ORDER.split(" | ")) for room in group.split(", ")}

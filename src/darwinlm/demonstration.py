@@ -16,7 +16,8 @@ from darwinlm.config import RunConfig
 from darwinlm.database.store import Database
 from darwinlm.measure.quality import HeldOut
 from darwinlm.measure.timing import take_turns, timed
-from darwinlm.pipeline import database_stage, evaluation_stage, export_stage, report_stage, search_stage
+from darwinlm.pipeline import database_stage, export_stage, search_stage
+from darwinlm.results import evaluation_stage, report_stage
 from darwinlm.run import Run, opened
 
 DEMO_MODEL = Path(__file__).parent / "demo_model"

@@ -19,7 +19,8 @@ from darwinlm.config.quantities import Unit, quantity
 from darwinlm.errors import RequestError
 from darwinlm.genome import Genome
 from darwinlm.measure.family_picture import draw_family
-from darwinlm.pipeline import database_stage, evaluation_stage, export_stage, search_stage
+from darwinlm.pipeline import database_stage, export_stage, search_stage
+from darwinlm.results import evaluation_stage
 from darwinlm.run import Run, opened
 from darwinlm.runtime import ranks
 from darwinlm.runtime.files import write_json

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import shutil
 import time
@@ -12,25 +11,21 @@ from typing import Any
 import torch
 
 from darwinlm.assemble import Assembler
-from darwinlm.config import RunConfig, described, to_dict
+from darwinlm.config import RunConfig
 from darwinlm.cost import plan_memory
 from darwinlm.database.build import build_database
 from darwinlm.database.store import MANIFEST, Database, damaged_files
-from darwinlm.errors import DamagedFileError, RequestError
+from darwinlm.errors import RequestError
 from darwinlm.export.forms import Form, Wanted, check_forms, discard_forms, write_forms
 from darwinlm.export.huggingface import RECORD, export_checkpoint
 from darwinlm.genome import Genome
 from darwinlm.measure.pictures import draw_errors
-from darwinlm.measure.quality import HeldOut, Quality
-from darwinlm.measure.report import write_report
-from darwinlm.models.blocks import BlockStream
-from darwinlm.models.source import ModelSource
+from darwinlm.measure.quality import HeldOut
+from darwinlm.results import card_facts, evaluation_stage, report_stage
 from darwinlm.run import Run, opened
 from darwinlm.runtime import ranks
-from darwinlm.runtime.device import peak_memory_bytes
 from darwinlm.runtime.files import read_json, sha256_of, write_json
 from darwinlm.runtime.placement import Placement, free_host_memory
-from darwinlm.runtime.progress import log
 from darwinlm.runtime.rundir import RunDirectory
 from darwinlm.search.evolution import SearchState, evolve, finished
 from darwinlm.search.fitness import Teacher
@@ -146,75 +141,7 @@ def export_stage(run: Run, database: Database, genome: Genome) -> None:
     discard_forms(run.directory.model)
     with run.directory.timed("export"):
         assembler = Assembler(run.source, database, keep_dense=False)
-        export_checkpoint(assembler, genome, run.directory.model, _card_facts(run), made_from)
-
-
-def _card_facts(run: Run) -> dict[str, Any]:
-    config = run.config
-    tokens = config.blocks.hessian * config.blocks.sequence_length
-    before = run.source.shape.parameters / run.source.shape.whole.parameters
-    return {
-        **({"pruned before": f"to {before:.1%} of its parameters"} if any(run.space.present) else {}),
-        "target": described(config.target, config.database.levels),
-        "Hessians": f"{tokens:,} tokens of `{config.data}`, relative damping {config.database.rel_damp:g}",
-        "attention unit": config.database.attention_unit,
-        "search": f"{config.search.generations} generations of {config.search.offspring} offspring",
-        "survivors": config.search.survivors,
-        "trial training": f"{config.search.train_tokens} tokens, AdamW, learning rate {config.search.learning_rate:g}",
-        "selection": f"{config.search.select_tokens} tokens, KL to the dense model",
-        "seed": config.seed,
-    }
-
-
-def evaluation_stage(run: Run, database: Database, genome: Genome) -> dict[str, Any]:
-    """Score dense, uniform and pruned on the held-out blocks; saved as `summary.json`, unless it is there already."""
-    made_from = sha256_of([run.space.named(genome), run.database_identity])
-    if run.directory.summary.exists():
-        summary = read_json(run.directory.summary)
-        if summary.get("made_from") == made_from:
-            return summary
-    with run.directory.timed("evaluation"):
-        held_out = HeldOut(run.splits.held_out, run.stream)
-        assembler = Assembler(run.source, database, keep_dense=False)
-        uniform = run.uniform(assembler.module_widths)
-        exported = BlockStream(ModelSource(str(run.directory.model)), run.device, run.dtype)
-        qualities: dict[str, Quality] = {
-            "dense": held_out.dense_quality(),
-            "uniform": held_out.quality_of_model(assembler.model(uniform, run.device, run.dtype)),
-            "pruned": held_out.quality(exported),
-        }
-    summary = {
-        **{name: dataclasses.asdict(quality) for name, quality in qualities.items()},
-        "target": to_dict(run.config.target),
-        "achieved": _achieved(run, genome, qualities, assembler),
-        "seconds": run.directory.seconds(),
-        "peak_memory_bytes": peak_memory_bytes(run.device),
-        "settings": to_dict(run.config),
-        "made_from": made_from,
-    }
-    write_json(run.directory.summary, summary)
-    return summary
-
-
-def _achieved(run: Run, genome: Genome, qualities: dict[str, Quality], assembler: Assembler) -> dict[str, Any]:
-    shares = {
-        kind: total / sum(run.ladders[i].top for i in run.space.members(kind))
-        for kind, total in run.space.totals(genome).items()
-    }
-    levels = {f"{kind}_level": round(share * run.config.database.levels, 4) for kind, share in shares.items()}
-    found = {**levels, "parameter_ratio": qualities["pruned"].parameters / qualities["dense"].parameters}
-    if any(run.space.present):  # dense is then the model as it was given
-        found["parameter_ratio_to_original"] = qualities["pruned"].parameters / run.source.shape.whole.parameters
-    held = {"limits": run.wanted.achieved(genome, assembler.module_widths)} if run.wanted else {}
-    return {**found, **held}
-
-
-def report_stage(run: Run) -> None:
-    """Write `report.html`; results of other commands that lie in the folder damaged do not spoil the run's end."""
-    try:
-        write_report(run.directory.path)
-    except DamagedFileError as fault:
-        log.warning("No report: %s", fault)
+        export_checkpoint(assembler, genome, run.directory.model, card_facts(run), made_from)
 
 
 def run_database(config: RunConfig, *, rebuild: bool = False) -> Database:
