@@ -1,8 +1,8 @@
 """Every method of the paper's comparisons at about 25, 37.5, 50 and 62.5 % of what can be pruned, on two small models.
 
     python benchmarks/compare.py [--shared ../shared] [--models pep-llama demo] [--levels 2,3,4,5] [--methods all]
-                                 [--generations 2] [--train-tokens 8192] [--held-out 48] [--seeds 3 --seed-levels 4]
-                                 [--start-tokens 4096] [--runs FOLDER]
+                                 [--generations 3] [--train-tokens 16384] [--learning-rate 3e-5] [--held-out 80]
+                                 [--seeds 3 --seed-levels 4] [--start-tokens 8192] [--runs FOLDER]
 
 As pruned, and after the same short post-training. Then both DarwinLM, trained selection on and off, with several seeds.
 pep-llama runs with recipes/pep_llama_reference.yaml, the embedded model with preset demo, both from the measured start,
@@ -36,10 +36,11 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["pep-llama", "demo"], choices=["pep-llama", "demo"])
     parser.add_argument("--levels", default="2,3,4,5", help="of 8")
     parser.add_argument("--methods", default="all")
-    parser.add_argument("--generations", type=int, default=2, help="of the searches")
-    parser.add_argument("--start-tokens", type=int, default=4096, help="that the measured start scores on")
-    parser.add_argument("--train-tokens", type=int, default=8192, help="of the post-training")
-    parser.add_argument("--held-out", type=int, default=48, help="blocks of held-out text")
+    parser.add_argument("--generations", type=int, default=3, help="of the searches")
+    parser.add_argument("--start-tokens", type=int, default=8192, help="that the measured start scores on")
+    parser.add_argument("--train-tokens", type=int, default=16384, help="of the post-training")
+    parser.add_argument("--learning-rate", default="3e-5", help="of the post-training")
+    parser.add_argument("--held-out", type=int, default=80, help="blocks of held-out text")
     parser.add_argument("--seeds", type=int, default=3, help="of trained selection on and off; 1: not compared")
     parser.add_argument("--seed-levels", default="4", help="levels at which they are compared")
     parser.add_argument("--runs", type=Path, help="where the runs are kept; by default nowhere")
@@ -59,7 +60,7 @@ def compare(model: str, args: argparse.Namespace, run: Path) -> None:
     search = {"generations": args.generations, "start": "measured", "start_tokens": args.start_tokens}
     settings["search"] = {**settings.get("search", {}), **search}
     settings["blocks"] = {**settings.get("blocks", {}), "held_out": args.held_out}
-    asked = {"train_tokens": args.train_tokens, "output": str(run)}
+    asked = {"train_tokens": args.train_tokens, "learning_rate": args.learning_rate, "output": str(run)}
     found = darwinlm.compare(methods=args.methods, levels=args.levels, **asked, **settings)
     keep(found, run, model)
     if args.seeds > 1:

@@ -106,7 +106,7 @@ def test_post_training_is_adamw_on_cross_entropy(finished, checkpoint):
     reached = []
     for order in ((a, b) for a in range(8) for b in range(8) if a != b):  # which two blocks, is for the seed to say
         model = assembler.model(assembler.space.genome(found["levels"]), device).train()
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.0)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=3e-5, weight_decay=0.0)
         for block in order:
             ids = tokens["train"][block : block + 1].long()
             loss = cross_entropy(model(ids, use_cache=False).logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())

@@ -195,7 +195,7 @@ def compare(
     methods: str = "all",
     levels: Any = "",
     train_tokens: int = 0,
-    learning_rate: float = 1e-4,
+    learning_rate: float = 3e-5,
     seeds: int = 1,
     preset: str | None = None,
     **settings: Any,

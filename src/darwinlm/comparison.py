@@ -49,7 +49,7 @@ def asked(
     methods: str = "all",
     levels: str = "",
     train_tokens: str = "0",
-    learning_rate: str = "1e-4",
+    learning_rate: str = "3e-5",
     seeds: str = "1",
 ) -> Asked:
     """Read what was typed.
@@ -81,7 +81,7 @@ def asked(
             "blocks.sequence_length). Raise blocks.train for more."
         )
     if not 0 < rate < float("inf"):
-        faults.append(f"--learning-rate is {learning_rate}; it must be positive, such as 1e-4.")
+        faults.append(f"--learning-rate is {learning_rate}; it must be positive, such as 3e-5.")
     repeats = _number(seeds, "--seeds", faults)
     if not (repeats % 1 == 0 and repeats >= 1):
         faults.append(f"--seeds is {seeds}; it must be a whole number, at least 1.")

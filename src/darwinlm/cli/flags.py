@@ -40,7 +40,7 @@ _FLAG_HELP = {
     "tokens": "tokens to train on, such as 50M or 10B; short for --train.tokens",
     "teacher": "the dense model to learn from: folder or hub id; short for --train.teacher",
     "lora": "train low-rank adapters and merge them; short for --train.method lora",
-    "learning_rate": "AdamW's learning rate in that post-training; 1e-4 by default",
+    "learning_rate": "AdamW's learning rate in that post-training, without warm-up; 3e-5 by default",
     "seeds": "runs with different seeds of every method that searches; 1 by default",
 }
 _POSITIONAL = ("source", "run", "file")
