@@ -147,7 +147,7 @@ def test_what_was_measured_later_joins_it(run, bench, checkpoint, capsys):
     (run / "bench/bench.json").write_text(json.dumps(bench))
     some = Quality(1000, 12.5, 0.125)
     cells = [
-        Cell(method, title, 2.0, 0, {"model.layers.0.mlp": 1}, {"model.layers.0.mlp": 0.5}, some, None, 1.0)
+        Cell(method, title, 2.0, 0, {"model.layers.0.mlp": 1}, {"model.layers.0.mlp": 0.5}, some, None, 1.0, 0)
         for method, title in (("uniform", "uniform"), ("darwinlm", "DarwinLM"))
     ]
     comparison = Comparison("model", {2.0: 1000}, Quality(2000, 10.0, 0.0), cells, 0)

@@ -88,3 +88,21 @@ def test_ziplm_within_limits(limits: int, seed: int) -> None:
     every = itertools.product(*(range(ladder.top + 1) for ladder in space.ladders))
     best = min(error(genome) for genome in every if budget.within(genome))
     assert error(found) == pytest.approx(best) if limits == 1 else error(found) >= best - 1e-9
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_the_better_of_several_starts_is_refined(order: int) -> None:
+    space = space_of(attention=[3] * 2, mlp=[3] * 2)
+    costs = tuple(tuple(10 * (l.top - n) for n in range(l.top + 1)) for l in space.ladders)
+    budget = Budget((Limit("parameters", 60, 0, costs),), (0,) * 4)
+    starts = [(0, 2, 2, 2), (2, 1, 2, 1)][::order]
+    goal = (2, 1, 1, 2)
+
+    def score(genome: Genome) -> float:
+        return sum(abs(a - b) for a, b in zip(genome, goal))
+
+    landscape = Landscape(space, score)
+    measured_start_within(starts, budget, space, cast(Screen, landscape), 0)
+    assert landscape.referred[:2] == starts
+    assert landscape.referred[-1] == (2, 1, 2, 1)
+    assert measured_start_within(starts, budget, space, cast(Screen, landscape), 0) == (2, 1, 2, 1)

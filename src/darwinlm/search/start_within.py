@@ -74,7 +74,8 @@ def measured_start_within(
     measured = [screen.refer(start) for start in starts]
     first_kl, best_kl = measured[0], min(measured)
     best = starts[measured.index(best_kl)]
-    screen.refer(best)
+    if best != starts[-1]:
+        screen.refer(best)
     for round_ in range(rounds):
         costs = sensitivities(best, best_kl, space, screen, RADIUS if round_ else None, budget.lowest)
         proposals = sorted(proposals_within(best, budget, costs))
