@@ -153,7 +153,7 @@ def test_other_settings_are_refused_by_name_and_change_nothing(finished):
     before = (finished / "config.yaml").read_bytes()
     with pytest.raises(RequestError, match=r"search.generations: there 3, asked 4.*another --output"):
         darwinlm.compare(output=str(finished), **ASKED, search={"generations": 4})
-    with pytest.raises(RequestError, match=r"learning_rate: there 0.0001, asked 0.01"):
+    with pytest.raises(RequestError, match=r"learning_rate: there 3e-05, asked 0.01"):
         darwinlm.compare(output=str(finished), **ASKED, learning_rate=1e-2)
     assert (finished / "config.yaml").read_bytes() == before
 
