@@ -15,17 +15,12 @@ from darwinlm.assemble import Assembler
 from darwinlm.config import SearchConfig
 from darwinlm.database.levels import Kind
 from darwinlm.genome import Genome, Space
-from darwinlm.runtime.progress import log
 from darwinlm.search.allocation import allocate
 from darwinlm.search.fitness import Targets, Teacher
+from darwinlm.search.refinement import refine
 from darwinlm.search.samples import draw
 from darwinlm.search.screen import Screen
-from darwinlm.search.sensitivity import scores, sensitivities
 
-RADIUS = 1
-"""Steps up and down that are measured of every module; in the first round all its levels are."""
-GAIN = 0.01
-"""Share of the KL that a round must win for another one to follow."""
 CHANGES = (2, 4, 6, 8, 12, 16, 24, 32)
 """Modules of a kind that a proposed allocation may change."""
 
@@ -59,22 +54,7 @@ def measured_start(start: Genome, space: Space, screen: Screen, rounds: int) -> 
         screen: scores untrained candidates.
         rounds: most refinements.
     """
-    best, best_kl = start, screen.refer(start)
-    first_kl = best_kl
-    for round_ in range(rounds):
-        costs = sensitivities(best, best_kl, space, screen, RADIUS if round_ else None, space.present)
-        proposals = sorted(_proposals(best, space, costs))
-        found = scores(proposals, screen, f"Start, round {round_ + 1}, proposals")
-        if not proposals or min(found) >= best_kl:
-            break
-        gain = 1 - min(found) / best_kl
-        best = proposals[found.index(min(found))]
-        best_kl = screen.refer(best)
-        log.info("Start, round %d: KL %.4f.", round_ + 1, best_kl)
-        if gain < GAIN:
-            break
-    log.info("Start: KL %.4f of the uniform genome, %.4f after its refinement.", first_kl, best_kl)
-    return best
+    return refine([start], space, screen, rounds, space.present, lambda genome, costs: _proposals(genome, space, costs))
 
 
 def _proposals(genome: Genome, space: Space, costs: list[list[float]]) -> set[Genome]:

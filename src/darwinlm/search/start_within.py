@@ -16,14 +16,12 @@ import torch
 from darwinlm.assemble import Assembler
 from darwinlm.config import SearchConfig
 from darwinlm.genome import Genome, Space
-from darwinlm.runtime.progress import log
 from darwinlm.search.allocation import cheapest
 from darwinlm.search.fitness import Targets, Teacher
 from darwinlm.search.layerwise import least_error, priced
+from darwinlm.search.refinement import refine
 from darwinlm.search.samples import draw
 from darwinlm.search.screen import Screen
-from darwinlm.search.sensitivity import scores, sensitivities
-from darwinlm.search.start import GAIN, RADIUS
 from darwinlm.target.budget import Budget, Step
 
 FEES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9)
@@ -71,25 +69,9 @@ def measured_start_within(
         screen: scores untrained candidates.
         rounds: most refinements.
     """
-    measured = [screen.refer(start) for start in starts]
-    first_kl, best_kl = measured[0], min(measured)
-    best = starts[measured.index(best_kl)]
-    if best != starts[-1]:
-        screen.refer(best)
-    for round_ in range(rounds):
-        costs = sensitivities(best, best_kl, space, screen, RADIUS if round_ else None, budget.lowest)
-        proposals = sorted(proposals_within(best, budget, costs))
-        found = scores(proposals, screen, f"Start, round {round_ + 1}, proposals")
-        if not proposals or min(found) >= best_kl:
-            break
-        gain = 1 - min(found) / best_kl
-        best = proposals[found.index(min(found))]
-        best_kl = screen.refer(best)
-        log.info("Start, round %d: KL %.4f.", round_ + 1, best_kl)
-        if gain < GAIN:
-            break
-    log.info("Start: KL %.4f of the uniform genome, %.4f after its refinement.", first_kl, best_kl)
-    return best
+    return refine(
+        starts, space, screen, rounds, budget.lowest, lambda genome, costs: proposals_within(genome, budget, costs)
+    )
 
 
 def proposals_within(genome: Genome, budget: Budget, costs: list[list[float]]) -> set[Genome]:
