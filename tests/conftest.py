@@ -39,3 +39,11 @@ def database(tmp_path_factory: pytest.TempPathFactory, source) -> Callable[[str,
     return functools.cache(
         lambda family, unit: pico.make_database(tmp_path_factory.mktemp(f"{family}_{unit}"), source(family), unit)
     )
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text file that is enough for the runs of `pico.RUN`; read only."""
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text("".join(f"{number} and {number * number}; " for number in range(1000)))
+    return path

@@ -143,3 +143,19 @@ def mask(model: Any, database: Database, genome: Sequence[int]) -> Any:
         elif output.bias is not None:
             output.bias.zero_()
     return model
+
+
+RUN: dict[str, Any] = {
+    "blocks": {"sequence_length": 32, "hessian": 24, "train": 8, "select": 8, "held_out": 8},
+    "database": {"levels": 4, "multiple_of": 4},
+    "target": {"level": 2},
+    "search": {
+        "generations": 4,
+        "offspring": 4,
+        "survivors": [2, 1],
+        "train_tokens": [64, 128],
+        "select_tokens": [64, 128],
+        "learning_rate": 1e-3,
+    },
+}
+"""Settings of a whole run in seconds."""

@@ -43,13 +43,6 @@ ASKED = {"methods": "uniform,magnitude,random,ziplm,evopress,sheared,darwinlm", 
 
 
 @pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("text") / "text.txt"
-    path.write_text("".join(f"{number} and {number * number}; " for number in range(1000)))
-    return path
-
-
-@pytest.fixture(scope="module")
 def finished(checkpoint, text, tmp_path_factory) -> Path:
     """A comparison that nothing interrupted."""
     output = tmp_path_factory.mktemp("runs") / "whole"

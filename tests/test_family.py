@@ -8,29 +8,22 @@ import json
 import pytest
 
 import darwinlm
+import pico
 from darwinlm import nested
 from darwinlm.config import RunConfig, TargetConfig
 from darwinlm.database.store import Database
 from darwinlm.errors import RequestError
 from darwinlm.models.source import ModelSource
 from darwinlm.nested import family_targets
-from test_pipeline import SETTINGS
 
 SHARES = {"80%": 0.8, "65%": 0.65, "50%": 0.5}
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    path = tmp_path_factory.mktemp("text") / "text.txt"
-    path.write_text("".join(f"{number} and {number * number}; " for number in range(1000)))
-    return path
 
 
 @pytest.fixture(scope="module")
 def family(checkpoint, text, tmp_path_factory):
     """A run with three members, and its folder."""
     output = tmp_path_factory.mktemp("runs") / "family"
-    common = {"data": str(text), "output": str(output), **SETTINGS}
+    common = {"data": str(text), "output": str(output), **pico.RUN}
     return darwinlm.prune_family(str(checkpoint("llama_gqa")), targets="50%,80%,65%", **common), output
 
 
@@ -63,7 +56,7 @@ def test_a_family_leaves_numbers_and_a_picture(family) -> None:
 
 def test_the_same_command_does_nothing_again_and_another_family_is_refused(family, checkpoint, text, monkeypatch):
     members, output = family
-    common = {"data": str(text), "output": str(output), **SETTINGS}
+    common = {"data": str(text), "output": str(output), **pico.RUN}
     with pytest.raises(RequestError, match="nested_in"):
         darwinlm.prune_family(str(checkpoint("llama_gqa")), targets=["50%", "80%"], **common)
     monkeypatch.setattr("darwinlm.pipeline.evolve", lambda *arguments: pytest.fail("searched again"))
@@ -73,14 +66,14 @@ def test_the_same_command_does_nothing_again_and_another_family_is_refused(famil
 
 def test_the_first_member_is_a_run_of_its_own(family, checkpoint, text, tmp_path) -> None:
     members, _ = family
-    alone = {"data": str(text), "output": str(tmp_path / "alone"), **SETTINGS, "target": {"parameters": "80%"}}
+    alone = {"data": str(text), "output": str(tmp_path / "alone"), **pico.RUN, "target": {"parameters": "80%"}}
     darwinlm.prune(str(checkpoint("llama_gqa")), **alone)
     assert json.loads((tmp_path / "alone/genome.json").read_text())["levels"] == members[0].levels
 
 
 def test_levels_make_a_family_too(checkpoint, text, tmp_path) -> None:
-    common = {"data": str(text), "output": str(tmp_path / "run"), **SETTINGS}
-    common["search"] = {**SETTINGS["search"], "start": "uniform", "generations": 2}
+    common = {"data": str(text), "output": str(tmp_path / "run"), **pico.RUN}
+    common["search"] = {**pico.RUN["search"], "start": "uniform", "generations": 2}
     one, two = darwinlm.prune_family(str(checkpoint("llama_gqa")), targets=[1, 3], **common)
     steps = {"attn": {1: 2 * 3 / 4, 3: 3 * 2 * 3 / 4}, "mlp": {1: 3, 3: 9}}
     for member, level in ((one, 1), (two, 3)):
@@ -92,7 +85,7 @@ def test_levels_make_a_family_too(checkpoint, text, tmp_path) -> None:
 
 def test_an_unreachable_member_is_refused_before_the_work(checkpoint, text, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(nested, "database_stage", lambda *arguments, **options: pytest.fail("long work began"))
-    common = {"data": str(text), "output": str(tmp_path / "run"), **SETTINGS}
+    common = {"data": str(text), "output": str(tmp_path / "run"), **pico.RUN}
     with pytest.raises(RequestError, match=r"target\.parameters 1K cannot be met"):
         darwinlm.prune_family(str(checkpoint("llama_gqa")), targets="20K,1K", **common)
 

@@ -178,7 +178,7 @@ def test_all_forms_of_a_second_step(family, unit, source, database, tmp_path):
     found = Engine(gguf.path).log_probabilities(tokens, pico.VOCABULARY)
     torch.testing.assert_close(found, truth, rtol=0, atol=5e-6)
     with pytest.raises(RequestError, match="portable form"):
-        darwinlm.prune(str(portable.path), data="stdlib", output=str(tmp_path / "run"), **SETTINGS)
+        darwinlm.prune(str(portable.path), data="stdlib", output=str(tmp_path / "run"), **pico.RUN)
 
 
 @pytest.mark.parametrize("unit", pico.UNITS)
@@ -264,35 +264,13 @@ def test_the_start_adds_what_is_lacking(space: Space, share: float, seed: int) -
         assert space.totals(child) == targets
 
 
-SETTINGS: dict[str, Any] = {
-    "blocks": {"sequence_length": 32, "hessian": 24, "train": 8, "select": 8, "held_out": 8},
-    "database": {"levels": 4, "multiple_of": 4},
-    "target": {"level": 2},
-    "search": {
-        "generations": 3,
-        "offspring": 4,
-        "survivors": [2, 1],
-        "train_tokens": [64, 128],
-        "select_tokens": [64, 128],
-        "learning_rate": 1e-3,
-    },
-}
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = tmp_path_factory.mktemp("text") / "text.txt"
-    path.write_text("".join(f"{number} and {number * number}; " for number in range(1000)))
-    return str(path)
-
-
 @pytest.fixture(scope="module")
 def stages(checkpoint, text, tmp_path_factory) -> list[Path]:
     """The runs to level 2 of 4 and from there to level 3."""
     folder = tmp_path_factory.mktemp("stages")
-    darwinlm.prune(str(checkpoint("llama_mha")), data=text, output=str(folder / "first"), **SETTINGS)
-    further = {**SETTINGS, "target": {"level": 3}}
-    darwinlm.prune(str(folder / "first/model"), data=text, output=str(folder / "second"), **further)
+    darwinlm.prune(str(checkpoint("llama_mha")), data=str(text), output=str(folder / "first"), **pico.RUN)
+    further = {**pico.RUN, "target": {"level": 3}}
+    darwinlm.prune(str(folder / "first/model"), data=str(text), output=str(folder / "second"), **further)
     return [folder / "first", folder / "second"]
 
 
@@ -314,17 +292,17 @@ def test_a_run_goes_on_from_a_run(stages, checkpoint):
 def test_what_is_gone_does_not_come_back(stages, text, tmp_path):
     model = str(stages[0] / "model")
     for level in (1, 2):
-        further = {**SETTINGS, "target": {"level": level}}
+        further = {**pico.RUN, "target": {"level": level}}
         with pytest.raises(
             RequestError, match=r"pruned already, 50.0% of attention and 50.0% of mlp is gone.*raise target"
         ):
-            darwinlm.prune(model, data=text, output=str(tmp_path / "run"), **further)
+            darwinlm.prune(model, data=str(text), output=str(tmp_path / "run"), **further)
         with pytest.raises(RequestError, match="pruned already"):
             darwinlm.plan(model, **further)
     assert not (tmp_path / "run/database").exists()
     with pytest.raises(RequestError, match="compared from a whole model"):
         darwinlm.compare(
-            model, data=text, output=str(tmp_path / "compared"), levels="3", **{**SETTINGS, "target": {"level": 3}}
+            model, data=str(text), output=str(tmp_path / "compared"), levels="3", **{**pico.RUN, "target": {"level": 3}}
         )
 
 
@@ -344,7 +322,7 @@ def test_a_plan_counts_from_the_checkpoint(stages, capsys):
     assert "as it is" in capsys.readouterr().out
     main(["database", "--show", "--output", str(stages[1])])
     assert (stages[1] / "database/errors.png").exists()
-    plan = darwinlm.plan(str(stages[0] / "model"), **{**SETTINGS, "target": {"level": 3}})
+    plan = darwinlm.plan(str(stages[0] / "model"), **{**pico.RUN, "target": {"level": 3}})
     assert plan.dense.parameters == ModelSource(str(stages[0] / "model")).shape.parameters
     assert [row.level for row in plan.levels] == [2, 3]
     found = ModelSource(str(stages[1] / "model")).shape

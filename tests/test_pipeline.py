@@ -23,33 +23,12 @@ from darwinlm.models.source import ModelSource
 from darwinlm.runtime.files import read_tensors
 from killing import kill_within
 
-SETTINGS = {
-    "blocks": {"sequence_length": 32, "hessian": 24, "train": 8, "select": 8, "held_out": 8},
-    "database": {"levels": 4, "multiple_of": 4},
-    "target": {"level": 2},
-    "search": {
-        "generations": 4,
-        "offspring": 4,
-        "survivors": [2, 1],
-        "train_tokens": [64, 128],
-        "select_tokens": [64, 128],
-        "learning_rate": 1e-3,
-    },
-}
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("text") / "text.txt"
-    path.write_text("".join(f"{number} and {number * number}; " for number in range(1000)))
-    return path
-
 
 @pytest.fixture(scope="module")
 def finished(checkpoint, text, tmp_path_factory) -> Path:
     """A run that nothing interrupted."""
     output = tmp_path_factory.mktemp("runs") / "whole"
-    darwinlm.prune(str(checkpoint("llama_gqa")), data=str(text), output=str(output), **SETTINGS)
+    darwinlm.prune(str(checkpoint("llama_gqa")), data=str(text), output=str(output), **pico.RUN)
     return output
 
 
@@ -62,7 +41,7 @@ def answer(run: Path) -> dict[str, bytes]:
 def test_a_run_directory_holds_what_the_contract_names(finished):
     for name in ("config.yaml", "blocks.safetensors", "database/manifest.json", "search/state.json", "log.txt"):
         assert (finished / name).is_file(), name
-    assert len((finished / "search/history.jsonl").read_text().splitlines()) == SETTINGS["search"]["generations"]
+    assert len((finished / "search/history.jsonl").read_text().splitlines()) == pico.RUN["search"]["generations"]
     genome = json.loads((finished / "genome.json").read_text())
     assert genome["totals"]["attention"] == sum(v for k, v in genome["levels"].items() if k.endswith("attn"))
     assert ModelSource(str(finished / "model")).shape.parameters == genome["totals"]["parameters"]
@@ -91,18 +70,18 @@ KILLERS = {
     "history": ("darwinlm.search.evolution", "write_json", 3),
     "trial": ("darwinlm.search.selection", "kl_to_teacher", 11),
     "export": ("darwinlm.export.huggingface", "_copy_words", 1),
-    "summary": ("darwinlm.pipeline", "peak_memory_bytes", 1),
+    "summary": ("darwinlm.results", "peak_memory_bytes", 1),
 }
 
 
 @pytest.mark.parametrize("killer", KILLERS)
 def test_kill_9_and_the_same_command_give_the_same_bytes(killer, finished, checkpoint, text, tmp_path):
     settings, output = tmp_path / "settings.yaml", tmp_path / "killed"
-    settings.write_text(yaml.safe_dump(SETTINGS))
+    settings.write_text(yaml.safe_dump(pico.RUN))
     command = [str(checkpoint("llama_gqa")), "--data", str(text), "--config", str(settings), "--output", str(output)]
     module, name, call = KILLERS[killer]
     kill_within(module, name, call, ["prune", *command])
-    darwinlm.prune(str(checkpoint("llama_gqa")), data=str(text), output=str(output), **SETTINGS)
+    darwinlm.prune(str(checkpoint("llama_gqa")), data=str(text), output=str(output), **pico.RUN)
     assert answer(output) == answer(finished)
 
 
@@ -110,15 +89,15 @@ def test_a_search_goes_on_when_generations_are_raised(finished, checkpoint, text
     """Two and then two more generations are the same as four at once."""
     output = tmp_path / "staged"
     common = {"data": str(text), "output": str(output)}
-    fewer = {**SETTINGS, "search": {**SETTINGS["search"], "generations": 2}}
+    fewer = {**pico.RUN, "search": {**pico.RUN["search"], "generations": 2}}
     darwinlm.prune(str(checkpoint("llama_gqa")), **common, **fewer)
-    darwinlm.prune(str(checkpoint("llama_gqa")), **common, **SETTINGS)
+    darwinlm.prune(str(checkpoint("llama_gqa")), **common, **pico.RUN)
     assert answer(output) == answer(finished)
 
 
 def test_a_run_of_another_model_is_refused(finished, checkpoint, text):
     with pytest.raises(RequestError, match=r"made from something else .*model"):
-        darwinlm.prune(str(checkpoint("llama_tied")), data=str(text), output=str(finished), **SETTINGS)
+        darwinlm.prune(str(checkpoint("llama_tied")), data=str(text), output=str(finished), **pico.RUN)
     assert (finished / "summary.json").exists()
 
 
@@ -203,7 +182,7 @@ def test_a_finished_run_does_nothing_again(finished, checkpoint, text, monkeypat
 
     for name in ("evolve", "export_checkpoint", "HeldOut"):
         monkeypatch.setattr(f"darwinlm.pipeline.{name}", again)
-    summary = darwinlm.prune(checkpoint("llama_gqa"), data=text, output=finished, **SETTINGS)
+    summary = darwinlm.prune(checkpoint("llama_gqa"), data=text, output=finished, **pico.RUN)
     assert summary == json.loads((finished / "summary.json").read_text())
 
 
@@ -235,7 +214,7 @@ def test_a_damaged_database_is_named_and_rebuilt_only_when_asked(finished, check
     before = answer(output)
     victim = next((output / "database").glob("*.safetensors"))
     victim.write_bytes(victim.read_bytes()[:-1] + b"\x7f")
-    asked = {"data": str(text), "output": str(output), **SETTINGS}
+    asked = {"data": str(text), "output": str(output), **pico.RUN}
     with pytest.raises(DamagedFileError, match=f"{victim.name}.*--rebuild"):
         darwinlm.prune(str(checkpoint("llama_gqa")), **asked)
     darwinlm.prune(str(checkpoint("llama_gqa")), rebuild=True, **asked)
@@ -245,14 +224,14 @@ def test_a_damaged_database_is_named_and_rebuilt_only_when_asked(finished, check
 def test_a_folder_of_other_things_is_left_alone(checkpoint, text, tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(RequestError, match="no run of DarwinLM"):
-        darwinlm.prune(str(checkpoint("llama_gqa")), data=str(text), output=str(tmp_path), **SETTINGS)
+        darwinlm.prune(str(checkpoint("llama_gqa")), data=str(text), output=str(tmp_path), **pico.RUN)
     assert os.listdir(tmp_path) == ["thesis.tex"]
 
 
 def test_a_full_disk_is_found_before_the_work(checkpoint, text, tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000})())
     with pytest.raises(RequestError, match=r"only 0\.00 GB are free"):
-        darwinlm.prune(str(checkpoint("llama_gqa")), data=str(text), output=str(tmp_path / "run"), **SETTINGS)
+        darwinlm.prune(str(checkpoint("llama_gqa")), data=str(text), output=str(tmp_path / "run"), **pico.RUN)
 
 
 def test_low_precision_weights_need_low_precision_arithmetic(checkpoint, text, tmp_path):
@@ -261,5 +240,5 @@ def test_low_precision_weights_need_low_precision_arithmetic(checkpoint, text, t
             str(checkpoint("llama_gqa")),
             data=str(text),
             output=str(tmp_path / "run"),
-            **{**SETTINGS, "search": {**SETTINGS["search"], "weights": "bfloat16"}},
+            **{**pico.RUN, "search": {**pico.RUN["search"], "weights": "bfloat16"}},
         )

@@ -123,13 +123,6 @@ NAMES = ("1-prune", "2-train", "3-prune", "4-train")
 
 
 @pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("text") / "text.txt"
-    path.write_text("".join(f"{number} and {number * number}; " for number in range(1000)))
-    return path
-
-
-@pytest.fixture(scope="module")
 def recipe(checkpoint, text, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("recipe") / "recipe.yaml"
     places = {"model": str(checkpoint("llama_mha")), "data": str(text), "output": str(path.parent / "whole")}

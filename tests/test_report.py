@@ -80,13 +80,6 @@ def page(run: Path) -> Page:
 
 
 @pytest.fixture(scope="module")
-def text(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("text") / "text.txt"
-    path.write_text("".join(f"{number} and {number * number}; " for number in range(1000)))
-    return path
-
-
-@pytest.fixture(scope="module")
 def finished(checkpoint, text, tmp_path_factory) -> Path:
     """A pruned pico model; read only."""
     output = tmp_path_factory.mktemp("runs") / "whole"
