@@ -17,22 +17,21 @@ import argparse
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import torch
 
 import darwinlm
-from darwinlm.config import read_yaml
 from darwinlm.demonstration import DEMO_MODEL
 from darwinlm.measure.compare import Comparison, markdown
 from darwinlm.runtime.progress import show_log
+from subjects import pep_llama
 
 HERE = Path(__file__).parent
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shared", type=Path, default=HERE.parent.parent / "shared")
+    parser.add_argument("--shared", type=Path, default=pep_llama.SHARED)
     parser.add_argument("--models", nargs="+", default=["pep-llama", "demo"], choices=["pep-llama", "demo"])
     parser.add_argument("--levels", default="2,3,4,5", help="of 8")
     parser.add_argument("--methods", default="all")
@@ -49,14 +48,17 @@ def main() -> None:
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}")
     with tempfile.TemporaryDirectory() as scratch:
         for model in args.models:
-            if model == "pep-llama" and not (args.shared / "models/pep-llama").is_dir():
-                print(f"skipped: '{args.shared}' has no models/pep-llama")
+            if model == "pep-llama" and not pep_llama.is_there(args.shared):
                 continue
             compare(model, args, (args.runs or Path(scratch)) / model)
 
 
 def compare(model: str, args: argparse.Namespace, run: Path) -> None:
-    settings = of_pep_llama(args.shared) if model == "pep-llama" else {"model": str(DEMO_MODEL), "preset": "demo"}
+    settings = (
+        pep_llama.reference_settings(args.shared)
+        if model == "pep-llama"
+        else {"model": str(DEMO_MODEL), "preset": "demo"}
+    )
     search = {"generations": args.generations, "start": "measured", "start_tokens": args.start_tokens}
     settings["search"] = {**settings.get("search", {}), **search}
     settings["blocks"] = {**settings.get("blocks", {}), "held_out": args.held_out}
@@ -77,12 +79,6 @@ def keep(found: Comparison, run: Path, name: str) -> None:
     pictures = ["tradeoff.png", *(f"allocations_level{level:g}.png" for level in found.budgets)]
     for file in ("compare.json", "compare.csv", "compare.md", *pictures):
         shutil.copy(run / "compare" / file, kept / file)
-
-
-def of_pep_llama(shared: Path) -> dict[str, Any]:
-    settings = read_yaml(HERE.parent / "recipes/pep_llama_reference.yaml")
-    settings["blocks"]["held_out_data"] = str(shared / "text/peps-valid.txt")
-    return {"model": str(shared / "models/pep-llama"), "data": str(shared / "text/peps-train.txt"), **settings}
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from darwinlm.assemble import Assembler
-from darwinlm.config import SearchConfig, read_yaml
+from darwinlm.config import SearchConfig
 from darwinlm.pipeline import database_stage, make_teacher
 from darwinlm.run import Run, opened
 from darwinlm.runtime.progress import show_log
@@ -29,6 +29,7 @@ from darwinlm.runtime.rundir import settled
 from darwinlm.runtime.seeds import python_random
 from darwinlm.search.mutation import level_switch, offspring
 from darwinlm.search.selection import TrainedFitness
+from subjects import pep_llama
 
 HERE = Path(__file__).parent
 SWITCHES_APART = 8
@@ -37,15 +38,15 @@ SWITCHES_APART = 8
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shared", type=Path, default=HERE.parent.parent / "shared")
+    parser.add_argument("--shared", type=Path, default=pep_llama.SHARED)
     parser.add_argument("--level", type=float, default=4)
     parser.add_argument("--parents", type=int, default=4)
     parser.add_argument("--children", type=int, default=8)
     parser.add_argument("--learning-rate", type=float, default=1e-5)
     parser.add_argument("--runs", type=Path, help="where the run is kept; by default nowhere")
     args = parser.parse_args()
-    if not (args.shared / "models/pep-llama").is_dir():
-        return print(f"skipped: '{args.shared}' has no models/pep-llama")
+    if not pep_llama.is_there(args.shared):
+        return
     show_log()
     with tempfile.TemporaryDirectory() as scratch, opened(settings(args, args.runs or Path(scratch))) as run:
         rows = [compared(*each) for each in families(run, args.parents, args.children)]
@@ -53,12 +54,9 @@ def main() -> None:
 
 
 def settings(args: argparse.Namespace, folder: Path):
-    values = read_yaml(HERE.parent / "recipes/pep_llama_reference.yaml")
-    values["blocks"]["held_out_data"] = str(args.shared / "text/peps-valid.txt")
+    values = pep_llama.reference_settings(args.shared)
     values["search"]["learning_rate"] = args.learning_rate
-    model, data = str(args.shared / "models/pep-llama"), str(args.shared / "text/peps-train.txt")
-    output, target = str(folder / "continued"), {"level": args.level}
-    return settled({**values, "model": model, "data": data, "output": output, "target": target})
+    return settled({**values, "output": str(folder / "continued"), "target": {"level": args.level}})
 
 
 def families(run: Run, parents: int, children: int):

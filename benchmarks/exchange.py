@@ -18,15 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import darwinlm
-from darwinlm.config import read_yaml
 from darwinlm.runtime.progress import show_log
+from subjects import pep_llama
 
 HERE = Path(__file__).parent
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shared", type=Path, default=HERE.parent.parent / "shared")
+    parser.add_argument("--shared", type=Path, default=pep_llama.SHARED)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--level", type=int, default=4)
     parser.add_argument("--start", choices=["uniform", "measured"], default="uniform")
@@ -34,8 +34,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, help="where the runs are kept; by default nowhere")
     parser.add_argument("--rivals", nargs="+", choices=["with", "without"], default=["without", "with"])
     args = parser.parse_args()
-    if not (args.shared / "models/pep-llama").is_dir():
-        print(f"skipped: '{args.shared}' has no models/pep-llama")
+    if not pep_llama.is_there(args.shared):
         return
     show_log()
     rows = []
@@ -52,15 +51,13 @@ def main() -> None:
 
 def one_run(args: argparse.Namespace, rival: str, seed: int, runs: Path) -> dict[str, Any]:
     """Prune once; what is held out never decides anything."""
-    settings = read_yaml(HERE.parent / "recipes/pep_llama_reference.yaml")
-    settings["blocks"]["held_out_data"] = str(args.shared / "text/peps-valid.txt")
+    settings = pep_llama.reference_settings(args.shared)
     settings["search"] |= {"start": args.start, "generations": args.generations, "check_every": 0}
-    model, levels = str(args.shared / "models/pep-llama"), settings["database"]["levels"]
-    plan = darwinlm.plan(model, database=settings["database"], target={"level": args.level})
+    levels = settings["database"]["levels"]
+    plan = darwinlm.plan(settings["model"], database=settings["database"], target={"level": args.level})
     settings["target"] = {"level": args.level} if rival == "without" else {"parameters": plan.target.parameters}
     output = runs / f"{rival}_level{args.level}_{args.start}_seed{seed}"
-    text = str(args.shared / "text/peps-train.txt")
-    summary = darwinlm.prune(model, data=text, output=str(output), seed=seed, **settings)
+    summary = darwinlm.prune(output=str(output), seed=seed, **settings)
     found = json.loads((output / "genome.json").read_text())["levels"]
     means = {
         kind: sum(level for name, level in found.items() if name.endswith(kind)) / sum(n.endswith(kind) for n in found)

@@ -22,13 +22,13 @@ from typing import Any
 import torch
 
 import darwinlm
-from darwinlm.config import read_yaml
 from darwinlm.config.training import Tokens
 from darwinlm.measure.quality import HeldOut, Quality
 from darwinlm.models.blocks import BlockStream
 from darwinlm.models.source import ModelSource
 from darwinlm.runtime.files import read_tensors
 from darwinlm.runtime.progress import show_log
+from subjects import pep_llama
 
 HERE = Path(__file__).parent
 SEARCH = {
@@ -47,7 +47,7 @@ SEARCH = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shared", type=Path, default=HERE.parent.parent / "shared")
+    parser.add_argument("--shared", type=Path, default=pep_llama.SHARED)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--tokens", type=Tokens, default=Tokens("200K"), help="of training in all")
     parser.add_argument("--first", type=int, default=4)
@@ -56,8 +56,7 @@ def main() -> None:
     parser.add_argument("--distill", action="store_true", help="half of the loss is the KL to the dense model")
     parser.add_argument("--runs", type=Path, help="where the runs are kept; by default nowhere")
     args = parser.parse_args()
-    if not (args.shared / "models/pep-llama").is_dir():
-        print(f"skipped: '{args.shared}' has no models/pep-llama")
+    if not pep_llama.is_there(args.shared):
         return
     show_log()
     with tempfile.TemporaryDirectory() as scratch:
@@ -67,7 +66,7 @@ def main() -> None:
 
 def both(args: argparse.Namespace, seed: int, folder: Path) -> dict[str, Quality]:
     """The quality after every step of both ways."""
-    dense = str(args.shared / "models/pep-llama")
+    dense = pep_llama.model(args.shared)
     first = prune(args, seed, dense, args.first, folder / "gradual-1-prune")
     half = train(args, seed, first, args.tokens // 2, folder / "gradual-2-train")
     second = prune(args, seed, half, args.then, folder / "gradual-3-prune")
@@ -93,11 +92,10 @@ def stream(model: str) -> BlockStream:
 
 
 def prune(args: argparse.Namespace, seed: int, model: str, level: int, output: Path) -> str:
-    settings = read_yaml(HERE.parent / "recipes/pep_llama_reference.yaml")
-    settings["blocks"]["held_out_data"] = str(args.shared / "text/peps-valid.txt")
+    settings = pep_llama.reference_settings(args.shared)
     settings["search"] |= SEARCH
-    settings["target"] = {"level": level}
-    darwinlm.prune(model, data=str(args.shared / "text/peps-train.txt"), output=str(output), seed=seed, **settings)
+    settings |= {"model": model, "target": {"level": level}}
+    darwinlm.prune(output=str(output), seed=seed, **settings)
     return str(output / "model")
 
 
@@ -112,9 +110,9 @@ def train(args: argparse.Namespace, seed: int, model: str, tokens: int, output: 
         "shuffle_blocks": 8192,
     }
     if args.distill:
-        settings["teacher"] = str(args.shared / "models/pep-llama")
-    blocks = {"sequence_length": 256, "held_out": 16, "held_out_data": str(args.shared / "text/peps-valid.txt")}
-    data = str(args.shared / "text/peps-train.txt")
+        settings["teacher"] = pep_llama.model(args.shared)
+    blocks = {"sequence_length": 256, "held_out": 16, "held_out_data": pep_llama.held_out_text(args.shared)}
+    data = pep_llama.text(args.shared)
     darwinlm.train(model, data=data, output=str(output), seed=seed, train=settings, blocks=blocks)
     return str(output / "model")
 

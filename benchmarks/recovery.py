@@ -25,13 +25,14 @@ from matplotlib.figure import Figure
 
 import darwinlm
 from darwinlm.assemble import Assembler
-from darwinlm.config import Tokens, preset_values, read_yaml
+from darwinlm.config import Tokens, preset_values
 from darwinlm.demonstration import DEMO_MODEL
 from darwinlm.export.huggingface import export_checkpoint
 from darwinlm.recovery.history import read_history
 from darwinlm.run import opened
 from darwinlm.runtime.progress import show_log
 from darwinlm.runtime.rundir import RunDirectory, settled
+from subjects import pep_llama
 
 HERE = Path(__file__).parent
 TRAIN = {"sequence_length": 256, "batch_tokens": 4096, "micro_batch_sequences": 8, "warmup_steps": 3, "epochs": 8}
@@ -59,7 +60,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["demo", "pep-llama"], choices=["demo", "pep-llama"])
     parser.add_argument("--runs", type=Path, default=Path("runs/recovery"))
     parser.add_argument("--run", type=Path)
-    parser.add_argument("--shared", type=Path, default=HERE.parent.parent / "shared")
+    parser.add_argument("--shared", type=Path, default=pep_llama.SHARED)
     parser.add_argument("--tokens", type=Tokens, nargs="+", default=[Tokens("30K"), Tokens("120K")])
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--rates", nargs="+", default=[], help="METHOD=RATE")
@@ -70,6 +71,8 @@ def main() -> None:
     args.rates = RATES | {name: float(rate) for name, rate in (word.split("=") for word in args.rates)}
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}")
     for model in args.models:
+        if model == "pep-llama" and not pep_llama.is_there(args.shared):
+            continue
         recover(model, args, args.runs / model)
 
 
@@ -94,12 +97,8 @@ def recover(model: str, args: argparse.Namespace, folder: Path) -> None:
 
 def settings_of(model: str, args: argparse.Namespace) -> dict[str, Any]:
     """What a run of the model is asked with."""
-    if model == "demo":
-        settings = {"model": str(DEMO_MODEL), **preset_values("demo")}
-    else:
-        settings = read_yaml(HERE.parent / "recipes/pep_llama_reference.yaml")
-        settings["blocks"]["held_out_data"] = str(args.shared / "text/peps-valid.txt")
-        settings |= {"model": str(args.shared / "models/pep-llama"), "data": str(args.shared / "text/peps-train.txt")}
+    demo = {"model": str(DEMO_MODEL), **preset_values("demo")}
+    settings = demo if model == "demo" else pep_llama.reference_settings(args.shared)
     if args.generations:
         settings["search"]["generations"] = args.generations
     return settings

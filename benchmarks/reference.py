@@ -18,35 +18,31 @@ from pathlib import Path
 import torch
 
 import darwinlm
-from darwinlm.config import read_yaml
 from darwinlm.runtime.progress import show_log
+from subjects import pep_llama
 
 HERE = Path(__file__).parent
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shared", type=Path, default=HERE.parent.parent / "shared")
+    parser.add_argument("--shared", type=Path, default=pep_llama.SHARED)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--level", type=int, default=4)
     parser.add_argument("--start", choices=["uniform", "measured"], default="uniform")
     parser.add_argument("--generations", type=int, default=12)
     parser.add_argument("--runs", type=Path, help="where the runs are kept; by default nowhere")
     args = parser.parse_args()
-    if not (args.shared / "models/pep-llama").is_dir():
-        print(f"skipped: '{args.shared}' has no models/pep-llama")
+    if not pep_llama.is_there(args.shared):
         return
     show_log()
-    settings = read_yaml(HERE.parent / "recipes/pep_llama_reference.yaml")
-    settings["blocks"]["held_out_data"] = str(args.shared / "text/peps-valid.txt")
+    settings = pep_llama.reference_settings(args.shared)
     settings["target"] = {"level": args.level}
     settings["search"] |= {"start": args.start, "check_every": 1, "generations": args.generations}
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         for seed in args.seeds:
             summary = darwinlm.prune(
-                str(args.shared / "models/pep-llama"),
-                data=str(args.shared / "text/peps-train.txt"),
                 output=str((args.runs or Path(scratch)) / f"level{args.level}_seed{seed}"),
                 seed=seed,
                 **settings,

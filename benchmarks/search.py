@@ -37,7 +37,6 @@ from torch.nn.functional import kl_div, log_softmax
 from transformers import AutoModelForCausalLM
 
 from darwinlm.assemble import Assembler
-from darwinlm.config import read_yaml
 from darwinlm.database.levels import OUTPUT_OF_KIND
 from darwinlm.pipeline import database_stage, make_teacher
 from darwinlm.run import Run, opened
@@ -47,6 +46,7 @@ from darwinlm.runtime.seeds import python_random
 from darwinlm.search import selection
 from darwinlm.search.mutation import offspring
 from darwinlm.search.samples import draw
+from subjects import pep_llama
 
 HERE = Path(__file__).parent
 Fitness = Callable[..., list[float]]
@@ -179,22 +179,20 @@ def write_masked(run: Run, folder: Path) -> None:
 
 
 def settings(shared: Path, level: int, output: str, variant: str) -> Any:
-    values = read_yaml(HERE.parent / "recipes/pep_llama_reference.yaml")
-    values["blocks"]["held_out_data"] = str(shared / "text/peps-valid.txt")
-    model, data = str(shared / "models/pep-llama"), str(shared / "text/peps-train.txt")
+    values = pep_llama.reference_settings(shared)
     values["search"]["continue_training"] = variant.startswith("continued")
-    return settled({**values, "model": model, "data": data, "output": output, "target": {"level": level}})
+    return settled({**values, "output": output, "target": {"level": level}})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shared", type=Path, default=HERE.parent.parent / "shared")
+    parser.add_argument("--shared", type=Path, default=pep_llama.SHARED)
     parser.add_argument("--level", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if not (args.shared / "models/pep-llama").is_dir():
-        return print(f"skipped: '{args.shared}' has no models/pep-llama")
+    if not pep_llama.is_there(args.shared):
+        return
     if args.child:
         variant, scratch = args.child
         row = child(settings(args.shared, args.level, f"{scratch}/run", variant), variant, Path(scratch))

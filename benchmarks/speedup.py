@@ -29,6 +29,7 @@ from darwinlm.measure.bench import run_bench
 from darwinlm.measure.predicted import predictions
 from darwinlm.runtime.progress import show_log
 from darwinlm.target.latency import LatencyTable
+from subjects import pep_llama
 
 HERE = Path(__file__).parent
 LEVELS = {"demo": {"levels": 10, "multiple_of": 32}, "pep-llama": {"levels": 11, "multiple_of": 8}}
@@ -45,7 +46,7 @@ BLOCKS = {"sequence_length": 256, "hessian": 256, "train": 128, "select": 64, "h
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shared", type=Path, default=HERE.parent.parent / "shared")
+    parser.add_argument("--shared", type=Path, default=pep_llama.SHARED)
     parser.add_argument("--models", nargs="+", default=["demo", "pep-llama"], choices=list(LEVELS))
     parser.add_argument("--speedups", type=float, nargs="+", default=[1.5, 2.0])
     parser.add_argument("--stages", nargs="+", default=["prefill"], choices=["prefill", "decode"])
@@ -61,7 +62,7 @@ def main() -> None:
     show_log()
     places = {
         "demo": (DEMO_MODEL, "stdlib"),
-        "pep-llama": (args.shared / "models/pep-llama", args.shared / "text/peps-train.txt"),
+        "pep-llama": (Path(pep_llama.model(args.shared)), pep_llama.text(args.shared)),
     }
     rows: list[dict[str, Any]] = []
     for name in args.models:

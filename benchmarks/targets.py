@@ -32,6 +32,7 @@ from darwinlm.runtime.seeds import python_random
 from darwinlm.search.mutation import offspring_within
 from darwinlm.target.budget import uniform_within
 from darwinlm.target.wanted import wanted_from
+from subjects import pep_llama
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results/targets.json"
@@ -55,7 +56,7 @@ QUICK = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shared", type=Path, default=HERE.parent.parent / "shared")
+    parser.add_argument("--shared", type=Path, default=pep_llama.SHARED)
     parser.add_argument("--shares", type=int, nargs="+", default=[40, 50, 60, 70])
     parser.add_argument("--models", nargs="+", default=["demo", "pep-llama"], choices=["demo", "pep-llama", "none"])
     args = parser.parse_args()
@@ -105,7 +106,7 @@ def real_searches(args: argparse.Namespace) -> Any:
     """Checkpoints at every share, one database for each model."""
     models = {
         "demo": (DEMO_MODEL, "stdlib"),
-        "pep-llama": (args.shared / "models/pep-llama", args.shared / "text/peps-train.txt"),
+        "pep-llama": (Path(pep_llama.model(args.shared)), pep_llama.text(args.shared)),
     }
     for name, (model, data) in models.items():
         if name not in args.models or not model.is_dir():
