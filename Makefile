@@ -7,8 +7,8 @@ INSTALLED := .venv/.installed
 demo: $(INSTALLED)  ## prune the embedded model
 	$(BIN)/darwinlm demo
 
-test: $(INSTALLED)  ## all tests, on pico models
-	$(BIN)/python -m pytest
+test: $(INSTALLED)  ## all tests, on pico models, one process per core
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
 check: $(INSTALLED)  ## style, types, import order
 	$(BIN)/ruff format --check src tests benchmarks recipes

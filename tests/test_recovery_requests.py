@@ -10,7 +10,10 @@ import pytest
 
 import darwinlm
 import pico
+from darwinlm.assemble import Assembler
 from darwinlm.cli import main
+from darwinlm.export.huggingface import export_checkpoint
+from test_export import some_genomes
 from training import BATCH, BLOCKS, LENGTH, TRAIN, flags, write_text
 
 FAMILY = "llama_gqa"
@@ -83,6 +86,18 @@ def test_no_checkpoint(capsys, text, tmp_path):
     (tmp_path / "empty").mkdir()
     assert "has no config.json" in refused(capsys, tmp_path, tmp_path / "empty", "--data", text, *flags())
     assert "There is no model folder" in refused(capsys, tmp_path, "./nowhere", "--data", text, *flags())
+
+
+def test_the_portable_form(capsys, source, database, text, tmp_path):
+    """Its stubs would count as heads of the result."""
+    levels, folder = database(FAMILY, "kv_group"), tmp_path / "model"
+    export_checkpoint(
+        Assembler(source(FAMILY), levels, keep_dense=False), some_genomes(levels)["middle"], folder, {}, {}
+    )
+    portable = darwinlm.convert_checkpoint(str(folder), portable=True)[-1]
+    said = refused(capsys, tmp_path, portable.path, "--data", text, *flags())
+    assert "is the portable form of a checkpoint" in said
+    assert "Take the checkpoint that it was made from" in said
 
 
 def test_a_teacher_of_another_vocabulary(capsys, checkpoint, text, tmp_path):

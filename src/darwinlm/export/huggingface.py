@@ -123,7 +123,7 @@ def require_canonical(source: ModelSource) -> None:
     record = source.folder / RECORD
     if record.is_file() and "portable" in read_json(record):
         raise RequestError(
-            f"'{source.name}' is the portable form of a checkpoint, with zero stubs for modules that are gone. Prune the "
+            f"'{source.name}' is the portable form of a checkpoint, with zero stubs for modules that are gone. Take the "
             "checkpoint that it was made from; it lies beside it, without '-portable' in its name."
         )
 

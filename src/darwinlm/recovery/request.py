@@ -13,6 +13,7 @@ from darwinlm.config import RunConfig, faults, to_dict
 from darwinlm.data.blocks import from_the_beginning
 from darwinlm.data.stream import PackedStream
 from darwinlm.errors import RequestError
+from darwinlm.export.huggingface import require_canonical
 from darwinlm.models.source import ModelSource
 from darwinlm.recovery.adapters import check_adapters
 from darwinlm.recovery.batches import Rhythm
@@ -53,6 +54,7 @@ class Request:
         _check_given(config)
         self.config, self.train = config, config.train
         self.source = ModelSource(config.model, trust_remote_code=config.trust_remote_code)
+        require_canonical(self.source)
         self.device = choose_device(config.device)
         self.dtype = choose_dtype(config.dtype, self.device)
         self.rhythm = Rhythm.of(self.train, ranks.world_size())
