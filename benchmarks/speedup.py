@@ -1,13 +1,14 @@
 """Speed-ups asked and measured, the error of the latency table, and how such a model differs from one of the same size.
 
     python benchmarks/speedup.py [--shared ../shared] [--models demo pep-llama] [--speedups 1.5 2] [--stages prefill]
-                                 [--context 512] [--runs 5] [--repeats 9] [--generations 6]
+                                 [--batch 4] [--context 512] [--runs 5] [--repeats 15] [--generations 6]
 
 For each model: `darwinlm bench --table`; then for each speed-up a search under it, and `darwinlm bench` of the checkpoint
 against the dense model, as many times as --runs says, with the same workload; its median speed-up stands beside the one
 that was asked, and the table's prediction beside the measured seconds. Then a search under a parameter target of exactly
 as many parameters as the first found, from the same start and with the same tokens: the picture shows what either left
-where. Needs an idle machine. Prints tables, writes benchmarks/results/speedup.json and speedup_<model>_<stage>.png.
+where. Needs an idle machine. Prints tables, writes benchmarks/results/speedup.json, where rows of models that are not run again
+stay, and speedup_<model>_<stage>.png.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from darwinlm.target.latency import LatencyTable
 from subjects import pep_llama
 
 HERE = Path(__file__).parent
+RESULTS = HERE / "results/speedup.json"
 LEVELS = {"demo": {"levels": 10, "multiple_of": 32}, "pep-llama": {"levels": 11, "multiple_of": 8}}
 SEARCH = {
     "offspring": 8,
@@ -50,9 +52,10 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["demo", "pep-llama"], choices=list(LEVELS))
     parser.add_argument("--speedups", type=float, nargs="+", default=[1.5, 2.0])
     parser.add_argument("--stages", nargs="+", default=["prefill"], choices=["prefill", "decode"])
+    parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--context", type=int, default=512)
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--generations", type=int, default=6)
     parser.add_argument("--start", choices=["uniform", "measured"], default="measured")
     parser.add_argument(
@@ -64,7 +67,8 @@ def main() -> None:
         "demo": (DEMO_MODEL, "stdlib"),
         "pep-llama": (Path(pep_llama.model(args.shared)), pep_llama.text(args.shared)),
     }
-    rows: list[dict[str, Any]] = []
+    former = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+    rows: list[dict[str, Any]] = [row for row in former if row["model"] not in args.models]
     for name in args.models:
         model, data = places[name]
         if not model.is_dir():
@@ -77,7 +81,13 @@ def main() -> None:
 
 def measured(args: argparse.Namespace, name: str, model: str, data: str, scratch: Path) -> list[dict[str, Any]]:
     """All rows of a model."""
-    bench = {"context_lengths": [args.context], "repeats": args.repeats, "decode_tokens": 32}
+    written = 32 if "decode" in args.stages else 4  # the time goes to what is asked for
+    bench = {
+        "batch_sizes": [args.batch],
+        "context_lengths": [args.context],
+        "repeats": args.repeats,
+        "decode_tokens": written,
+    }
     path = darwinlm.measure_latency(model, output=scratch / "table", bench=bench, database=LEVELS[name])
     table = LatencyTable.load(path)
     blocks = {**BLOCKS, "hessian": args.hessian}
@@ -92,7 +102,13 @@ def measured(args: argparse.Namespace, name: str, model: str, data: str, scratch
     rows = []
     for stage in args.stages:
         for speedup in args.speedups:
-            target = {"speedup": speedup, "workload": stage, "context": args.context, "latency_table": str(path)}
+            target = {
+                "speedup": speedup,
+                "workload": stage,
+                "batch": args.batch,
+                "context": args.context,
+                "latency_table": str(path),
+            }
             try:
                 by_time = darwinlm.prune(model, restart=True, target=target, **common)
             except darwinlm.RequestError as fault:
@@ -106,7 +122,7 @@ def measured(args: argparse.Namespace, name: str, model: str, data: str, scratch
             picture = HERE / f"results/speedup_{name}_{stage}_{speedup:g}x.png"
             draw({f"{stage} {speedup:g}x": fast, "the same parameters": small}, scratch / "run", picture)
             rows.append(
-                {"model": name, "stage": stage, "asked": speedup, **timed}
+                {"model": name, "stage": stage, "batch": args.batch, "asked": speedup, **timed}
                 | {"predicted_speedup": by_time["achieved"]["limits"]["latency"]["predicted_speedup"]}
                 | {"table_errors": [p / m - 1 for t in table.stages if t.work.stage == stage for p, m in t.checks]}
                 | {"by_time": by_time["pruned"], "by_size": by_size["pruned"], "differ": differing(fast, small)}
@@ -178,8 +194,8 @@ def report(rows: list[dict[str, Any]]) -> None:
             found = row[key]
             apart = f"{differ['steps']}, {differ['attention_steps_more']:+d}" if key == "by_time" else ""
             print(f"| {row['model']} | {title} | {found['parameters']:,} | {found['kl']:.4f} | {apart} |")
-    (HERE / "results").mkdir(exist_ok=True)
-    (HERE / "results/speedup.json").write_text(json.dumps(rows, indent=2) + "\n")
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(rows, indent=2) + "\n")
 
 
 if __name__ == "__main__":

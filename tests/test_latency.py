@@ -20,14 +20,13 @@ from darwinlm.errors import DamagedFileError, RequestError
 from darwinlm.measure import table as measuring
 from darwinlm.measure.predicted import predictions
 from darwinlm.measure.probes import Probes
-from darwinlm.measure.table import solved
+from darwinlm.measure.table import rising, solved
 from darwinlm.models.shape import LayerWidths
 from darwinlm.models.source import ModelSource
 from darwinlm.target.budget import uniform_within
 from darwinlm.target.latency import LatencyTable, StageTimes, Work, model_key, times_for
 from darwinlm.target.shapes import Shapes, possible_shapes
 from darwinlm.target.wanted import Wanted
-from test_pipeline import SETTINGS
 
 FAST = {"context_lengths": [8], "decode_tokens": 2, "repeats": 1, "warmups": 0}
 
@@ -36,8 +35,8 @@ FAST = {"context_lengths": [8], "decode_tokens": 2, "repeats": 1, "warmups": 0}
 def test_where_times_add_up_the_parts_are_found(seed: int) -> None:
     rng = random.Random(seed)
     shapes = Shapes([(h, h // 2) for h in (8, 6, 4, 2)], [64, 48, 32, 16])
-    attention = {(h, h // 2): rng.uniform(1, 9) for h in (8, 6, 4, 2)} | {(0, 0): 0.0}
-    mlp = {m: rng.uniform(1, 9) for m in (64, 48, 32, 16)} | {0: 0.0}
+    attention = dict(zip([(0, 0), *reversed(shapes.attention)], [0.0, *sorted(rng.uniform(1, 9) for _ in range(4))]))
+    mlp = dict(zip([0, *reversed(shapes.mlp)], [0.0, *sorted(rng.uniform(1, 9) for _ in range(4))]))
     base, layers = rng.uniform(0, 20), rng.randint(1, 5)
     (heads, width) = shapes.middle
     pairs = {(a, width) for a in attention} | {(heads, m) for m in mlp}
@@ -45,6 +44,23 @@ def test_where_times_add_up_the_parts_are_found(seed: int) -> None:
     assert parts.base == pytest.approx(base)
     assert parts.attention == pytest.approx(attention)
     assert parts.mlp == pytest.approx(mlp)
+
+
+@given(st.dictionaries(st.tuples(st.integers(1, 6), st.integers(1, 6)), st.floats(0, 9), min_size=1))
+def test_wider_modules_never_take_less(seconds) -> None:
+    """Noise is evened out where it contradicts that, and nowhere else."""
+    found = rising(seconds)
+    for one in seconds:
+        for other in seconds:
+            if one[0] <= other[0] and one[1] <= other[1]:
+                assert found[one] <= found[other]
+    below = {w: max(s for v, s in seconds.items() if v[0] <= w[0] and v[1] <= w[1]) for w in seconds}
+    above = {w: min(s for v, s in seconds.items() if v[0] >= w[0] and v[1] >= w[1]) for w in seconds}
+    for width, took in seconds.items():
+        assert above[width] <= found[width] <= below[width]
+        if above[width] == below[width]:
+            assert found[width] == took
+    assert rising(found) == pytest.approx(found)
 
 
 @pytest.mark.parametrize(("family", "unit"), pico.FAMILIES_AND_UNITS)
@@ -190,8 +206,8 @@ def test_predictions_stand_beside_what_is_measured(tables, checkpoint, tmp_path,
 def test_the_whole_way_to_a_speedup(tables, checkpoint, tmp_path) -> None:
     (tmp_path / "text.txt").write_text("".join(f"{number} and {number * number}; " for number in range(1000)))
     target = {"speedup": 1.2, "context": 8, "latency_table": str(tables)}
-    common = {"data": str(tmp_path / "text.txt"), "output": str(tmp_path / "run"), **SETTINGS}
-    search = {**SETTINGS["search"], "start": "uniform", "generations": 1}
+    common = {"data": str(tmp_path / "text.txt"), "output": str(tmp_path / "run"), **pico.RUN}
+    search = {**pico.RUN["search"], "start": "uniform", "generations": 1}
     saved = json.loads(tables.read_text())
     for stage in saved["stages"]:  # the clock of a busy machine must not decide
         stage |= {"base": 0.1, "attention": [[8, 2, 2.0], [4, 1, 1.0]], "mlp": [[m, m / 48] for m in (48, 36, 24, 12)]}

@@ -15,11 +15,11 @@ import torch
 import yaml
 
 import darwinlm
+import pico
 from darwinlm.database.store import Database
 from darwinlm.runtime import ranks
-from test_pipeline import SETTINGS as SHORT
 
-SETTINGS = {**SHORT, "search": {**SHORT["search"], "check_every": 3}}
+SETTINGS = {**pico.RUN, "search": {**pico.RUN["search"], "check_every": 3}}
 
 
 def torchrun(*arguments: object, program: tuple[object, ...] = ("-m", "darwinlm")) -> subprocess.CompletedProcess[str]:

@@ -19,7 +19,6 @@ from darwinlm.errors import RequestError
 from darwinlm.models.source import ModelSource
 from darwinlm.target.budget import uniform_within
 from darwinlm.target.wanted import Wanted
-from test_pipeline import SETTINGS
 
 
 def wanted(source: ModelSource, assembler: Assembler, **target) -> Wanted:
@@ -141,7 +140,7 @@ def test_who_names_a_target_replaces_what_lower_layers_ask() -> None:
 def test_impossible_targets_are_refused_by_every_command_before_the_work(target, said, checkpoint, tmp_path) -> None:
     text, model = tmp_path / "text.txt", str(checkpoint("llama_gqa"))
     text.write_text("some text that repeats; " * 300)
-    settings = {"data": str(text), "output": str(tmp_path / "run"), **SETTINGS, "target": target}
+    settings = {"data": str(text), "output": str(tmp_path / "run"), **pico.RUN, "target": target}
     for command in (darwinlm.prune, darwinlm.build_database, darwinlm.plan):
         with pytest.raises(RequestError, match=said):
             command(model, **settings)
@@ -152,8 +151,8 @@ def test_impossible_targets_are_refused_by_every_command_before_the_work(target,
 def test_the_whole_way_to_a_target(start, checkpoint, tmp_path) -> None:
     """The checkpoint keeps both targets, by its files; the summary says so; the same search goes on, another is refused."""
     (tmp_path / "text.txt").write_text("".join(f"{number} and {number * number}; " for number in range(1000)))
-    common = {"data": str(tmp_path / "text.txt"), "output": str(tmp_path / "run"), **SETTINGS}
-    common |= {"search": {**SETTINGS["search"], "start": start}, "target": {"parameters": "62%", "memory": "70%"}}
+    common = {"data": str(tmp_path / "text.txt"), "output": str(tmp_path / "run"), **pico.RUN}
+    common |= {"search": {**pico.RUN["search"], "start": start}, "target": {"parameters": "62%", "memory": "70%"}}
     summary = darwinlm.prune(str(checkpoint("llama_gqa")), **common)
     dense, limits = ModelSource(str(checkpoint("llama_gqa"))).shape, summary["achieved"]["limits"]
     with safe_open(tmp_path / "run/model/model.safetensors", "pt") as file:
@@ -175,7 +174,7 @@ def test_the_whole_way_to_a_target(start, checkpoint, tmp_path) -> None:
     ):
         darwinlm.search_genome(str(tmp_path / "run"), target={"parameters": "61%", "memory": "70%"})
     history = (tmp_path / "run/search/history.jsonl").read_text().splitlines()
-    assert len(history) == SETTINGS["search"]["generations"]
+    assert len(history) == pico.RUN["search"]["generations"]
     assert json.loads((tmp_path / "run/search/start.json").read_text())["start"] == start
 
 
@@ -185,8 +184,8 @@ def test_a_search_under_a_budget_goes_on_as_if_it_had_never_stopped(checkpoint, 
     for steps in ([4], [1, 4]):
         output = tmp_path / f"run{len(steps)}"
         for generations in steps:
-            search = {**SETTINGS["search"], "start": "uniform", "generations": generations}
-            common = {**SETTINGS, "search": search, "target": {"parameters": "60%"}}
+            search = {**pico.RUN["search"], "start": "uniform", "generations": generations}
+            common = {**pico.RUN, "search": search, "target": {"parameters": "60%"}}
             darwinlm.build_database(
                 str(checkpoint("llama_gqa")), data=str(tmp_path / "text.txt"), output=output, **common
             )
