@@ -1,7 +1,7 @@
 """Post-training of DarwinLM's and the uniform model: cross entropy, distillation and adapters on the same tokens.
 
     python benchmarks/recovery.py [--models demo pep-llama] [--runs runs/recovery] [--run FINISHED_RUN] [--shared ../shared]
-                                  [--tokens 30K 120K] [--rates ce=1e-3 distillation=1e-3 lora=3e-3] [--cells N]
+                                  [--tokens 30K 120K] [--rates ce=2e-4 distillation=3e-4 lora=3e-3] [--cells N]
 
 The demo model is pruned with preset demo, pep-llama with recipes/pep_llama_reference.yaml, unless --run names a finished run
 of that model (give one model then). The uniform model comes from the same database. Every cell (genome, method, tokens) is
@@ -43,7 +43,7 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 TITLES = {"ce": "cross entropy", "distillation": "distillation", "lora": "distillation, LoRA of rank 32"}
 GENOMES = ("darwinlm", "uniform")
-RATES = {"ce": 1e-3, "distillation": 1e-3, "lora": 3e-3}
+RATES = {"ce": 2e-4, "distillation": 3e-4, "lora": 3e-3}
 
 
 @dataclass(frozen=True)
