@@ -14,6 +14,7 @@ benchmarks/results/compare_MODEL/ and compare_MODEL_seeds/. With --runs a killed
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -79,6 +80,9 @@ def keep(found: Comparison, run: Path, name: str) -> None:
     pictures = ["tradeoff.png", *(f"allocations_level{level:g}.png" for level in found.budgets)]
     for file in ("compare.json", "compare.csv", "compare.md", *pictures):
         shutil.copy(run / "compare" / file, kept / file)
+    numbers = json.loads((kept / "compare.json").read_text())
+    numbers["model"] = Path(numbers["model"]).name  # not where it lay
+    (kept / "compare.json").write_text(json.dumps(numbers, indent=2) + "\n")
 
 
 if __name__ == "__main__":

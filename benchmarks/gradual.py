@@ -140,7 +140,7 @@ def report(rows: dict[int, dict[str, Quality]], args: argparse.Namespace) -> Non
     results = HERE / "results"
     results.mkdir(exist_ok=True)
     values = {seed: {name: vars(quality) for name, quality in found.items()} for seed, found in rows.items()}
-    settings = {key: str(value) for key, value in vars(args).items()}
+    settings = {key: str(value) for key, value in vars(args).items() if not isinstance(value, Path)}
     (results / "gradual.json").write_text(json.dumps({"settings": settings, "rows": values}, indent=2) + "\n")
 
 
