@@ -19,7 +19,7 @@ check: $(INSTALLED)  ## style, types, import order
 bench: $(INSTALLED)  ## the measurements of docs/benchmarks.md
 	for script in $(filter-out benchmarks/compare.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
 
-compare: $(INSTALLED)  ## every method of the paper's comparisons on two small models, resumable: about two hours on two cores
+compare: $(INSTALLED)  ## every method of the paper's comparisons on two small models, resumable: takes hours on two cores
 	$(BIN)/python benchmarks/compare.py --runs runs/compare
 
 $(INSTALLED): pyproject.toml constraints.txt
