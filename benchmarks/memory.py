@@ -91,7 +91,10 @@ def compare(source: ModelSource, name: str, config: RunConfig, weights: torch.dt
         Space(tuple(rungs)), config.target.level / config.database.levels, python_random(0, "start")
     )
     pruned = source.shape.with_layers(nominal_widths(source.shape, rungs, genome))
-    plan, counted = trial_memory(pruned, config, weights), measured(source, config, weights)
+    plan, counted = (
+        trial_memory(pruned, config.search, config.blocks.sequence_length, weights),
+        measured(source, config, weights),
+    )
     print(
         f"| {name} | {str(weights).removeprefix('torch.')} | {'yes' if checkpointing else 'no'} "
         f"| {pruned.parameters / 1e9:.2f} B | {plan / 1e9:.1f} GB | {counted / 1e9:.1f} GB | {plan / counted:.2f} |",

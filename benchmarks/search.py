@@ -7,9 +7,8 @@ model, loads zero-masked output matrices of dense shape from one file a module a
 shapes with AdamW one sequence at a time, and scores it with the dense model's logits, which are kept whole; candidates
 come one after another. (That implementation does not mask the weights in training, either.)
 
-Beside the search as it is stand the same on two ranks of one thread each (the same answer), and with
-search.continue_training, where survivors go on instead of beginning anew (another, cheaper question), in one process
-and on two ranks.
+Beside the search as it is stand the same on two ranks of one thread each, and without search.continue_training, where
+survivors begin anew at every selection step, in one process and on two ranks: all four give the same scores.
 
 Each variant runs in processes of its own, alternately. Prints medians, the memory that the dense model, the teacher and
 the generation take beyond the imports (of all ranks), and where the time goes; writes benchmarks/results/search.json.
@@ -19,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import json
 import os
 import statistics
@@ -45,7 +45,7 @@ from darwinlm.runtime.rundir import settled
 from darwinlm.runtime.seeds import python_random
 from darwinlm.search import selection
 from darwinlm.search.mutation import offspring
-from darwinlm.search.samples import draw
+from darwinlm.search.samples import draw, draw_parts
 from subjects import pep_llama
 
 HERE = Path(__file__).parent
@@ -56,8 +56,8 @@ VARIANTS = {
     "full-size": [sys.executable],
     "ours": [sys.executable],
     "two ranks": TORCHRUN,
-    "continued": [sys.executable],
-    "continued, two ranks": TORCHRUN,
+    "anew": [sys.executable],
+    "anew, two ranks": TORCHRUN,
 }
 """Name -> what starts it."""
 
@@ -90,7 +90,8 @@ class FullSize:
                 output = model.get_submodule(f"{ladder.name}.{OUTPUT_OF_KIND[ladder.kind]}")
                 output.weight.data.copy_(weight)
         optimizer = torch.optim.AdamW(model.parameters(), lr=run.config.search.learning_rate, weight_decay=0.0)
-        for block, length in draw(run.splits.train, stage.train_tokens, seed, "train", generation, index):
+        parts = draw_parts(run.splits.train, run.config.search.train_tokens, seed, "train", generation)
+        for block, length in itertools.chain(*parts[: index + 1]):
             tokens = run.splits.train[block : block + 1, :length]
             with timed("train"):
                 model(tokens, labels=tokens).loss.backward()
@@ -180,7 +181,7 @@ def write_masked(run: Run, folder: Path) -> None:
 
 def settings(shared: Path, level: int, output: str, variant: str) -> Any:
     values = pep_llama.reference_settings(shared)
-    values["search"]["continue_training"] = variant.startswith("continued")
+    values["search"]["continue_training"] = not variant.startswith("anew")
     return settled({**values, "output": output, "target": {"level": level}})
 
 

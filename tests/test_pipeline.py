@@ -161,7 +161,7 @@ def test_what_ends_or_watches_a_search_may_change(finished, checkpoint, tmp_path
 
 @pytest.mark.parametrize(
     ("setting", "value", "there"),
-    [("start", "uniform", "measured"), ("continue_training", True, "False"), ("start_rounds", 2, "8")],
+    [("start", "uniform", "measured"), ("learning_rate", 0.5, "0.001"), ("start_rounds", 2, "8")],
 )
 def test_another_search_is_refused_by_name(finished, setting, value, there):
     with pytest.raises(RequestError, match=rf"search\.{setting}: there {there}, asked {value}.*--restart"):

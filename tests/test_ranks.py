@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 import darwinlm
 import pico
@@ -139,3 +141,30 @@ def test_a_refusal_ends_all_ranks(one_rank, tmp_path):
 def test_a_single_process_is_one_rank():
     assert (ranks.rank(), ranks.world_size(), ranks.gathered("x")) == (0, 1, ["x"])
     assert ranks.in_turn([[0, 2, 4], [1, 3]]) == [0, 1, 2, 3, 4]
+
+
+@given(st.integers(1, 4), st.lists(st.tuples(st.integers(0, 3), st.integers(1, 50), st.integers(0, 50)), max_size=12))
+def test_items_are_shared_out_and_none_is_left(world: int, items: list[tuple[int, int, int]]):
+    """Each is `saved` cheaper on the rank that it lies on."""
+    costs = [[cost + saved * (rank != lies % world) for rank in range(world)] for lies, cost, saved in items]
+    share = ranks.share_out(costs)
+    assert len(share) == len(items)
+    assert set(share) <= set(range(world))
+    if items:
+        done = [sum(costs[i][r] for i in range(len(items)) if share[i] == r) for r in range(world)]
+        assert max(done) <= min(sum(column) for column in zip(*costs, strict=True))  # not more than one rank alone
+
+
+@pytest.mark.parametrize(
+    ("costs", "most"),
+    [
+        ([[2, 2]] * 8, 8),  # nothing lies anywhere yet
+        ([[2, 4], [2, 4], [4, 2], [4, 2]], 4),  # two survivors on each rank
+        ([[4, 8], [4, 8], [8, 8]], 8),  # both survivors on one rank, and the parent on the other
+        ([[4, 8], [8, 4], [8, 8]], 12),
+        ([[2, 4], [2, 4], [2, 4], [2, 4]], 6),  # one moves
+    ],
+)
+def test_survivors_stay_where_they_are_unless_that_takes_longer(costs: list[list[int]], most: int):
+    share = ranks.share_out(costs)
+    assert max(sum(row[r] for row, where in zip(costs, share) if where == r) for r in range(2)) == most

@@ -16,7 +16,7 @@ from darwinlm.genome import Genome
 from darwinlm.runtime.seeds import torch_generator
 from darwinlm.search import selection
 from darwinlm.search.fitness import Targets, Teacher, kl_to_teacher
-from darwinlm.search.samples import draw
+from darwinlm.search.samples import draw, draw_parts
 from darwinlm.search.selection import TrainedFitness
 from darwinlm.search.trial import Trial
 from test_screen import TOKENS, naive_kl
@@ -29,7 +29,6 @@ CONFIG = SearchConfig(
     train_tokens=[24, 60, 120],
     select_tokens=[30, 48, 72],
     learning_rate=RATE,
-    continue_training=True,
 )
 ANEW = replace(CONFIG, continue_training=False)
 PARENT: Genome = (1, 3, 1, 3, 1, 3)
@@ -49,9 +48,14 @@ def setting(source, database) -> tuple[Assembler, Teacher]:
     return Assembler(dense, database("llama_gqa", "kv_group"), keep_dense=True, cache_bytes=1 << 20), teacher
 
 
-def fitness_of(setting: tuple[Assembler, Teacher], config: SearchConfig = CONFIG, dtype: Any = torch.float32) -> Any:
+def fitness_of(
+    setting: tuple[Assembler, Teacher],
+    config: SearchConfig = CONFIG,
+    dtype: Any = torch.float32,
+    survivor_bytes: int | None = None,
+) -> Any:
     assembler, teacher = setting
-    return TrainedFitness(assembler, TRAIN, teacher, config, SEED, dtype)
+    return TrainedFitness(assembler, TRAIN, teacher, config, SEED, dtype, survivor_bytes)
 
 
 def target(setting: tuple[Assembler, Teacher], generation: int, index: int) -> Targets:
@@ -60,10 +64,8 @@ def target(setting: tuple[Assembler, Teacher], generation: int, index: int) -> T
 
 def trained_at_once(setting: Any, genome: Genome, generation: int, index: int, dtype: Any = torch.float32) -> float:
     """One uninterrupted training on the blocks of all steps so far, joined; then the score."""
-    blocks, before = [], 0
-    for step, tokens in enumerate(CONFIG.train_tokens[: index + 1]):
-        blocks += draw(TRAIN, tokens - before, SEED, "train", generation, step)
-        before = tokens
+    parts = draw_parts(TRAIN, CONFIG.train_tokens, SEED, "train", generation)
+    blocks = [block for part in parts[: index + 1] for block in part]
     model = setting[0].model(genome, pico.CPU, dtype)
     trial = Trial(model, RATE, 1, dtype, torch_generator(SEED, "rounding", generation))
     trial.train(TRAIN, blocks)
@@ -117,13 +119,13 @@ def test_survivors_go_on_and_are_not_trained_anew(setting: Any, steps_taken: Cal
     for index, stage in enumerate(CONFIG.stages):
         fitness(CHILDREN[: (5, 3, 2)[index]], PARENT, stage, 0, index)
         taken.append(steps_taken())
-        assert len(fitness._trials) <= stage.survivors  # of the others the memory is free
+        assert len(fitness._survivors) <= stage.survivors  # of the others the memory is free
     # the first three need not be the three best: those that were forgotten catch up
     assert taken[0] == 5
     assert 3 * 2 <= taken[1] <= 3 * (1 + 2)
     generation_of(fitness, 1)
     assert steps_taken() == 5 * 1 + 3 * 2 + 2 * 3 + (1 + 2 + 3)
-    assert fitness._trials == {}
+    assert fitness._survivors == {}
 
 
 def test_the_forgotten_are_trained_anew_to_the_same_score(setting: Any) -> None:
@@ -137,18 +139,43 @@ def test_the_forgotten_are_trained_anew_to_the_same_score(setting: Any) -> None:
     assert last == [trained_at_once(setting, genome, 0, 2) for genome in CHILDREN]
 
 
-def test_training_anew_sees_the_step_s_own_tokens_alone(setting: Any, steps_taken: Callable[[], int]) -> None:
-    fitness = fitness_of(setting, ANEW)
-    for generation, index in [(0, 0), (0, 1), (0, 2), (1, 0), (0, 1)]:
-        scores = fitness(CHILDREN[:2], PARENT, CONFIG.stages[index], generation, index)
-        assert steps_taken() == 2 * (1, 3, 5)[index]
-        for genome, score in zip(CHILDREN, scores):
-            model = setting[0].model(genome, pico.CPU)
-            drawn = draw(TRAIN, CONFIG.train_tokens[index], SEED, "train", generation, index)
-            Trial(model, RATE, 1, torch.float32).train(TRAIN, drawn)
-            assert kl_to_teacher(model, target(setting, generation, index), torch.float32) == score
+def test_training_anew_gives_the_same_scores(setting: Any, steps_taken: Callable[[], int]) -> None:
+    """Bit for bit, with steps of 1, 1 + 2 and 1 + 2 + 3 blocks for everyone."""
+    anew = fitness_of(setting, ANEW)
+    assert [generation_of(anew, generation) for generation in (0, 1)] == [
+        generation_of(fitness_of(setting), generation) for generation in (0, 1)
+    ]
+    steps_taken()
+    for index, expected in [(0, 1), (1, 3), (2, 6), (0, 1)]:
+        anew(CHILDREN[:2], PARENT, CONFIG.stages[index], 0, index)
+        assert (steps_taken(), anew._survivors) == (2 * expected, {})
+
+
+def test_memory_says_who_is_kept_and_not_what_comes_out(setting: Any) -> None:
+    truth = generation_of(fitness_of(setting))
+    model = setting[0].model(CHILDREN[0], pico.CPU)
+    trial = Trial(model, RATE, 1, torch.float32)
+    trial.train(TRAIN, [(0, LENGTH)])
+    assert trial.bytes == pytest.approx(3 * sum(p.nbytes for p in model.parameters()), rel=1e-3)  # and two moments
+    kept = {}
+    for room in (0, trial.bytes * 3 // 2, None):
+        fitness = fitness_of(setting, survivor_bytes=room)
+        assert generation_of(fitness) == truth
+        fitness(CHILDREN, PARENT, CONFIG.stages[0], 1, 0)
+        kept[room] = len(fitness._survivors)
+        assert room is None or sum(survivor.trial.bytes for survivor in fitness._survivors.values()) <= room
+    assert list(kept.values()) == [0, 1, CONFIG.survivors[0]]
+
+
+def test_steps_may_be_as_long_as_the_one_before_or_shorter(setting: Any, steps_taken: Callable[[], int]) -> None:
+    """A step as long costs its survivors nothing more; for a shorter one they begin anew."""
+    config = replace(CONFIG, train_tokens=[60, 60, 24])
+    fitness, anew = fitness_of(setting, config), fitness_of(setting, replace(config, continue_training=False))
+    for index, expected in enumerate((1 + 2, 0, 1)):
+        scores = fitness(CHILDREN[:1], PARENT, config.stages[index], 0, index)
+        assert steps_taken() == expected
+        assert scores == anew(CHILDREN[:1], PARENT, config.stages[index], 0, index)
         steps_taken()
-    assert fitness._trials == {}
 
 
 @pytest.mark.parametrize("continued", [False, True])
@@ -177,7 +204,7 @@ def test_a_screened_step_before_continued_training_counts_nothing(setting: Any) 
     fitness(CHILDREN, PARENT, config.stages[0], 0, 0)
     (score,) = fitness(CHILDREN[:1], PARENT, config.stages[1], 0, 1)
     model = setting[0].model(CHILDREN[0], pico.CPU)
-    Trial(model, RATE, 1, torch.float32).train(TRAIN, draw(TRAIN, 60, SEED, "train", 0, 1))
+    Trial(model, RATE, 1, torch.float32).train(TRAIN, draw_parts(TRAIN, [60], SEED, "train", 0)[0])
     assert score == kl_to_teacher(model, target(setting, 0, 1), torch.float32)
 
 
@@ -205,6 +232,6 @@ def test_weights_are_of_the_asked_dtype_whatever_the_arithmetic(setting: Any, we
     config = replace(CONFIG, weights=weights)
     fitness = fitness_of(setting, config, dtype)
     scores = fitness(CHILDREN[:2], PARENT, config.stages[0], 0, 0)
-    kept = [trial.model for trial, _ in fitness._trials.values()]
+    kept = [survivor.trial.model for survivor in fitness._survivors.values()]
     assert {p.dtype for model in kept for p in model.parameters()} == {getattr(torch, weights)}
     assert scores == pytest.approx([trained_at_once(setting, genome, 0, 0) for genome in CHILDREN[:2]], rel=0.05)

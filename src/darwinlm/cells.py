@@ -42,6 +42,8 @@ from darwinlm.search.trial import Trial
 _OTHER = "Choose another --output, or ask for what is there."
 _ALWAYS = ("start_tokens",)
 """Settings of the search that methods without one use, too."""
+_NO_MATTER = ("check_every", "continue_training")
+"""Settings of the search that change nothing of what it finds."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ def _identity(run: Run, place: Place) -> dict[str, Any]:
     """What the levels of a cell depend on."""
     settings = to_dict(run.config.search)
     names = settings if METHODS[place.method].searches else _ALWAYS
-    search = {f"search.{name}": settings[name] for name in names if name != "check_every"}
+    search = {f"search.{name}": settings[name] for name in names if name not in _NO_MATTER}
     for group in METHODS[place.method].settings:
         search |= {f"{group}.{name}": value for name, value in to_dict(getattr(run.config, group)).items()}
     return {"database": sha256_of(run.database_identity), **dataclasses.asdict(place), **search}

@@ -77,7 +77,10 @@ def plan_memory(
     batch_tokens = config.database.batch_sequences * config.blocks.sequence_length
     database = block + 5 * 4 * widest**2 + batch_tokens * (widest + 4 * shape.hidden) * 4
     weights = compute if config.search.weights == "auto" else getattr(torch, config.search.weights)
-    search = trial_memory(pruned, config, weights) + shape.vocabulary * shape.hidden * 4
+    search = (
+        trial_memory(pruned, config.search, config.blocks.sequence_length, weights)
+        + shape.vocabulary * shape.hidden * 4
+    )
     if on_host:
         search += shape.parameters * value_bytes
     hidden_states = config.blocks.hessian * config.blocks.sequence_length * shape.hidden * compute.itemsize
@@ -93,15 +96,22 @@ def generation_tokens(search: SearchConfig) -> tuple[int, int]:
     return train, sum(count * stage.select_tokens for count, stage in stages)
 
 
-def trial_memory(pruned: ModelShape, config: RunConfig, weights: torch.dtype) -> int:
+def trial_memory(pruned: ModelShape, search: SearchConfig, length: int, weights: torch.dtype) -> int:
     """Bytes at the peak of the trial training of a candidate of this shape.
 
     Its weights with gradients and AdamW's two moments (float32), or with the moments and the gradient of one parameter
-    at a time (bfloat16); the activations that the backward pass needs; one chunk of logits.
+    at a time (bfloat16); the activations that the backward pass needs; one chunk of logits. Not the survivors of the step
+    before, which are kept only where there is room.
+
+    Args:
+        pruned: of the candidate.
+        search: how it is trained.
+        length: tokens of a block.
+        weights: of the candidate.
     """
-    tokens = config.search.batch_sequences * config.blocks.sequence_length
+    tokens = search.batch_sequences * length
     value = weights.itemsize
-    activations = activation_bytes(pruned, tokens, value, config.search.gradient_checkpointing)
+    activations = activation_bytes(pruned, tokens, value, search.gradient_checkpointing)
     return pruned.parameters * (16 if value == 4 else 6) + activations
 
 

@@ -33,7 +33,7 @@ from darwinlm.target.budget import Budget, uniform_within
 from darwinlm.target.wanted import WidthsOf, share_of, wanted_from
 
 _RESTART = "Choose another --output, or add --restart to `search` or `prune` to discard that search and begin anew."
-_MAY_CHANGE = ("generations", "patience", "check_every")
+_MAY_CHANGE = ("generations", "patience", "check_every", "continue_training")
 """Settings of a search that a begun one may be continued with."""
 _OTHER_OUTPUT = "Choose another --output, or ask for what is there."
 

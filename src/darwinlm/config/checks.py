@@ -73,11 +73,6 @@ def _stage_faults(search: SearchConfig, blocks: BlocksConfig) -> list[str]:
             f"search.survivors begins with {survivors[0]}, but a generation has only search.offspring = "
             f"{search.offspring} candidates; raise the one or lower the other."
         )
-    if search.continue_training and any(a > b for a, b in pairwise(search.train_tokens)):
-        found.append(
-            f"search.train_tokens is {search.train_tokens}; with search.continue_training the numbers must not fall: "
-            "each is what a survivor has seen in all."
-        )
     if search.start_tokens < 2:
         found.append(f"search.start_tokens is {search.start_tokens}; it must be at least 2.")
     for name, pool in (("train_tokens", blocks.train), ("select_tokens", blocks.select)):

@@ -108,7 +108,7 @@ class SearchConfig:
     survivors: list[int] = field(default_factory=lambda: [8, 4, 2, 1])
     """Candidates that stay after each selection step; decreasing, the last is 1."""
     train_tokens: list[int] = field(default_factory=lambda: [10_000, 50_000, 100_000, 200_000])
-    """Tokens that each candidate is trained on, per selection step."""
+    """Tokens that each candidate is trained on, per selection step; a step's are the beginning of a longer one's."""
     select_tokens: list[int] = field(default_factory=lambda: [1024, 2048, 4096, 8192])
     """Tokens that each candidate is scored on, per selection step."""
     learning_rate: float = 1e-5
@@ -123,8 +123,8 @@ class SearchConfig:
     """Tokens that the sensitivities are measured on; all of blocks.select where that has fewer."""
     start_rounds: int = 8
     """Most rounds in which the measured start is refined; it ends earlier where a round finds nothing better."""
-    continue_training: bool = False
-    """Survivors go on from where the last step left them, up to its number of tokens, instead of anew from the database."""
+    continue_training: bool = True
+    """Keep survivors between selection steps where memory allows, instead of training them anew: the scores are equal."""
     weights: Literal["auto", "float32", "bfloat16"] = "auto"
     """Candidates' weights in trial training; bfloat16 is rounded stochastically. `auto` is the run's arithmetic."""
     gradient_checkpointing: bool = False

@@ -68,9 +68,12 @@ class BlockStream:
 
     @torch.no_grad()
     def final_norm(self, hidden: Tensor) -> Tensor:
-        """(S, T, H) outputs of the last block -> inputs of the head."""
+        """(S, T, H) outputs of the last block become inputs of the head, in place."""
         weight = self.source.tensors(["model.norm.weight"])["model.norm.weight"].to(self.dtype)
-        return final_norm(self.source.family, self.source.config, weight)(hidden)
+        norm = final_norm(self.source.family, self.source.config, weight)
+        for sequence in hidden:
+            sequence.copy_(norm(sequence))
+        return hidden
 
     def final_hidden(self, tokens: Tensor, batch: int = 8) -> Tensor:
         """(S, T) token ids -> (S, T, H) inputs of the head: the model's whole forward but the logits."""

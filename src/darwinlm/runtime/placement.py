@@ -80,6 +80,14 @@ class Placement:
                 path.unlink()  # the memory map lives on; a killed run leaves no file
 
 
+def free_memory(device: torch.device, sharers: int) -> int:
+    """Bytes of a device's memory that can be taken; the host's is shared by so many processes."""
+    if device.type != "cuda":
+        return free_host_memory() // sharers
+    reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + reserved
+
+
 def free_host_memory() -> int:
     """Bytes of host memory that can be taken without swapping."""
     with contextlib.suppress(OSError, ValueError):

@@ -6,6 +6,7 @@ Without torchrun there is one rank and every exchange is the identity, so that c
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -83,3 +84,25 @@ def in_turn(shares: list[list[T]]) -> list[T]:
     """Put the shares of all ranks, each as `mine` dealt them, back into one list."""
     longest = max(map(len, shares), default=0)
     return [share[i] for i in range(longest) for share in shares if i < len(share)]
+
+
+def share_out(costs: Sequence[Sequence[int]]) -> list[int]:
+    """A rank for every item, so that none has much more to do than the others; the same on all ranks.
+
+    Items that are much cheaper on one rank choose first, the large before the small; each takes the rank that is done
+    with it first.
+
+    Args:
+        costs: of every item on every rank.
+    """
+
+    def regret(item: int) -> tuple[int, int]:
+        lowest, *others = sorted(costs[item])
+        return (others[0] - lowest if others else 0), lowest
+
+    done, share = [0] * len(costs[0]) if costs else [], [0] * len(costs)
+    for item in sorted(range(len(costs)), key=regret, reverse=True):
+        place = min(range(len(done)), key=lambda rank: (done[rank] + costs[item][rank], costs[item][rank]))
+        share[item] = place
+        done[place] += costs[item][place]
+    return share

@@ -2,42 +2,72 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from darwinlm.assemble import Assembler
 from darwinlm.config import SearchConfig, Stage
+from darwinlm.cost import trial_memory
 from darwinlm.genome import Genome
 from darwinlm.runtime import ranks
+from darwinlm.runtime.placement import free_memory
 from darwinlm.runtime.seeds import torch_generator
 from darwinlm.search.fitness import Targets, Teacher, kl_to_teacher
-from darwinlm.search.samples import draw
+from darwinlm.search.samples import Drawn, draw, draw_parts
 from darwinlm.search.screen import Screen
 from darwinlm.search.trial import Trial, checkpoint_activations
 
-Drawn = list[tuple[int, int]]
+
+@dataclass(frozen=True)
+class _Survivor:
+    """A candidate between two selection steps, as the first of them left it."""
+
+    trial: Trial
+    parts: int
+    """Parts of the generation's training tokens that it has seen."""
+    score: float
 
 
 class TrainedFitness:
     """Training-aware fitness (arXiv 2502.07780, section 3.5): KL to the dense model after a short training.
 
+    The training tokens of a generation are one sequence, and every step trains on its beginning. So a survivor that goes
+    on where it stopped is the same, to the bit, as one that begins anew from the database; which of the two happens is a
+    question of memory.
+
     Args:
         assembler: builds candidates at their own size.
         train: (blocks, T) pool that candidates are trained on.
         teacher: the dense model on the pool that they are scored on.
-        config: learning rate, batch, restart or continued training.
+        config: learning rate, batch, tokens of the steps.
         seed: of the choice of blocks and of the rounding.
         dtype: arithmetic of the forward passes.
+        survivor_bytes: memory of the device for survivors' weights and moments between two steps; None for a quarter of
+            what the training of a candidate leaves free.
     """
 
     def __init__(
-        self, assembler: Assembler, train: Tensor, teacher: Teacher, config: SearchConfig, seed: int, dtype: torch.dtype
+        self,
+        assembler: Assembler,
+        train: Tensor,
+        teacher: Teacher,
+        config: SearchConfig,
+        seed: int,
+        dtype: torch.dtype,
+        survivor_bytes: int | None = None,
     ) -> None:
         self.assembler, self.train, self.teacher = assembler, train, teacher
         self.config, self.seed, self.dtype = config, seed, dtype
+        self._room = survivor_bytes if config.continue_training else 0
         self.weights = {"auto": dtype, "float32": torch.float32, "bfloat16": torch.bfloat16}[config.weights]
-        self._trials: dict[tuple[int, Genome], tuple[Trial, int]] = {}
-        """Trials of this generation that may go on, and the steps that they have behind them."""
+        self._ends = sorted({tokens for tokens in config.train_tokens if tokens})
+        """Where the training tokens of a generation are cut."""
+        self._generation = -1
+        self._survivors: dict[Genome, _Survivor] = {}
+        self._known: dict[Genome, tuple[int, int]] = {}
+        """Of the survivors of all ranks: where each lies, and the parts that it has seen."""
 
     def __call__(
         self, candidates: list[Genome], parent: Genome, stage: Stage, generation: int, index: int
@@ -45,12 +75,9 @@ class TrainedFitness:
         """The KL of each candidate; all see the same tokens. The ranks share the candidates out and exchange scores."""
         select = draw(self.teacher.tokens, stage.select_tokens, self.seed, "select", generation, index)
         targets = Targets(self.teacher, select)
-        own = ranks.mine(candidates)
         if stage.train_tokens == 0 or self.config.learning_rate == 0:
-            scores = self._untrained(own, parent, targets)
-        else:
-            scores = self._trained(own, targets, stage, generation, index)
-        return ranks.in_turn(ranks.gathered(scores))
+            return ranks.in_turn(ranks.gathered(self._untrained(ranks.mine(candidates), parent, targets)))
+        return self._trained(candidates, targets, stage, generation, last=index + 1 == len(self.config.stages))
 
     def _untrained(self, candidates: list[Genome], parent: Genome, targets: Targets) -> list[float]:
         screen = Screen(self.assembler, targets, self.dtype)
@@ -58,40 +85,68 @@ class TrainedFitness:
         return [screen(genome) for genome in candidates]
 
     def _trained(
-        self, candidates: list[Genome], targets: Targets, stage: Stage, generation: int, index: int
+        self, candidates: list[Genome], targets: Targets, stage: Stage, generation: int, last: bool
     ) -> list[float]:
-        going_on = {key: self._trials[key] for genome in candidates if (key := (generation, genome)) in self._trials}
-        self._trials = going_on
-        scores: list[float] = []
-        for genome in candidates:
-            trial, behind = self._trials.pop((generation, genome), None) or (self._begin(genome, generation), 0)
-            trial.to(self.teacher.head.device)
-            for step in range(behind, index + 1) if self.config.continue_training else (index,):
-                trial.train(self.train, self._training_blocks(generation, step))
-            scores.append(kl_to_teacher(trial.model, targets, self.dtype))
-            if self.config.continue_training and index + 1 < len(self.config.stages):
-                trial.to(torch.device("cpu"))
-                self._trials[generation, genome] = (trial, index + 1)
-                self._forget_the_worst(dict(zip(candidates, scores)), generation, stage.survivors)
-        return scores
+        if generation != self._generation:
+            self._generation, self._survivors, self._known = generation, {}, {}
+        parts = draw_parts(self.train, self._ends, self.seed, "train", generation)
+        parts = parts[: self._ends.index(stage.train_tokens) + 1]
+        if self._room is None:
+            self._room = self._spare_memory(candidates[0])
+        share = ranks.share_out([self._costs(genome, parts) for genome in candidates])
+        own = {place: genome for place, genome in enumerate(candidates) if share[place] == ranks.rank()}
+        going_on = {genome: self._survivors[genome] for genome in own.values() if genome in self._survivors}
+        self._survivors, scores = {}, dict[int, float]()
+        for place, genome in own.items():
+            trial, seen = self._begun(genome, going_on.pop(genome, None), len(parts))
+            for part in parts[seen:]:
+                trial.train(self.train, part)
+            scores[place] = kl_to_teacher(trial.model, targets, self.dtype)
+            if not last:
+                self._survivors[genome] = _Survivor(trial, len(parts), scores[place])
+                waiting = sum(other.trial.bytes for other in going_on.values())
+                self._forget_the_worst(stage.survivors, self._room - waiting)
+            del trial  # its memory is needed for the next one
+        return self._exchanged(scores)
 
-    def _begin(self, genome: Genome, generation: int) -> Trial:
+    def _costs(self, genome: Genome, parts: list[Drawn]) -> list[int]:
+        """Tokens that a candidate must still be trained on, by rank."""
+        tokens = [sum(length for _, length in part) for part in parts]
+        lies, seen = self._known.get(genome, (0, 0))
+        left = sum(tokens[seen:]) if seen <= len(parts) else sum(tokens)
+        return [left if rank == lies else sum(tokens) for rank in range(ranks.world_size())]
+
+    def _begun(self, genome: Genome, survivor: _Survivor | None, parts: int) -> tuple[Trial, int]:
+        """A candidate to be trained, and the parts that it has seen."""
+        if survivor and survivor.parts <= parts:
+            return survivor.trial, survivor.parts
         device = self.teacher.head.device
         model = self.assembler.model(genome, device, self.weights)
         if self.config.gradient_checkpointing:
             checkpoint_activations(model)
-        rounding = torch_generator(self.seed, "rounding", generation, device=device)
-        return Trial(model, self.config.learning_rate, self.config.batch_sequences, self.dtype, rounding)
+        rounding = torch_generator(self.seed, "rounding", self._generation, device=device)
+        return Trial(model, self.config.learning_rate, self.config.batch_sequences, self.dtype, rounding), 0
 
-    def _training_blocks(self, generation: int, index: int) -> Drawn:
-        """What a step trains on: all its tokens, or those that the step before it lacks."""
-        tokens = self.config.train_tokens[index]
-        if self.config.continue_training and index:
-            tokens -= self.config.train_tokens[index - 1]
-        return draw(self.train, tokens, self.seed, "train", generation, index)
+    def _forget_the_worst(self, most: int, room: int) -> None:
+        """Keep those alone that can still survive the step and have room."""
+        best = sorted(self._survivors.items(), key=lambda item: item[1].score)
+        self._survivors = {}
+        for genome, survivor in best[:most]:
+            if survivor.trial.bytes <= room:
+                self._survivors[genome] = survivor
+                room -= survivor.trial.bytes
 
-    def _forget_the_worst(self, scores: dict[Genome, float], generation: int, survivors: int) -> None:
-        """Keep only trials that can still survive the step."""
-        ranked = sorted((genome for genome in scores if (generation, genome) in self._trials), key=lambda g: scores[g])
-        for genome in ranked[survivors:]:
-            del self._trials[generation, genome]
+    def _spare_memory(self, genome: Genome) -> int:
+        """Bytes for survivors: a quarter of what the training of a candidate leaves free."""
+        needed = trial_memory(self.assembler.shape(genome), self.config, self.train.shape[1], self.weights)
+        return max(0, free_memory(self.teacher.head.device, ranks.local_world_size()) - needed) // 4
+
+    def _exchanged(self, scores: dict[int, float]) -> list[float]:
+        """The scores of all ranks, in the order of the candidates; where survivors lie becomes known."""
+        found: dict[int, float] = {}
+        kept = {genome: survivor.parts for genome, survivor in self._survivors.items()}
+        self._known = {}
+        for rank, (theirs, survivors) in enumerate(ranks.gathered((scores, kept))):
+            found |= theirs
+            self._known |= {genome: (rank, seen) for genome, seen in survivors.items()}
+        return [found[place] for place in sorted(found)]

@@ -65,11 +65,10 @@ class Trial:
             self._step(pool[blocks, :length].to(self.device))
         self.model.eval()
 
-    def to(self, device: torch.device) -> None:
-        """Move weights and moments, to make room on the device or to go on there."""
-        self.model.to(device)
-        for tensor in self.moments():
-            tensor.data = tensor.data.to(device)
+    @property
+    def bytes(self) -> int:
+        """Memory of weights and moments."""
+        return sum(tensor.nbytes for tensor in [*self.model.parameters(), *self.moments()])
 
     def moments(self) -> list[Tensor]:
         """What the optimizer keeps from step to step."""
