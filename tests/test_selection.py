@@ -167,6 +167,10 @@ def test_memory_says_who_is_kept_and_not_what_comes_out(setting: Any) -> None:
     assert list(kept.values()) == [0, 1, CONFIG.survivors[0]]
 
 
+def test_a_space_without_children_has_nothing_to_score(setting: Any) -> None:
+    assert fitness_of(setting)([], PARENT, CONFIG.stages[0], 0, 0) == []
+
+
 def test_steps_may_be_as_long_as_the_one_before_or_shorter(setting: Any, steps_taken: Callable[[], int]) -> None:
     """A step as long costs its survivors nothing more; for a shorter one they begin anew."""
     config = replace(CONFIG, train_tokens=[60, 60, 24])

@@ -73,6 +73,8 @@ class TrainedFitness:
         self, candidates: list[Genome], parent: Genome, stage: Stage, generation: int, index: int
     ) -> list[float]:
         """The KL of each candidate; all see the same tokens. The ranks share the candidates out and exchange scores."""
+        if not candidates:  # a space too small for children
+            return []
         select = draw(self.teacher.tokens, stage.select_tokens, self.seed, "select", generation, index)
         targets = Targets(self.teacher, select)
         if stage.train_tokens == 0 or self.config.learning_rate == 0:
