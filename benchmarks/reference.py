@@ -2,8 +2,9 @@
 
     python benchmarks/reference.py [--shared ../shared] [--seeds 0 1 2] [--level 4] [--start measured] [--generations 12]
 
-Prints a table and writes benchmarks/results/reference_level<N>.json. Quality, not speed: seconds are those of this
-machine and are only to be read against each other.
+Prints a table and writes benchmarks/results/reference_level<N>.json, or reference_level<N>_measured.json with --start
+measured, which also prints how soon it is where the uniform start was at its end, if that was run before. Quality, not
+speed: seconds are those of this machine and are only to be read against each other.
 """
 
 from __future__ import annotations
@@ -87,6 +88,25 @@ def report(level: int, start: str, rows: list[dict], authors: dict) -> None:
     results.mkdir(exist_ok=True)
     name = f"reference_level{level}{'' if start == 'uniform' else '_measured'}.json"
     (results / name).write_text(json.dumps({"level": level, "start": start, "rows": rows}, indent=2) + "\n")
+    rival = results / f"reference_level{level}.json"
+    if start == "measured" and rival.exists():
+        report_reached(rows, json.loads(rival.read_text())["rows"])
+
+
+def report_reached(rows: list[dict], uniform: list[dict]) -> None:
+    """When the measured start was where the uniform start ended."""
+    print(
+        "| seed | KL, uniform start, end | its generations, seconds | measured start: reached after | of the seconds |"
+    )
+    print("|---|---|---|---|---|")
+    for row, other in ((row, other) for row in rows for other in uniform if other["seed"] == row["seed"]):
+        seconds, goal = other["trace"][-1]
+        before = f"| {row['seed']} | {goal:.4f} | {len(other['trace']) - 1}, {seconds:.0f} s "
+        points = [(when, after) for after, (when, kl) in enumerate(row["trace"]) if kl <= goal]
+        if points:
+            print(f"{before}| {points[0][1]} generations, {points[0][0]:.0f} s | {points[0][0] / seconds:.2f} |")
+        else:
+            print(f"{before}| never | |")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from darwinlm.genome import Genome, Space, is_valid, uniform_genome
+from darwinlm.search.refinement import Screens
 from darwinlm.search.screen import Screen
 from darwinlm.search.start import measured_start
 from test_genome import space_of
@@ -36,10 +37,17 @@ class Landscape:
         self.asked.append(genome)
         return self.score(genome)
 
+    def as_screens(self, coarse: Score | None = None) -> Screens:
+        """This landscape, and for the first round one like it or another one."""
+        first = Landscape(self.space, coarse or self.score)
+        return Screens(fine=cast(Screen, self), coarse=cast(Screen, first))
 
-def begin(space: Space, start: Genome, score: Score, rounds: int = 10_000) -> tuple[Genome, Landscape]:
+
+def begin(
+    space: Space, start: Genome, score: Score, rounds: int = 10_000, coarse: Score | None = None
+) -> tuple[Genome, Landscape]:
     landscape = Landscape(space, score)
-    found = measured_start(start, space, cast(Screen, landscape), rounds)
+    found = measured_start(start, space, landscape.as_screens(coarse), rounds)
     assert is_valid(space, found)
     assert space.totals(found) == space.totals(start)
     assert landscape.referred[0] == start
@@ -93,7 +101,10 @@ def test_a_deep_model_is_allocated_in_few_rounds() -> None:
 
 @given(SPACES, st.floats(0, 1), st.integers(0, 2**32), st.integers(0, 5))
 def test_where_modules_interact_it_is_never_worse_and_ends(space: Space, share: float, seed: int, rounds: int) -> None:
-    """A random quadratic form in levels, which need not be convex; the result is the best of all that it stood on."""
+    """A random quadratic form in levels, which need not be convex; the result is the best of all that it stood on.
+
+    However little the first round's coarse scores have to do with it.
+    """
     rng = random.Random(seed)
     count = len(space.ladders)
     form = [[rng.gauss(0, 1) for _ in range(count)] for _ in range(count)]
@@ -102,8 +113,8 @@ def test_where_modules_interact_it_is_never_worse_and_ends(space: Space, share: 
         return sum(form[i][j] * genome[i] * genome[j] for i in range(count) for j in range(count))
 
     start = uniform_genome(space, share, rng)
-    for most in (rounds, 10_000):
-        found, landscape = begin(space, start, score, most)
+    for most, coarse in ((rounds, None), (10_000, None), (rounds, lambda genome: rng.random())):
+        found, landscape = begin(space, start, score, most, coarse)
         scores = list(map(score, landscape.referred))
         assert scores == sorted(set(scores), reverse=True)  # each better than the one before
         assert len(landscape.referred) <= 1 + most

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import random
-from typing import cast
 
 import pytest
 from hypothesis import given, settings
@@ -12,7 +11,6 @@ from hypothesis import strategies as st
 
 from darwinlm.genome import Genome, Space
 from darwinlm.search.layerwise import least_error
-from darwinlm.search.screen import Screen
 from darwinlm.search.start_within import measured_start_within
 from darwinlm.target.budget import Budget, Limit, uniform_within
 from test_budget import assert_full, budgets
@@ -22,7 +20,7 @@ from test_start import Landscape, Score, convex
 
 def begin(space: Space, budget: Budget, start: Genome, score: Score, rounds: int = 50) -> Genome:
     landscape = Landscape(space, score)
-    found = measured_start_within([start], budget, space, cast(Screen, landscape), rounds)
+    found = measured_start_within([start], budget, space, landscape.as_screens(), rounds)
     assert all(level >= low for genome in landscape.asked for level, low in zip(genome, budget.lowest))
     for genome in landscape.referred:
         assert_full(space, budget, genome)
@@ -102,7 +100,7 @@ def test_the_better_of_several_starts_is_refined(order: int) -> None:
         return sum(abs(a - b) for a, b in zip(genome, goal))
 
     landscape = Landscape(space, score)
-    measured_start_within(starts, budget, space, cast(Screen, landscape), 0)
+    measured_start_within(starts, budget, space, landscape.as_screens(), 0)
     assert landscape.referred[:2] == starts
     assert landscape.referred[-1] == (2, 1, 2, 1)
-    assert measured_start_within(starts, budget, space, cast(Screen, landscape), 0) == (2, 1, 2, 1)
+    assert measured_start_within(starts, budget, space, landscape.as_screens(), 0) == (2, 1, 2, 1)

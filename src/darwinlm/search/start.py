@@ -16,10 +16,8 @@ from darwinlm.config import SearchConfig
 from darwinlm.database.levels import Kind
 from darwinlm.genome import Genome, Space
 from darwinlm.search.allocation import allocate
-from darwinlm.search.fitness import Targets, Teacher
-from darwinlm.search.refinement import refine
-from darwinlm.search.samples import draw
-from darwinlm.search.screen import Screen
+from darwinlm.search.fitness import Teacher
+from darwinlm.search.refinement import Screens, refine, screens
 
 CHANGES = (2, 4, 6, 8, 12, 16, 24, 32)
 """Modules of a kind that a proposed allocation may change."""
@@ -40,21 +38,22 @@ def first_parent(
     """
     if config.start == "uniform":
         return uniform
-    drawn = draw(teacher.tokens, min(config.start_tokens, teacher.tokens.numel()), seed, "start", 0, 0)
-    screen = Screen(assembler, Targets(teacher, drawn), dtype)
-    return measured_start(uniform, assembler.space, screen, config.start_rounds)
+    measures = screens(assembler, teacher, config, seed, dtype)
+    return measured_start(uniform, assembler.space, measures, config.start_rounds)
 
 
-def measured_start(start: Genome, space: Space, screen: Screen, rounds: int) -> Genome:
+def measured_start(start: Genome, space: Space, measures: Screens, rounds: int) -> Genome:
     """The best genome that refining `start` finds; each kind keeps its sum of levels.
 
     Args:
         start: where the refinement begins.
         space: the modules.
-        screen: scores untrained candidates.
+        measures: score untrained candidates.
         rounds: most refinements.
     """
-    return refine([start], space, screen, rounds, space.present, lambda genome, costs: _proposals(genome, space, costs))
+    return refine(
+        [start], space, measures, rounds, space.present, lambda genome, costs: _proposals(genome, space, costs)
+    )
 
 
 def _proposals(genome: Genome, space: Space, costs: list[list[float]]) -> set[Genome]:

@@ -17,11 +17,9 @@ from darwinlm.assemble import Assembler
 from darwinlm.config import SearchConfig
 from darwinlm.genome import Genome, Space
 from darwinlm.search.allocation import cheapest
-from darwinlm.search.fitness import Targets, Teacher
+from darwinlm.search.fitness import Teacher
 from darwinlm.search.layerwise import least_error, priced
-from darwinlm.search.refinement import refine
-from darwinlm.search.samples import draw
-from darwinlm.search.screen import Screen
+from darwinlm.search.refinement import Screens, refine, screens
 from darwinlm.target.budget import Budget, Step
 
 FEES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9)
@@ -52,13 +50,12 @@ def first_parent_within(
         return uniform
     errors = [assembler.database.modules[ladder.name].relative_errors for ladder in assembler.space.ladders]
     starts = [uniform, least_error(errors, budget)]
-    drawn = draw(teacher.tokens, min(config.start_tokens, teacher.tokens.numel()), seed, "start", 0, 0)
-    screen = Screen(assembler, Targets(teacher, drawn), dtype)
-    return measured_start_within(starts, budget, assembler.space, screen, config.start_rounds)
+    measures = screens(assembler, teacher, config, seed, dtype)
+    return measured_start_within(starts, budget, assembler.space, measures, config.start_rounds)
 
 
 def measured_start_within(
-    starts: Sequence[Genome], budget: Budget, space: Space, screen: Screen, rounds: int
+    starts: Sequence[Genome], budget: Budget, space: Space, measures: Screens, rounds: int
 ) -> Genome:
     """The best genome that refining the best start finds; all that it measures as a whole keep the budget.
 
@@ -66,11 +63,11 @@ def measured_start_within(
         starts: of which one is refined.
         budget: that every genome keeps.
         space: the modules.
-        screen: scores untrained candidates.
+        measures: score untrained candidates.
         rounds: most refinements.
     """
     return refine(
-        starts, space, screen, rounds, budget.lowest, lambda genome, costs: proposals_within(genome, budget, costs)
+        starts, space, measures, rounds, budget.lowest, lambda genome, costs: proposals_within(genome, budget, costs)
     )
 
 
