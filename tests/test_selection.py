@@ -12,6 +12,7 @@ import torch
 import pico
 from darwinlm.assemble import Assembler
 from darwinlm.config import SearchConfig
+from darwinlm.cost import generation_tokens, survivors_tokens
 from darwinlm.genome import Genome
 from darwinlm.runtime.seeds import torch_generator
 from darwinlm.search import selection
@@ -75,8 +76,8 @@ def trained_at_once(setting: Any, genome: Genome, generation: int, index: int, d
 def generation_of(fitness: Any, generation: int = 0) -> list[tuple[list[Genome], list[float]]]:
     """The calls of one generation: candidates and scores of each step."""
     candidates, steps = CHILDREN, []
-    for index, stage in enumerate(CONFIG.stages):
-        if index == len(CONFIG.stages) - 1:
+    for index, stage in enumerate(fitness.config.stages):
+        if index == len(fitness.config.stages) - 1:
             candidates = [*candidates, PARENT]
         scores = fitness(candidates, PARENT, stage, generation, index)
         steps.append((candidates, scores))
@@ -137,6 +138,17 @@ def test_the_forgotten_are_trained_anew_to_the_same_score(setting: Any) -> None:
     last = whole(CHILDREN, PARENT, third, 0, 2)
     assert last == fitness_of(setting)(CHILDREN, PARENT, third, 0, 2)
     assert last == [trained_at_once(setting, genome, 0, 2) for genome in CHILDREN]
+
+
+@pytest.mark.parametrize("tokens", [[24, 48, 96], [48, 48, 72], [72, 24, 48]])
+def test_what_going_on_saves_is_foretold(setting: Any, steps_taken: Callable[[], int], tokens: list[int]) -> None:
+    """In whole blocks, so that steps count tokens; a shorter step begins anew."""
+    config = replace(CONFIG, offspring=len(CHILDREN), train_tokens=tokens)
+    generation_of(fitness_of(setting, replace(config, continue_training=False)))
+    anew = steps_taken() * LENGTH
+    generation_of(fitness_of(setting, config))
+    assert anew == generation_tokens(config)[0]
+    assert steps_taken() * LENGTH == anew - survivors_tokens(config)
 
 
 def test_training_anew_gives_the_same_scores(setting: Any, steps_taken: Callable[[], int]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 
@@ -54,6 +55,8 @@ class MemoryPlan:
     search: int
     hidden_states: int
     """Activations of the calibration blocks, in host memory while the database is built."""
+    survivors: int
+    """Weights and moments of the survivors of a selection step, kept for the next one where there is room."""
 
 
 def plan_memory(
@@ -84,7 +87,8 @@ def plan_memory(
     if on_host:
         search += shape.parameters * value_bytes
     hidden_states = config.blocks.hessian * config.blocks.sequence_length * shape.hidden * compute.itemsize
-    return MemoryPlan(database=database, search=search, hidden_states=hidden_states)
+    survivors = max(config.search.survivors[:-1], default=0) * pruned.parameters * 3 * weights.itemsize
+    return MemoryPlan(database=database, search=search, hidden_states=hidden_states, survivors=survivors)
 
 
 def generation_tokens(search: SearchConfig) -> tuple[int, int]:
@@ -94,6 +98,12 @@ def generation_tokens(search: SearchConfig) -> tuple[int, int]:
     stages = list(zip(entering, search.stages))
     train = sum(count * stage.train_tokens for count, stage in stages)
     return train, sum(count * stage.select_tokens for count, stage in stages)
+
+
+def survivors_tokens(search: SearchConfig) -> int:
+    """Tokens that survivors of a generation have behind them when a step begins: trained on twice unless they are kept."""
+    steps = zip(search.survivors, pairwise(search.train_tokens))
+    return sum(count * behind for count, (behind, asked) in steps if behind <= asked)
 
 
 def trial_memory(pruned: ModelShape, search: SearchConfig, length: int, weights: torch.dtype) -> int:

@@ -15,6 +15,7 @@ from darwinlm.cost import (
     nominal_module,
     nominal_widths,
     plan_memory,
+    survivors_tokens,
 )
 from darwinlm.database.levels import Ladder, ladders
 from darwinlm.errors import RequestError
@@ -60,7 +61,9 @@ class Plan:
     memory: MemoryPlan
     hessian_tokens: int
     search_train_tokens: int
-    """Tokens that all candidates of the whole search are trained on."""
+    """Tokens that all candidates of the whole search are trained on, anew at every selection step."""
+    search_survivors_tokens: int
+    """Those of them that are not trained on where survivors are kept between steps."""
     machine: str
     """What the memory is planned for: device and arithmetic."""
     search_select_tokens: int
@@ -93,7 +96,8 @@ def make_plan(config: RunConfig) -> Plan:
     target, limits = planned_target(config, source.shape, space, stored.itemsize, device, compute)
     pruned = source.shape.with_layers(nominal_widths(source.shape, rungs, target))
     mean = config.database.levels * sum(level / l.top for level, l in zip(target, rungs)) / len(rungs)
-    train, select = (config.search.generations * tokens for tokens in generation_tokens(config.search))
+    generations = config.search.generations
+    train, select = (generations * tokens for tokens in generation_tokens(config.search))
     return Plan(
         dense=row(0),
         begun=any(space.present),
@@ -111,6 +115,7 @@ def make_plan(config: RunConfig) -> Plan:
         memory=plan_memory(source.shape, pruned, config, stored.itemsize, compute, device.type == "cpu"),
         hessian_tokens=config.blocks.hessian * config.blocks.sequence_length,
         search_train_tokens=train,
+        search_survivors_tokens=generations * survivors_tokens(config.search) * config.search.continue_training,
         machine=f"{device.type}, {str(compute).removeprefix('torch.')}",
         search_select_tokens=select,
     )

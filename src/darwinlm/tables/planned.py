@@ -30,6 +30,9 @@ def plan(values: Plan) -> Iterable[Any]:
     cost.add_row("database", f"{values.hessian_tokens:,}", gigabytes(memory.database), gigabytes(values.database_bytes))
     cost.add_row("  its hidden states, where there is room", "", gigabytes(memory.hidden_states), "")
     cost.add_row("search, training", f"{values.search_train_tokens:,}", gigabytes(memory.search), "")
+    if values.search_survivors_tokens:
+        fewer = f"-{values.search_survivors_tokens:,}"
+        cost.add_row("  its survivors, where there is room", fewer, gigabytes(memory.survivors), "")
     cost.add_row("search, scoring", f"{values.search_select_tokens:,}", "", "")
     cost.add_row("export", "", "", gigabytes(values.target.checkpoint_bytes))
     steps = ", ".join(
