@@ -1,6 +1,7 @@
 """DarwinLM on pep-llama with the settings that the authors' public code was measured with, beside its results.
 
-    python benchmarks/reference.py [--shared ../shared] [--seeds 0 1 2] [--level 4] [--start measured] [--generations 12]
+    python benchmarks/reference.py [--shared ../shared] [--seeds 0 1 2] [--level 4] [--start measured]
+                                   [--set search.confidence=2 database.rel_damp=1.0e-3]
 
 Prints a table and writes benchmarks/results/reference_level<N>.json, or reference_level<N>_measured.json with --start
 measured, which also prints how soon it is where the uniform start was at its end, if that was run before. Quality, not
@@ -15,8 +16,10 @@ import platform
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
+import yaml
 
 import darwinlm
 from darwinlm.runtime.progress import show_log
@@ -32,6 +35,7 @@ def main() -> None:
     parser.add_argument("--level", type=int, default=4)
     parser.add_argument("--start", choices=["uniform", "measured"], default="uniform")
     parser.add_argument("--generations", type=int, default=12)
+    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="other settings than the recipe's")
     parser.add_argument("--runs", type=Path, help="where the runs are kept; by default nowhere")
     args = parser.parse_args()
     if not pep_llama.is_there(args.shared):
@@ -40,6 +44,8 @@ def main() -> None:
     settings = pep_llama.reference_settings(args.shared)
     settings["target"] = {"level": args.level}
     settings["search"] |= {"start": args.start, "check_every": 1, "generations": args.generations}
+    for group, name, value in changed(args.set):
+        settings[group] = {**settings[group], name: value}
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         for seed in args.seeds:
@@ -50,13 +56,28 @@ def main() -> None:
             )
             folder = (args.runs or Path(scratch)) / f"level{args.level}_seed{seed}" / "search"
             qualities = {key: summary[key] for key in ("dense", "uniform", "pruned", "seconds")}
-            rows.append({"seed": seed, **qualities, "trace": trace(folder)})
+            rows.append({"seed": seed, **qualities, "rounds": rounds(folder), "trace": trace(folder)})
     authors = json.loads((args.shared / "reference/results.json").read_text())
-    report(args.level, args.start, rows, authors)
+    name = f"level{args.level}{'' if args.start == 'uniform' else '_measured'}"
+    report(args.level, rows, authors)
+    results = HERE / "results"
+    results.mkdir(exist_ok=True)
+    name += "".join(f"_{setting}{value}" for _, setting, value in changed(args.set))
+    asked = {"level": args.level, "start": args.start, "set": args.set}
+    (results / f"reference_{name}.json").write_text(json.dumps({**asked, "rows": rows}, indent=2) + "\n")
+    rival = results / f"reference_level{args.level}.json"
+    if args.start == "measured" and rival.exists():
+        report_reached(rows, json.loads(rival.read_text())["rows"])
+
+
+def changed(settings: list[str]) -> list[tuple[str, str, Any]]:
+    """(group, name, value) of GROUP.NAME=VALUE."""
+    pairs = [each.split("=", 1) for each in settings]
+    return [(*name.split(".", 1), yaml.safe_load(value)) for name, value in pairs]
 
 
 def trace(folder: Path) -> list[list[float]]:
-    """(seconds of search, held-out KL of the parent) at the start and after every generation."""
+    """(seconds of search, held-out KL of the parent) when the start is made, and after every generation."""
     start = json.loads((folder / "start.json").read_text())
     points, seconds = [[start["seconds"], start["held_out"]["kl"]]], start["seconds"]
     for line in map(json.loads, (folder / "history.jsonl").read_text().splitlines()):
@@ -65,7 +86,13 @@ def trace(folder: Path) -> list[list[float]]:
     return points
 
 
-def report(level: int, start: str, rows: list[dict], authors: dict) -> None:
+def rounds(folder: Path) -> list[list[float]]:
+    """(seconds, held-out KL) of every genome on the way to the measured start."""
+    found = json.loads((folder / "start.json").read_text())["rounds"]
+    return [[line["seconds"], line["held_out"]["kl"]] for line in found]
+
+
+def report(level: int, rows: list[dict], authors: dict) -> None:
     theirs = {
         row["seed"]: row for row in authors["darwinlm_authors" if level == 4 else f"darwinlm_authors_level{level}"]
     }
@@ -84,13 +111,6 @@ def report(level: int, start: str, rows: list[dict], authors: dict) -> None:
             f"| {row['trace'][0][0]:.0f}, {row['trace'][-1][0]:.0f} "
             f"| {other['kl']:.4f} | {other['perplexity']:.2f} |"
         )
-    results = HERE / "results"
-    results.mkdir(exist_ok=True)
-    name = f"reference_level{level}{'' if start == 'uniform' else '_measured'}.json"
-    (results / name).write_text(json.dumps({"level": level, "start": start, "rows": rows}, indent=2) + "\n")
-    rival = results / f"reference_level{level}.json"
-    if start == "measured" and rival.exists():
-        report_reached(rows, json.loads(rival.read_text())["rows"])
 
 
 def report_reached(rows: list[dict], uniform: list[dict]) -> None:
@@ -102,11 +122,10 @@ def report_reached(rows: list[dict], uniform: list[dict]) -> None:
     for row, other in ((row, other) for row in rows for other in uniform if other["seed"] == row["seed"]):
         seconds, goal = other["trace"][-1]
         before = f"| {row['seed']} | {goal:.4f} | {len(other['trace']) - 1}, {seconds:.0f} s "
-        points = [(when, after) for after, (when, kl) in enumerate(row["trace"]) if kl <= goal]
-        if points:
-            print(f"{before}| {points[0][1]} generations, {points[0][0]:.0f} s | {points[0][0] / seconds:.2f} |")
-        else:
-            print(f"{before}| never | |")
+        way = [(f"round {number} of the start", *point) for number, point in enumerate(row["rounds"])]
+        way += [(f"{number} generations", *point) for number, point in enumerate(row["trace"])]
+        where, when = next(((name, when) for name, when, kl in way if kl <= goal), ("never", float("nan")))
+        print(f"{before}| {where}, {when:.0f} s | {when / seconds:.2f} |")
 
 
 if __name__ == "__main__":

@@ -116,7 +116,7 @@ def ours(run: Run) -> Fitness:
         (Assembler, "model", "assemble"),
         (selection.Trial, "train", "train"),
         (torch.optim.AdamW, "step", "optimizer"),
-        (selection, "kl_to_teacher", "score"),
+        (selection, "token_kls_to_teacher", "score"),
     ):
         setattr(owner, name, timing(getattr(owner, name), part))
     return selection.TrainedFitness(

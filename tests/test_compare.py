@@ -114,7 +114,7 @@ def test_post_training_is_adamw_on_cross_entropy(finished, checkpoint):
     ("module", "name", "call"),
     [
         ("darwinlm.cells", "write_json", 6),
-        ("darwinlm.search.selection", "kl_to_teacher", 17),
+        ("darwinlm.search.selection", "token_kls_to_teacher", 17),
         ("darwinlm.search.evolution", "write_json", 3),
         ("darwinlm.comparison", "draw_tradeoff", 1),
     ],

@@ -97,6 +97,7 @@ def test_unknown_and_ill_typed_settings_are_named(spoilt: dict[str, Any], named:
         *(({"database": {"rel_damp": damp}}, ["rel_damp"]) for damp in (0.0, -1e-3, math.inf, math.nan)),
         *(({"target": {"level": level}}, ["target.level", "10"]) for level in (0, -1.0, 10, 12.5, math.inf, math.nan)),
         *(({"search": {"learning_rate": rate}}, ["search.learning_rate"]) for rate in (-1e-5, math.inf, math.nan)),
+        *(({"search": {"confidence": errors}}, ["search.confidence"]) for errors in (-1.0, math.inf, math.nan)),
         *(({"search": {"survivors": s}}, ["search.survivors", "decrease"]) for s in ([1, 4], [4, 2], [1, 1], [4, 0])),
         ({"search": {"survivors": [9, 1]}}, ["search.survivors", "search.offspring = 8"]),
         ({"search": {"survivors": [4, 2, 1]}}, ["search.survivors has 3", "search.train_tokens has 2"]),

@@ -68,7 +68,7 @@ KILLERS = {
     "database": ("darwinlm.database.store", "write_tensors", 3),
     "manifest": ("darwinlm.database.store", "write_json", 2),
     "history": ("darwinlm.search.evolution", "write_json", 3),
-    "trial": ("darwinlm.search.selection", "kl_to_teacher", 11),
+    "trial": ("darwinlm.search.selection", "token_kls_to_teacher", 11),
     "export": ("darwinlm.export.huggingface", "_copy_words", 1),
     "summary": ("darwinlm.results", "peak_memory_bytes", 1),
 }

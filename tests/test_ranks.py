@@ -89,14 +89,14 @@ def history(run: Path) -> list[dict]:
 FATAL = """
 import os, signal, sys
 from darwinlm.search import selection
-scored, calls = selection.kl_to_teacher, 0
+scored, calls = selection.token_kls_to_teacher, 0
 def fatal(*asked):
     global calls
     calls += 1
     if os.environ["RANK"] == sys.argv[1] and calls == 7:  # of 3 or 4 in a generation
         os.kill(os.getpid(), signal.SIGKILL)
     return scored(*asked)
-selection.kl_to_teacher = fatal
+selection.token_kls_to_teacher = fatal
 from darwinlm.cli import main
 main(sys.argv[2:])
 """

@@ -201,7 +201,7 @@ def test_untrained_candidates_are_screened(setting: Any, checkpoint, monkeypatch
     assembler, _ = setting
     config = replace(CONFIG, train_tokens=[tokens, 60, 120], learning_rate=rate, continue_training=continued)
     with monkeypatch.context() as patched:
-        patched.setattr(selection, "kl_to_teacher", None)  # neither a whole model nor a training
+        patched.setattr(selection, "token_kls_to_teacher", None)  # neither a whole model nor a training
         patched.setattr(selection, "Trial", None)
         scores = fitness_of(setting, config)([*CHILDREN, PARENT], PARENT, config.stages[0], 0, 0)
     targets = target(setting, 0, 0)
@@ -212,6 +212,35 @@ def test_untrained_candidates_are_screened(setting: Any, checkpoint, monkeypatch
         masked = pico.zero_masked(checkpoint("llama_gqa"), assembler.database, genome)
         assert score == pytest.approx(whole, rel=1e-5)
         assert score == pytest.approx(naive_kl(dense, masked, drawn), rel=1e-5)
+
+
+@pytest.mark.parametrize("rate", [0.0, RATE], ids=["untrained", "trained"])
+def test_the_uncertainty_of_a_lead_is_that_of_the_tokens_differences(setting: Any, rate: float) -> None:
+    """Against all logits in float64; on the tokens of the last step."""
+    config = replace(CONFIG, learning_rate=rate)
+    fitness, stage = fitness_of(setting, config), CONFIG.stages[0]
+    fitness(CHILDREN, PARENT, CONFIG.stages[1], 0, 1)
+    first, second = fitness(CHILDREN[:2], PARENT, stage, 0, 0)
+    kls = []
+    for genome in CHILDREN[:2]:
+        model = setting[0].model(genome, pico.CPU)
+        Trial(model, rate, 1, torch.float32).train(TRAIN, draw_parts(TRAIN, CONFIG.train_tokens, SEED, "train", 0)[0])
+        kls.append(token_kls(setting[1], model, target(setting, 0, 0)))
+    assert [kl.mean().item() for kl in kls] == pytest.approx([first, second], rel=1e-4)
+    difference = kls[0] - kls[1]
+    expected = difference.std().item() / len(difference) ** 0.5
+    assert fitness.uncertainty(*CHILDREN[:2]) == pytest.approx(expected, rel=1e-3)
+
+
+@torch.no_grad()
+def token_kls(teacher: Teacher, model: Any, targets: Targets) -> torch.Tensor:
+    """KL of every token."""
+    found = []
+    for blocks, length in targets.batches:
+        truth = (teacher.hidden[blocks, :length].double() @ teacher.head.double().T).log_softmax(-1)
+        ours = model.double()(teacher.tokens[blocks, :length]).logits.log_softmax(-1)
+        found.append((truth.exp() * (truth - ours)).sum(-1).flatten())
+    return torch.cat(found)
 
 
 def test_a_screened_step_before_continued_training_counts_nothing(setting: Any) -> None:

@@ -33,10 +33,10 @@ def distributions(hidden: Tensor, head: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def summed_kl(p: Tensor, p_log_p: Tensor, hidden: Tensor, head: Tensor) -> float:
-    """Sum over tokens of KL(p || candidate) in nats, from `distributions` and the candidate's hidden states (N, H')."""
+def kl_of_tokens(p: Tensor, p_log_p: Tensor, hidden: Tensor, head: Tensor) -> Tensor:
+    """(N,) KL(p || candidate) in nats, from `distributions` and the candidate's hidden states (N, H'); float64."""
     log_q = log_softmax(hidden.to(head) @ head.T, dim=-1)
-    return (p_log_p - torch.einsum("nv,nv->n", p, log_q)).double().sum().item()
+    return (p_log_p - torch.einsum("nv,nv->n", p, log_q)).double()
 
 
 @torch.no_grad()
@@ -52,7 +52,8 @@ def token_kl(teacher: Tensor, student: Tensor, teacher_head: Tensor, student_hea
     teacher_head, student_head = teacher_head.float(), student_head.float()
     step = chunk_tokens(teacher_head.shape[0], teacher_head.device)
     parts = zip(teacher.split(step), student.split(step))
-    return sum(summed_kl(*distributions(t, teacher_head), s, student_head) for t, s in parts) / teacher.shape[0]
+    sums = (kl_of_tokens(*distributions(t, teacher_head), s, student_head).sum().item() for t, s in parts)
+    return sum(sums) / teacher.shape[0]
 
 
 @torch.no_grad()

@@ -93,23 +93,30 @@ def _search(run: Run, assembler: Assembler) -> SearchState:
 
     def start() -> Genome:
         began, first = time.perf_counter(), run.first(assembler.module_widths)
-        if budget:
-            genome = first_parent_within(first, budget, assembler, teacher, search, seed, run.dtype)
-        else:
-            genome = first_parent(first, assembler, teacher, search, seed, run.dtype)
+        rounds: list[tuple[float, Genome, float]] = []
+
+        def seen(genome: Genome, kl: float) -> None:
+            rounds.append((round(time.perf_counter() - began, 3), genome, kl))
+
+        asked = (assembler, teacher, search, seed, run.dtype, seen)
+        genome = first_parent_within(first, budget, *asked) if budget else first_parent(first, *asked)
         facts: dict[str, Any] = {"start": search.start, "seconds": round(time.perf_counter() - began, 3)}
-        if search.check_every and ranks.is_first():
-            facts["held_out"] = check(genome)
         if ranks.is_first():
-            write_json(run.directory.search / "start.json", {**facts, "levels": run.space.named(genome)})
+            told = [{"seconds": seconds, "kl": kl, **checked(known)} for seconds, known, kl in rounds]
+            last = {**facts, **checked(genome), "rounds": told, "levels": run.space.named(genome)}
+            write_json(run.directory.search / "start.json", last)
         return genome
 
+    def checked(genome: Genome) -> dict[str, Any]:
+        return {"held_out": check(genome)} if search.check_every else {}
+
+    @functools.cache
     def check(genome: Genome) -> dict[str, float]:
         quality = held_out().quality_of_model(assembler.model(genome, run.device, run.dtype))
         return {"kl": quality.kl or 0.0, "perplexity": quality.perplexity}
 
     held_out = functools.cache(lambda: HeldOut(run.splits.held_out, run.stream))
-    return evolve(start, run.space, search, seed, fitness, run.record, check, mutate)
+    return evolve(start, run.space, search, seed, fitness, run.record, check, mutate, fitness.uncertainty)
 
 
 def make_teacher(run: Run) -> Teacher:

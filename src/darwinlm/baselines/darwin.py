@@ -52,4 +52,5 @@ def _search(task: Task, config: SearchConfig) -> Genome:
 
 def _evolved(task: Task, config: SearchConfig, start: Callable[[], Genome], mutate: Mutation) -> Genome:
     fitness = TrainedFitness(task.assembler, task.train, task.teacher, config, task.seed, task.dtype)
-    return evolve(start, task.space, config, task.seed, fitness, task.record(task.space), mutate=mutate).parent
+    asked = (start, task.space, config, task.seed, fitness, task.record(task.space))
+    return evolve(*asked, mutate=mutate, uncertainty=fitness.uncertainty).parent

@@ -53,6 +53,10 @@ def faults(config: RunConfig, without: Collection[str] = ()) -> list[str]:
     )
     for name in ("start_rounds", "check_every", "patience"):
         check(getattr(search, name) >= 0, f"search.{name} is {getattr(search, name)}; it must be 0 or more.")
+    check(
+        0 <= search.confidence < math.inf,
+        f"search.confidence is {search.confidence}; it must be 0 or positive, such as 2: standard errors of the lead.",
+    )
     found += _stage_faults(search, blocks) if "search" not in without else []
     found += train_faults(config.train) if "train" not in without else []
     return found + _sheared_faults(config.sheared) + _bench_faults(config.bench) + plan_faults(config.plan)

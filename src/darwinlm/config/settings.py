@@ -129,6 +129,8 @@ class SearchConfig:
     """Candidates' weights in trial training; bfloat16 is rounded stochastically. `auto` is the run's arithmetic."""
     gradient_checkpointing: bool = False
     """Make activations again in the backward pass of the trial training: a third slower, and several times smaller."""
+    confidence: float = 0.0
+    """Standard errors by which a child must beat the parent in the last selection step; 0: by anything (the paper)."""
     check_every: int = 10
     """Generations between scores of the parent on the held-out blocks, for the eye alone; 0 never."""
     patience: int = 0

@@ -29,6 +29,10 @@ class Fitness(Protocol):
     ) -> list[float]: ...
 
 
+Uncertainty = Callable[[Genome, Genome], float]
+"""Standard error of the difference between the scores of two genomes in the last selection step."""
+
+
 @dataclass(frozen=True)
 class SearchState:
     """All that the next generation depends on, besides the settings."""
@@ -135,6 +139,7 @@ def evolve(
     record: SearchRecord,
     check: Callable[[Genome], dict[str, float]] | None = None,
     mutate: Mutation = offspring,
+    uncertainty: Uncertainty | None = None,
 ) -> SearchState:
     """Run the search to its last generation, from where it stopped or from the start.
 
@@ -147,6 +152,7 @@ def evolve(
         record: where every generation is saved.
         check: scores of a parent on held-out text, for the history alone: nothing is chosen by them.
         mutate: makes the children of a generation; by default level switches within a kind.
+        uncertainty: of two scores of the last step; None where any better score will do, whatever `search.confidence`.
 
     Returns:
         The last state; its parent is the result.
@@ -160,7 +166,7 @@ def evolve(
     with progress("Search", config.generations, done=state.generation) as advance:
         while not finished(state, config):
             before = state
-            state, line = _generation(before, space, config, seed, fitness, mutate)
+            state, line = _generation(before, space, config, seed, fitness, mutate, uncertainty)
             line["changes"] = _changes(space, before.parent, state.parent)
             if check and config.check_every and state.generation % config.check_every == 0 and ranks.is_first():
                 line["held_out"] = check(state.parent)
@@ -171,24 +177,33 @@ def evolve(
 
 
 def _generation(
-    state: SearchState, space: Space, config: SearchConfig, seed: int, fitness: Fitness, mutate: Mutation
+    state: SearchState,
+    space: Space,
+    config: SearchConfig,
+    seed: int,
+    fitness: Fitness,
+    mutate: Mutation,
+    uncertainty: Uncertainty | None,
 ) -> tuple[SearchState, dict[str, Any]]:
     """Mutate the parent, let the selection steps choose among its children; the next state and its line of history."""
     began = time.perf_counter()
     rng = python_random(seed, "mutation", state.generation)
-    candidates = mutate(state.parent, config.offspring, space, config.switches, rng)
-    children, scores = len(candidates), []
+    parent, candidates = state.parent, mutate(state.parent, config.offspring, space, config.switches, rng)
+    children, scores = len(candidates), dict[Genome, float]()
     for index, stage in enumerate(config.stages):
         if index == len(config.stages) - 1:
-            candidates = [*candidates, state.parent]  # elitism: the parent must be beaten
-        scores = fitness(candidates, state.parent, stage, state.generation, index)
-        best = sorted(range(len(candidates)), key=lambda i: (scores[i], i))[: stage.survivors]
-        candidates, scores = [candidates[i] for i in best], [scores[i] for i in best]
+            candidates = [*candidates, parent]  # elitism: the parent must be beaten
+        scores = dict(zip(candidates, fitness(candidates, parent, stage, state.generation, index), strict=True))
+        candidates = sorted(candidates, key=scores.__getitem__)[: stage.survivors]
+    winner = candidates[0]
+    if uncertainty and config.confidence and winner != parent:
+        lead, doubt = scores[parent] - scores[winner], config.confidence * uncertainty(winner, parent)
+        winner = winner if lead > doubt else parent
     seconds = time.perf_counter() - began
-    improved = candidates[0] != state.parent
-    line = {"generation": state.generation, "kl": scores[0], "improved": improved, "seconds": round(seconds, 3)}
+    improved, kl = winner != parent, scores[winner]
+    line = {"generation": state.generation, "kl": kl, "improved": improved, "seconds": round(seconds, 3)}
     unbeaten = 0 if improved else state.unbeaten + 1
-    after = SearchState(state.generation + 1, candidates[0], scores[0], state.seconds + seconds, unbeaten)
+    after = SearchState(state.generation + 1, winner, kl, state.seconds + seconds, unbeaten)
     return after, {**line, "children": children}
 
 

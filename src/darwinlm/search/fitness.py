@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from darwinlm.errors import RequestError
-from darwinlm.losses import chunk_tokens, distributions, summed_kl, token_nll
+from darwinlm.losses import chunk_tokens, distributions, kl_of_tokens, token_nll
 from darwinlm.search.samples import batches
 
 SCORING_TOKENS = 2048
@@ -54,7 +54,11 @@ class Targets:
             yield self.teacher.tokens[blocks, :length].to(self.teacher.head.device)
 
     def kl(self, hidden: Iterable[Tensor], head: Tensor) -> float:
-        """Mean KL(dense || candidate) per token, in nats.
+        """Mean KL(dense || candidate) per token, in nats; arguments as in `token_kls`."""
+        return self.token_kls(hidden, head).mean().item()
+
+    def token_kls(self, hidden: Iterable[Tensor], head: Tensor) -> Tensor:
+        """(tokens,) KL(dense || candidate) of each, in nats; float64, on the CPU.
 
         Args:
             hidden: the candidate's final hidden states (blocks, T, H'), for each batch.
@@ -66,10 +70,11 @@ class Targets:
         head = head.detach().float()
         step = chunk_tokens(head.shape[0], head.device)
         parts = (part for batch in hidden for part in batch.detach().flatten(0, 1).split(step))
-        kl = sum(summed_kl(*target, part, head) for target, part in zip(self._distributions(step), parts)) / self.count
-        if not math.isfinite(kl):
+        found = [kl_of_tokens(*target, part, head).cpu() for target, part in zip(self._distributions(step), parts)]
+        kls = torch.cat(found)
+        if not math.isfinite(kl := kls.mean().item()):
             raise RequestError(f"The KL of a candidate is {kl}. Lower search.learning_rate, or use --dtype float32.")
-        return kl
+        return kls
 
     def nll(self, hidden: Iterable[Tensor], head: Tensor) -> float:
         """Mean negative log-likelihood of the next tokens, in nats; arguments as in `kl`. The dense model has no part in it."""
@@ -93,9 +98,14 @@ class Targets:
                 yield distributions(part.to(head.device), head)
 
 
-@torch.no_grad()
 def kl_to_teacher(model: Any, targets: Targets, dtype: torch.dtype) -> float:
-    """Mean KL(dense || candidate) per token, in nats, of a whole model.
+    """Mean KL(dense || candidate) per token, in nats; arguments as in `token_kls_to_teacher`."""
+    return token_kls_to_teacher(model, targets, dtype).mean().item()
+
+
+@torch.no_grad()
+def token_kls_to_teacher(model: Any, targets: Targets, dtype: torch.dtype) -> Tensor:
+    """(tokens,) KL(dense || candidate) of each, in nats, of a whole model.
 
     Raises:
         RequestError: it is not finite.
@@ -107,4 +117,4 @@ def kl_to_teacher(model: Any, targets: Targets, dtype: torch.dtype) -> float:
         with autocast:
             return model.model(input_ids=tokens, use_cache=False).last_hidden_state
 
-    return targets.kl(map(hidden, targets.tokens()), weight)
+    return targets.token_kls(map(hidden, targets.tokens()), weight)

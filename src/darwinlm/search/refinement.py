@@ -24,6 +24,8 @@ GAIN = 0.01
 """Share of the KL that a round must win for another one to follow."""
 Propose = Callable[[Genome, list[list[float]]], Iterable[Genome]]
 """Genomes that are cheap if the costs (modules, levels) measured at a genome add up."""
+Seen = Callable[[Genome, float], None]
+"""Is shown every genome that a start stands on, and its KL."""
 
 
 class Screens(NamedTuple):
@@ -42,8 +44,18 @@ def screens(assembler: Assembler, teacher: Teacher, config: SearchConfig, seed: 
     return Screens(*(Screen(assembler, Targets(teacher, blocks), dtype) for blocks in drawn))
 
 
+def unseen(genome: Genome, kl: float) -> None:
+    """Looks away."""
+
+
 def refine(
-    starts: Sequence[Genome], space: Space, screens: Screens, rounds: int, lowest: Genome, propose: Propose
+    starts: Sequence[Genome],
+    space: Space,
+    screens: Screens,
+    rounds: int,
+    lowest: Genome,
+    propose: Propose,
+    seen: Seen = unseen,
 ) -> Genome:
     """The best genome that refining the best start finds.
 
@@ -54,6 +66,7 @@ def refine(
         rounds: most refinements.
         lowest: lowest open level of every module.
         propose: gives the genomes of a round that are measured as a whole.
+        seen: is shown the best start and the genome of every round.
     """
     screen = screens.fine
     measured = [screen.refer(start) for start in starts]
@@ -61,6 +74,7 @@ def refine(
     best = starts[measured.index(best_kl)]
     if best != starts[-1]:
         screen.refer(best)
+    seen(best, best_kl)
     for round_ in range(rounds):
         if round_:
             costs = sensitivities(best, best_kl, space, screen, RADIUS, lowest)
@@ -73,6 +87,7 @@ def refine(
         gain = 1 - min(found) / best_kl
         best = proposals[found.index(min(found))]
         best_kl = screen.refer(best)
+        seen(best, best_kl)
         log.info("Start, round %d: KL %.4f.", round_ + 1, best_kl)
         if gain < GAIN:
             break

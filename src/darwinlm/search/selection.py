@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +16,7 @@ from darwinlm.genome import Genome
 from darwinlm.runtime import ranks
 from darwinlm.runtime.placement import free_memory
 from darwinlm.runtime.seeds import torch_generator
-from darwinlm.search.fitness import Targets, Teacher, kl_to_teacher
+from darwinlm.search.fitness import Targets, Teacher, token_kls_to_teacher
 from darwinlm.search.samples import Drawn, draw, draw_parts
 from darwinlm.search.screen import Screen
 from darwinlm.search.trial import Trial, checkpoint_activations
@@ -68,6 +70,8 @@ class TrainedFitness:
         self._survivors: dict[Genome, _Survivor] = {}
         self._known: dict[Genome, tuple[int, int]] = {}
         """Of the survivors of all ranks: where each lies, and the parts that it has seen."""
+        self._token_kls: dict[Genome, Tensor] = {}
+        """Of the candidates that were scored last."""
 
     def __call__(
         self, candidates: list[Genome], parent: Genome, stage: Stage, generation: int, index: int
@@ -78,17 +82,35 @@ class TrainedFitness:
         select = draw(self.teacher.tokens, stage.select_tokens, self.seed, "select", generation, index)
         targets = Targets(self.teacher, select)
         if stage.train_tokens == 0 or self.config.learning_rate == 0:
-            return ranks.in_turn(ranks.gathered(self._untrained(ranks.mine(candidates), parent, targets)))
-        return self._trained(candidates, targets, stage, generation, last=index + 1 == len(self.config.stages))
+            own = self._untrained(ranks.mine(candidates), parent, targets)
+            self._token_kls = {genome: kls for share in ranks.gathered(own) for genome, kls in share.items()}
+        else:
+            last = index + 1 == len(self.config.stages)
+            own = self._trained(candidates, targets, stage, generation, last)
+            self._token_kls = self._exchanged(own)
+        return [self._token_kls[genome].mean().item() for genome in candidates]
 
-    def _untrained(self, candidates: list[Genome], parent: Genome, targets: Targets) -> list[float]:
-        screen = Screen(self.assembler, targets, self.dtype)
-        screen.refer(parent)
-        return [screen(genome) for genome in candidates]
+    def uncertainty(self, first: Genome, second: Genome) -> float:
+        """Standard error of the difference of two scores of the last step, as that of its tokens' mean."""
+        differences = self._token_kls[first] - self._token_kls[second]
+        return (differences.std() / math.sqrt(len(differences))).item()
+
+    def _untrained(self, candidates: list[Genome], parent: Genome, targets: Targets) -> dict[Genome, Tensor]:
+        found: list[Tensor] = []
+
+        def score(hidden: Iterable[Tensor], head: Tensor) -> float:
+            found.append(targets.token_kls(hidden, head))
+            return found[-1].mean().item()
+
+        screen = Screen(self.assembler, targets, self.dtype, score=score)
+        for genome in (parent, *candidates):
+            _ = screen(genome) if found else screen.refer(genome)
+        return dict(zip(candidates, found[1:]))
 
     def _trained(
         self, candidates: list[Genome], targets: Targets, stage: Stage, generation: int, last: bool
-    ) -> list[float]:
+    ) -> dict[Genome, Tensor]:
+        """The KL of every token, of this rank's share."""
         if generation != self._generation:
             self._generation, self._survivors, self._known = generation, {}, {}
         parts = draw_parts(self.train, self._ends, self.seed, "train", generation)
@@ -96,20 +118,20 @@ class TrainedFitness:
         if self._room is None:
             self._room = self._spare_memory(candidates[0])
         share = ranks.share_out([self._costs(genome, parts) for genome in candidates])
-        own = {place: genome for place, genome in enumerate(candidates) if share[place] == ranks.rank()}
-        going_on = {genome: self._survivors[genome] for genome in own.values() if genome in self._survivors}
-        self._survivors, scores = {}, dict[int, float]()
-        for place, genome in own.items():
+        own = [genome for genome, rank in zip(candidates, share) if rank == ranks.rank()]
+        going_on = {genome: self._survivors[genome] for genome in own if genome in self._survivors}
+        self._survivors, found = {}, dict[Genome, Tensor]()
+        for genome in own:
             trial, seen = self._begun(genome, going_on.pop(genome, None), len(parts))
             for part in parts[seen:]:
                 trial.train(self.train, part)
-            scores[place] = kl_to_teacher(trial.model, targets, self.dtype)
+            found[genome] = token_kls_to_teacher(trial.model, targets, self.dtype)
             if not last:
-                self._survivors[genome] = _Survivor(trial, len(parts), scores[place])
+                self._survivors[genome] = _Survivor(trial, len(parts), found[genome].mean().item())
                 waiting = sum(other.trial.bytes for other in going_on.values())
                 self._forget_the_worst(stage.survivors, self._room - waiting)
             del trial  # its memory is needed for the next one
-        return self._exchanged(scores)
+        return found
 
     def _costs(self, genome: Genome, parts: list[Drawn]) -> list[int]:
         """Tokens that a candidate must still be trained on, by rank."""
@@ -143,12 +165,12 @@ class TrainedFitness:
         needed = trial_memory(self.assembler.shape(genome), self.config, self.train.shape[1], self.weights)
         return max(0, free_memory(self.teacher.head.device, ranks.local_world_size()) - needed) // 4
 
-    def _exchanged(self, scores: dict[int, float]) -> list[float]:
-        """The scores of all ranks, in the order of the candidates; where survivors lie becomes known."""
-        found: dict[int, float] = {}
+    def _exchanged(self, found: dict[Genome, Tensor]) -> dict[Genome, Tensor]:
+        """What all ranks found; where survivors lie becomes known."""
         kept = {genome: survivor.parts for genome, survivor in self._survivors.items()}
+        everything: dict[Genome, Tensor] = {}
         self._known = {}
-        for rank, (theirs, survivors) in enumerate(ranks.gathered((scores, kept))):
-            found |= theirs
+        for rank, (theirs, survivors) in enumerate(ranks.gathered((found, kept))):
+            everything |= theirs
             self._known |= {genome: (rank, seen) for genome, seen in survivors.items()}
-        return [found[place] for place in sorted(found)]
+        return everything

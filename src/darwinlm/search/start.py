@@ -17,14 +17,20 @@ from darwinlm.database.levels import Kind
 from darwinlm.genome import Genome, Space
 from darwinlm.search.allocation import allocate
 from darwinlm.search.fitness import Teacher
-from darwinlm.search.refinement import Screens, refine, screens
+from darwinlm.search.refinement import Screens, Seen, refine, screens, unseen
 
 CHANGES = (2, 4, 6, 8, 12, 16, 24, 32)
 """Modules of a kind that a proposed allocation may change."""
 
 
 def first_parent(
-    uniform: Genome, assembler: Assembler, teacher: Teacher, config: SearchConfig, seed: int, dtype: torch.dtype
+    uniform: Genome,
+    assembler: Assembler,
+    teacher: Teacher,
+    config: SearchConfig,
+    seed: int,
+    dtype: torch.dtype,
+    seen: Seen = unseen,
 ) -> Genome:
     """The genome that a search begins with, as `search.start` says.
 
@@ -35,14 +41,15 @@ def first_parent(
         config: of the search.
         seed: of the choice of blocks.
         dtype: arithmetic of the forward passes.
+        seen: is shown every genome on the way.
     """
     if config.start == "uniform":
         return uniform
     measures = screens(assembler, teacher, config, seed, dtype)
-    return measured_start(uniform, assembler.space, measures, config.start_rounds)
+    return measured_start(uniform, assembler.space, measures, config.start_rounds, seen)
 
 
-def measured_start(start: Genome, space: Space, measures: Screens, rounds: int) -> Genome:
+def measured_start(start: Genome, space: Space, measures: Screens, rounds: int, seen: Seen = unseen) -> Genome:
     """The best genome that refining `start` finds; each kind keeps its sum of levels.
 
     Args:
@@ -50,9 +57,10 @@ def measured_start(start: Genome, space: Space, measures: Screens, rounds: int) 
         space: the modules.
         measures: score untrained candidates.
         rounds: most refinements.
+        seen: is shown every genome on the way.
     """
     return refine(
-        [start], space, measures, rounds, space.present, lambda genome, costs: _proposals(genome, space, costs)
+        [start], space, measures, rounds, space.present, lambda genome, costs: _proposals(genome, space, costs), seen
     )
 
 

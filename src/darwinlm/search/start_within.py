@@ -19,7 +19,7 @@ from darwinlm.genome import Genome, Space
 from darwinlm.search.allocation import cheapest
 from darwinlm.search.fitness import Teacher
 from darwinlm.search.layerwise import least_error, priced
-from darwinlm.search.refinement import Screens, refine, screens
+from darwinlm.search.refinement import Screens, Seen, refine, screens, unseen
 from darwinlm.target.budget import Budget, Step
 
 FEES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9)
@@ -34,6 +34,7 @@ def first_parent_within(
     config: SearchConfig,
     seed: int,
     dtype: torch.dtype,
+    seen: Seen = unseen,
 ) -> Genome:
     """The genome that a search under a budget begins with, as `search.start` says.
 
@@ -45,17 +46,18 @@ def first_parent_within(
         config: of the search.
         seed: of the choice of blocks.
         dtype: arithmetic of the forward passes.
+        seen: is shown every genome on the way.
     """
     if config.start == "uniform":
         return uniform
     errors = [assembler.database.modules[ladder.name].relative_errors for ladder in assembler.space.ladders]
     starts = [uniform, least_error(errors, budget)]
     measures = screens(assembler, teacher, config, seed, dtype)
-    return measured_start_within(starts, budget, assembler.space, measures, config.start_rounds)
+    return measured_start_within(starts, budget, assembler.space, measures, config.start_rounds, seen)
 
 
 def measured_start_within(
-    starts: Sequence[Genome], budget: Budget, space: Space, measures: Screens, rounds: int
+    starts: Sequence[Genome], budget: Budget, space: Space, measures: Screens, rounds: int, seen: Seen = unseen
 ) -> Genome:
     """The best genome that refining the best start finds; all that it measures as a whole keep the budget.
 
@@ -65,10 +67,13 @@ def measured_start_within(
         space: the modules.
         measures: score untrained candidates.
         rounds: most refinements.
+        seen: is shown every genome on the way.
     """
-    return refine(
-        starts, space, measures, rounds, budget.lowest, lambda genome, costs: proposals_within(genome, budget, costs)
-    )
+
+    def propose(genome: Genome, costs: list[list[float]]) -> set[Genome]:
+        return proposals_within(genome, budget, costs)
+
+    return refine(starts, space, measures, rounds, budget.lowest, propose, seen)
 
 
 def proposals_within(genome: Genome, budget: Budget, costs: list[list[float]]) -> set[Genome]:
