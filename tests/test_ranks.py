@@ -21,7 +21,7 @@ import pico
 from darwinlm.database.store import Database
 from darwinlm.runtime import ranks
 
-SETTINGS = {**pico.RUN, "search": {**pico.RUN["search"], "check_every": 3}}
+SETTINGS = {**pico.RUN, "search": {**pico.RUN["search"], "check_every": 3, "confidence": 0.5}}
 
 
 def torchrun(*arguments: object, program: tuple[object, ...] = ("-m", "darwinlm")) -> subprocess.CompletedProcess[str]:
