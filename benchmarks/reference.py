@@ -119,7 +119,9 @@ def report_reached(rows: list[dict], uniform: list[dict]) -> None:
         "| seed | KL, uniform start, end | its generations, seconds | measured start: reached after | of the seconds |"
     )
     print("|---|---|---|---|---|")
-    for row, other in ((row, other) for row in rows for other in uniform if other["seed"] == row["seed"]):
+    for row, other in (
+        (row, other) for row in rows for other in uniform if other["seed"] == row["seed"] and "trace" in other
+    ):
         seconds, goal = other["trace"][-1]
         before = f"| {row['seed']} | {goal:.4f} | {len(other['trace']) - 1}, {seconds:.0f} s "
         way = [(f"round {number} of the start", *point) for number, point in enumerate(row["rounds"])]

@@ -109,9 +109,9 @@ def survivors_tokens(search: SearchConfig) -> int:
 def trial_memory(pruned: ModelShape, search: SearchConfig, length: int, weights: torch.dtype) -> int:
     """Bytes at the peak of the trial training of a candidate of this shape.
 
-    Its weights with gradients and AdamW's two moments (float32), or with the moments and the gradient of one parameter
-    at a time (bfloat16); the activations that the backward pass needs; one chunk of logits. Not the survivors of the step
-    before, which are kept only where there is room.
+    Its weights and AdamW's two moments, with all activations that the backward pass needs, or, of float32 weights, with
+    all gradients once the activations are gone, whichever is more; gradients of bfloat16 weights live one at a time. Not
+    the survivors of the step before, which are kept only where there is room.
 
     Args:
         pruned: of the candidate.
@@ -122,7 +122,8 @@ def trial_memory(pruned: ModelShape, search: SearchConfig, length: int, weights:
     tokens = search.batch_sequences * length
     value = weights.itemsize
     activations = activation_bytes(pruned, tokens, value, search.gradient_checkpointing)
-    return pruned.parameters * (16 if value == 4 else 6) + activations
+    before, after = 3 * value * pruned.parameters + activations, 4 * value * pruned.parameters
+    return max(before, after) if value == 4 else before
 
 
 def activation_bytes(shape: ModelShape, tokens: int, value: int, checkpointing: bool) -> int:
