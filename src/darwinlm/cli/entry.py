@@ -32,6 +32,7 @@ def main(arguments: list[str] | None = None) -> None:
         console.quiet = not ranks.is_first()
         _quiet_libraries()
         command.call(config, flags)
+        ranks.end_together()
     except RequestError as fault:
         for message in fault.faults:
             print(f"darwinlm: {message}", file=sys.stderr)

@@ -5,7 +5,9 @@ Without torchrun there is one rank and every exchange is the identity, so that c
 
 from __future__ import annotations
 
+import logging
 import os
+import sys
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -31,6 +33,20 @@ def leave() -> None:
     """Leave the ranks again."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def end_together() -> None:
+    """End this process where it is one of several and all of them are done; does nothing in a single process.
+
+    Threads that the exchange of ranks leaves behind can abort a process that is taken down in Python's own order, which
+    torchrun would tell as a failure of all. Everything is on disk by now.
+    """
+    if dist.is_initialized():
+        barrier()
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def rank() -> int:
