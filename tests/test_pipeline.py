@@ -230,7 +230,7 @@ def test_a_folder_of_other_things_is_left_alone(checkpoint, text, tmp_path):
 
 def test_a_full_disk_is_found_before_the_work(checkpoint, text, tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000})())
-    with pytest.raises(RequestError, match=r"only 0\.00 GB are free"):
+    with pytest.raises(RequestError, match=r"only 1\.00 KB are free"):
         darwinlm.prune(str(checkpoint("llama_gqa")), data=str(text), output=str(tmp_path / "run"), **pico.RUN)
 
 

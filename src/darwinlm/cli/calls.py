@@ -11,7 +11,7 @@ from rich.console import Console
 from darwinlm.config import RunConfig, as_flags, with_shortcuts
 from darwinlm.runtime import ranks
 
-console = Console(width=None if sys.stdout.isatty() else 110)
+console = Console(width=None if sys.stdout and sys.stdout.isatty() else 110)
 
 
 def prune(config: RunConfig, flags: dict[str, Any]) -> None:

@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import sys
 import warnings
+from typing import NoReturn
 
 from darwinlm.cli.calls import console
 from darwinlm.cli.commands import COMMANDS, Command
 from darwinlm.cli.flags import read_settings
 from darwinlm.errors import RequestError
 from darwinlm.runtime import ranks
-from darwinlm.runtime.progress import show_log
+from darwinlm.runtime.files import disk_faults_told
+from darwinlm.runtime.output import lasting_output
+from darwinlm.runtime.progress import never_silent, show_log
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of `darwinlm`; exits with 0 (done), 2 (the request is wrong) or 1 (anything else)."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    with lasting_output() as output:
+        _main(sys.argv[1:] if arguments is None else arguments)
+        output.flush()
+        if output.fault and not isinstance(output.fault, BrokenPipeError):
+            _fail(1, f"Done, but it could not be printed: {output.fault.strerror}.")
+
+
+def _main(arguments: list[str]) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
         console.print(overview(), highlight=False)
         return
@@ -31,17 +41,21 @@ def main(arguments: list[str] | None = None) -> None:
         show_log(speak=ranks.is_first())
         console.quiet = not ranks.is_first()
         _quiet_libraries()
-        command.call(config, flags)
+        with never_silent(), disk_faults_told(config.path):
+            command.call(config, flags)
         ranks.end_together()
     except RequestError as fault:
-        for message in fault.faults:
-            print(f"darwinlm: {message}", file=sys.stderr)
-        sys.exit(2)
+        _fail(2, *fault.faults)
     except KeyboardInterrupt:
-        print("darwinlm: stopped. The same command goes on from here.", file=sys.stderr)
-        sys.exit(130)
+        _fail(130, "stopped. The same command goes on from here.")
     finally:
         ranks.leave()
+
+
+def _fail(code: int, *messages: str) -> NoReturn:
+    for message in messages:
+        print(f"darwinlm: {message}", file=sys.stderr)
+    sys.exit(code)
 
 
 def _command(name: str) -> Command:

@@ -2,9 +2,9 @@
 
 import os
 import platform
-import resource
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -57,5 +57,12 @@ def peak_memory_bytes(device: torch.device) -> int:
     """Most memory held so far by this process: on the GPU where one is used, else resident memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        import psutil
+
+        found: Any = psutil.Process().memory_info()
+        return found.peak_wset
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,5 +1,7 @@
 """Files that are whole or absent: written beside, flushed to the disk, then renamed."""
 
+import errno
+import functools
 import hashlib
 import json
 import os
@@ -14,6 +16,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from darwinlm.errors import DamagedFileError, RequestError
+from darwinlm.runtime.progress import log
+
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE}
+"""Faults of a disk, not of a program."""
+_NO_FLUSH = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EACCES, errno.EPERM}
+"""What systems answer that cannot flush a folder, or anything: CIFS, FUSE, Windows."""
 
 
 @contextmanager
@@ -29,21 +37,70 @@ def written_whole(path: Path) -> Iterator[Path]:
     except OSError as fault:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
-        raise RequestError(
-            f"Cannot write '{path}': {fault.strerror or fault}. Free some room or choose another --output."
-        ) from fault
+        raise _unwritten(path, fault) from fault
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
 
 
-def flush(path: Path) -> None:
-    """Force a file or folder to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+@contextmanager
+def disk_faults_told(folder: Path) -> Iterator[None]:
+    """Turn a disk that fails under any of the work within into one message.
+
+    Raises:
+        RequestError: the disk is full, read-only or broken.
+    """
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        yield
+    except OSError as fault:
+        if fault.errno not in _DISK:
+            raise
+        where = fault.filename or folder
+        raise RequestError(
+            f"Cannot write '{where}': {fault.strerror}. Free some room, and the same command goes on from here; or choose "
+            "another --output."
+        ) from fault
+
+
+def flush(path: Path) -> None:
+    """Force a file or folder to the disk; where its file system cannot, that is said once."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as fault:
+        if fault.errno not in _NO_FLUSH:
+            raise
+        _say_unflushed(fault.strerror)
+
+
+@functools.cache
+def _say_unflushed(reason: str) -> None:
+    log.warning(
+        "The file system of this folder cannot flush everything to the disk (%s). The work goes on; after a power cut its "
+        "last files may have to be made again.",
+        reason,
+    )
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a file and flush it.
+
+    Raises:
+        RequestError: it cannot be written.
+    """
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+        flush(path)
+    except OSError as fault:
+        raise _unwritten(path, fault) from fault
+
+
+def _unwritten(path: Path, fault: OSError) -> RequestError:
+    return RequestError(f"Cannot write '{path}': {fault.strerror or fault}. Free some room or choose another --output.")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -119,6 +176,14 @@ def require_room(folder: Path, needed: int, what: str) -> None:
     free = shutil.disk_usage(existing).free
     if free < needed:
         raise RequestError(
-            f"{what} needs {needed / 1e9:.2f} GB in '{folder}', but only {free / 1e9:.2f} GB are free there. "
+            f"{what} needs {size(needed)} in '{folder}', but only {size(free)} are free there. "
             "Free some room or choose another --output."
         )
+
+
+def size(count: int) -> str:
+    """Bytes as people write them: 2.51 GB, 4.20 MB."""
+    unit, name = next(
+        (unit, name) for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "KB")) if count >= unit / 100 or unit == 1e3
+    )
+    return f"{count / unit:.2f} {name}"

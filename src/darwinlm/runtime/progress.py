@@ -1,19 +1,25 @@
-"""What a person sees of long work: log lines, and a bar with the time that is left."""
+"""What a person sees of long work: log lines, and a bar or lines with the time that is left."""
+
+from __future__ import annotations
 
 import logging
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 log = logging.getLogger("darwinlm")
 console = Console(stderr=True)
 Advance = Callable[[str], None]
+SILENCE, RUSH = 30.0, 1.0
+"""Seconds: without a terminal, work is never silent for longer, and its lines are never closer."""
 
 
 def show_log(*, speak: bool = True) -> None:
@@ -31,11 +37,24 @@ def show_log(*, speak: bool = True) -> None:
     log.propagate = False
 
 
+class _LogFile(logging.FileHandler):
+    """A log whose disk may be full: the work goes on without it."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+
 @contextmanager
 def log_to(path: Path) -> Iterator[None]:
-    """Append DarwinLM's log to a file, too."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(path, encoding="utf-8")
+    """Append DarwinLM's log to a file, too; where that cannot be written, a warning says so."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handler = _LogFile(path, encoding="utf-8", errors="backslashreplace")
+    except OSError as fault:
+        log.warning("There will be no log in '%s': %s.", path, fault.strerror)
+        yield
+        return
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     log.addHandler(handler)
     if log.level == logging.NOTSET:
@@ -44,21 +63,104 @@ def log_to(path: Path) -> Iterator[None]:
         yield
     finally:
         log.removeHandler(handler)
-        handler.close()
+        with suppress(OSError):
+            handler.close()
+
+
+class _Pace:
+    """How far work is, and how long the rest takes at the rate of what was done here."""
+
+    def __init__(self, title: str, total: int, done: int) -> None:
+        self.title, self.total, self.first, self.done = title, total, done, done
+        self.began = self.stepped = time.perf_counter()
+
+    def step(self) -> None:
+        self.done, self.stepped = self.done + 1, time.perf_counter()
+
+    @property
+    def left(self) -> str:
+        if self.done == self.first:
+            return "unknown time"
+        rest = (self.stepped - self.began) / (self.done - self.first) * (self.total - self.done)
+        return duration(max(0.0, rest - (time.perf_counter() - self.stepped)))
+
+    def __str__(self) -> str:
+        return f"{self.title} {self.done}/{self.total}, {self.left} left"
+
+
+class _Pulse(logging.Filter):
+    """Knows when the log last spoke and what is under way; says so from a thread where the log is silent for too long."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.spoke, self.beats, self.open = 0.0, False, list[_Pace]()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        self.spoke = time.perf_counter()
+        return True
+
+    def beat(self, ended: threading.Event) -> None:
+        began = time.perf_counter()
+        while not ended.wait(max(0.01, self.spoke + SILENCE - time.perf_counter())):
+            if time.perf_counter() < self.spoke + SILENCE:
+                continue
+            pace = self.open[-1] if self.open else None
+            since = duration(time.perf_counter() - (pace.stepped if pace else began))
+            log.info("%s", f"{pace}; {since} at this step" if pace else f"At work for {since}")
+
+
+_pulse = _Pulse()
+log.addFilter(_pulse)
+
+
+@contextmanager
+def never_silent() -> Iterator[None]:
+    """Where no terminal is, let the log say every `SILENCE` seconds that the work goes on, unless it spoke anyway."""
+    if _pulse.beats or console.is_terminal or not log.isEnabledFor(logging.INFO):
+        yield
+        return
+    _pulse.spoke, _pulse.beats, ended = time.perf_counter(), True, threading.Event()
+    thread = threading.Thread(target=_pulse.beat, args=(ended,), name="darwinlm-pulse", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        _pulse.beats = False
 
 
 @contextmanager
 def progress(title: str, total: int, done: int = 0) -> Iterator[Advance]:
     """Give a function that is called once per finished step with a word about it.
 
-    On a terminal this is a bar with the time left; elsewhere a line about every tenth of the work.
+    On a terminal this is a bar with the time left; elsewhere a line about every tenth of the work, and at least every
+    `SILENCE` seconds.
     """
+    pace = _Pace(title, total, done)
     if console.is_terminal and log.isEnabledFor(logging.INFO):
         with _bar() as bar:
-            task = bar.add_task(title, total=total, completed=done, note="")
-            yield lambda note="": bar.update(task, advance=1, note=note)
-    else:
-        yield _lines(title, total, done)
+            task = bar.add_task(title, total=total, completed=done, note="", pace=pace)
+
+            def advance(note: str = "") -> None:
+                pace.step()
+                bar.update(task, advance=1, note=note)
+
+            yield advance
+        return
+    with never_silent():
+        _pulse.open.append(pace)
+        try:
+            yield _lines(pace)
+        finally:
+            _pulse.open.remove(pace)
+
+
+class _TimeLeft(ProgressColumn):
+    """By all steps that were done here: the library forgets those that are older than half a minute."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.fields['pace'].left} left")
 
 
 def _bar() -> Progress:
@@ -67,24 +169,23 @@ def _bar() -> Progress:
         BarColumn(bar_width=30),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+        _TimeLeft(),
         TextColumn("{task.fields[note]}"),
     )
     return Progress(*columns, console=console, transient=True)
 
 
-def _lines(title: str, total: int, done: int) -> Advance:
-    started, first, step = time.perf_counter(), done, max(1, total // 10)
+def _lines(pace: _Pace) -> Advance:
+    tenth, said = max(1, pace.total // 10), pace.first
+    spoke = pace.began - RUSH
 
     def advance(note: str = "") -> None:
-        nonlocal done
-        done += 1
-        if done == total or (done - first) % step == 0:
-            elapsed = time.perf_counter() - started
-            left = elapsed / (done - first) * (total - done)
-            log.info("%s %d/%d, %s left  %s", title, done, total, duration(left), note)
-            sys.stderr.flush()
+        nonlocal said, spoke
+        pace.step()
+        silent = pace.stepped - spoke
+        if pace.done == pace.total or silent >= SILENCE or (silent >= RUSH and pace.done - said >= tenth):
+            log.info("%s  %s", pace, note)
+            said, spoke = pace.done, pace.stepped
 
     return advance
 

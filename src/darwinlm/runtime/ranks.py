@@ -16,17 +16,41 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from darwinlm.errors import RequestError
+
 T = TypeVar("T")
 _TIMEOUT = timedelta(hours=2)
 """How long a rank waits for the others: the work between two exchanges is of this order at most."""
 
 
 def join() -> None:
-    """Join the ranks that torchrun started; does nothing in a single process, or the second time."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+    """Join the ranks that torchrun started; does nothing in a single process, or the second time.
+
+    Raises:
+        RequestError: something else set a part of torchrun's variables, as cluster schedulers do.
+    """
+    if not dist.is_initialized() and _launched() > 1:
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=_TIMEOUT)
+
+
+def _launched() -> int:
+    """Processes that were started together, by torchrun's variables."""
+    given = {name: os.environ.get(name, "") for name in ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT")}
+    world = given["WORLD_SIZE"] or "1"
+    if world == "1":
+        return 1
+    wrong = [name for name, text in given.items() if not (text.isdecimal() or (name == "MASTER_ADDR" and text))]
+    if not wrong and int(given["RANK"]) >= int(world):
+        wrong = ["RANK"]
+    if wrong:
+        raise RequestError(
+            f"WORLD_SIZE is '{world}', so this process would be one of several, but "
+            + " and ".join(f"{name} is '{given[name]}'" if given[name] else f"{name} is not set" for name in wrong)
+            + ". Unset WORLD_SIZE to work in one process, or start them by torchrun, which sets all of these."
+        )
+    return int(world)
 
 
 def leave() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,8 +13,9 @@ import yaml
 from darwinlm.config import RunConfig, preset_values, read_yaml, resolve
 from darwinlm.errors import RequestError
 from darwinlm.runtime import ranks
-from darwinlm.runtime.files import read_json, write_json, write_text
-from darwinlm.runtime.progress import log_to
+from darwinlm.runtime.files import disk_faults_told, read_json, write_json, write_text
+from darwinlm.runtime.locking import lock_alone
+from darwinlm.runtime.progress import log, log_to
 
 
 class RunDirectory:
@@ -52,15 +52,20 @@ class RunDirectory:
             lock = (self.path / ".lock").open("w")
         except OSError as fault:
             raise RequestError(f"Cannot write to '{self.path}': {fault.strerror}. Choose another --output.") from fault
-        with lock:
+        with lock, disk_faults_told(self.path), log_to(self.path / "log.txt"):
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as fault:
+                lock_alone(lock)
+            except BlockingIOError as fault:
                 raise RequestError(
                     f"Another process is working in '{self.path}'. Wait for it, or choose another --output."
                 ) from fault
-            with log_to(self.path / "log.txt"):
-                yield
+            except OSError as fault:
+                log.warning(
+                    "'%s' cannot be locked (%s): see to it that no second process works there.",
+                    self.path,
+                    fault.strerror,
+                )
+            yield
 
     def settings(self) -> dict[str, Any]:
         """The settings of the run that lies here; empty where there is none."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from darwinlm.config import SearchConfig, Stage
 from darwinlm.errors import DamagedFileError
 from darwinlm.genome import Genome, Space, is_valid
 from darwinlm.runtime import ranks
-from darwinlm.runtime.files import read_json, write_json, write_text
+from darwinlm.runtime.files import append_line, read_json, write_json, write_text
 from darwinlm.runtime.progress import log, progress
 from darwinlm.runtime.seeds import python_random
 from darwinlm.search.mutation import Mutation, offspring
@@ -93,10 +92,7 @@ class SearchRecord:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         if line is not None:
-            with (self.folder / "history.jsonl").open("a", encoding="utf-8") as history:
-                history.write(json.dumps(line) + "\n")
-                history.flush()
-                os.fsync(history.fileno())
+            append_line(self.folder / "history.jsonl", json.dumps(line))
         saved = {
             "generation": state.generation,
             "kl": state.kl if math.isfinite(state.kl) else None,
