@@ -183,7 +183,7 @@ def test_a_sheared_model_keeps_what_it_was_trained_to(finished):
 def test_trained_models_need_room_only_where_they_are_missing(finished, monkeypatch):
     monkeypatch.setattr("darwinlm.run.require_room", lambda *arguments: None)
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000})())
-    with pytest.raises(RequestError, match=r"What sheared trains needs .* GB"):
+    with pytest.raises(RequestError, match=r"What sheared trains needs .* MB"):
         darwinlm.compare(output=str(finished), methods="sheared", levels="1,3")
     assert darwinlm.compare(output=str(finished), methods="sheared", levels="1").rows
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +19,7 @@ from pyarrow import parquet
 
 from darwinlm.config import BlocksConfig
 from darwinlm.data import stdlib
-from darwinlm.data.blocks import SPLITS, cut, make_splits
+from darwinlm.data.blocks import SPLITS, cut, drawn_in_turn, make_splits, settings_of_split
 from darwinlm.data.sources import documents
 from darwinlm.data.stdlib import is_held_out, stdlib_documents
 from darwinlm.errors import RequestError
@@ -226,6 +227,30 @@ def test_splits_depend_on_the_seed_alone(tmp_path: Path) -> None:
     first, again, other = (make_splits(source, config(pool_tokens=120), CharTokenizer(), seed) for seed in (3, 3, 4))
     assert all(torch.equal(getattr(first, name), getattr(again, name)) for name in SPLITS)
     assert not any(torch.equal(getattr(first, name), getattr(other, name)) for name in SPLITS)
+
+
+@given(st.lists(st.integers(1, 9), min_size=4, max_size=4), st.integers(0, 40), st.integers(0, 20), st.integers(1, 9))
+def test_a_split_does_not_depend_on_those_after_it(counts: list[int], pool: int, more: int, changed: int) -> None:
+    there = max(pool, sum(counts)) + more
+    drawn = dict(drawn_in_turn(dict(zip(SPLITS, counts)), pool, there, seed=0))
+    assert [len(drawn[name]) for name in SPLITS] == counts
+    assert len(set(torch.cat(list(drawn.values())).tolist())) == sum(counts)
+    for place, name in enumerate(SPLITS[1:], 1):
+        other = {**dict(zip(SPLITS, counts)), name: changed}
+        longer = dict(drawn_in_turn(other, pool, max(there, sum(other.values())), seed=0))
+        assert all(torch.equal(longer[before], drawn[before]) for before in SPLITS[:place])
+
+
+def test_the_settings_of_a_split_are_those_that_change_it(tmp_path: Path) -> None:
+    source, apart = str(numbered(tmp_path / "a.txt", 4 * 200)), str(numbered(tmp_path / "b.txt", 100, first=0x3000))
+    for known in (config(pool_tokens=160), config(pool_tokens=160, held_out_data=apart)):
+        before = make_splits(source, known, CharTokenizer(), seed=0)
+        for change in ({"hessian": 9}, {"train": 6}, {"select": 4}, {"held_out": 3}, {"pool_tokens": 400}):
+            other = replace(known, **change)
+            after = make_splits(source, other, CharTokenizer(), seed=0)
+            for name in SPLITS:
+                same = settings_of_split(name, source, known) == settings_of_split(name, source, other)
+                assert same == torch.equal(getattr(before, name), getattr(after, name)), (name, change)
 
 
 def test_no_more_is_read_than_the_pool_or_the_splits_need(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from darwinlm import pipeline
 from darwinlm.database.store import Database
 from darwinlm.errors import DamagedFileError, RequestError
 from darwinlm.models.source import ModelSource
-from darwinlm.runtime.files import read_tensors
+from darwinlm.runtime.files import read_tensors, write_tensors
 from killing import kill_within
 
 
@@ -106,6 +106,66 @@ def test_other_settings_are_refused_by_name(finished):
         darwinlm.search_genome(str(finished), target={"level": 3})
     with pytest.raises(RequestError, match=r"database.levels: there 4, asked 5.*another --output"):
         darwinlm.search_genome(str(finished), database={"levels": 5})
+
+
+BLOCKS = pico.RUN["blocks"]
+
+
+def again(output: Path, **blocks: int) -> dict:
+    """The same run with other token blocks; stages that are done must not be done again."""
+    values = yaml.safe_load((output / "config.yaml").read_text())
+    asked = {**pico.RUN, "blocks": {**BLOCKS, **blocks}}
+    return darwinlm.prune(values["model"], data=values["data"], output=str(output), **asked)
+
+
+def test_other_held_out_blocks_are_scored_on_the_same_model(finished, tmp_path, monkeypatch):
+    output = tmp_path / "other"
+    subprocess.run(["cp", "-r", finished, output], check=True)
+    before = answer(output)
+    for name in ("evolve", "export_checkpoint"):
+        monkeypatch.delattr(f"darwinlm.pipeline.{name}")
+    summary = again(output, held_out=12)
+    tensors, _ = read_tensors(output / "blocks.safetensors")
+    old, _ = read_tensors(finished / "blocks.safetensors")
+    assert tensors["held_out"].shape == (12, 32)
+    assert all(torch.equal(tensors[name], old[name]) for name in ("hessian", "train", "select"))
+    assert answer(output) == before
+    assert summary["pruned"]["kl"] != json.loads((finished / "summary.json").read_text())["pruned"]["kl"]
+
+
+@pytest.mark.parametrize("split", ["train", "select"])
+def test_other_search_blocks_keep_the_database(split, finished, tmp_path):
+    output = tmp_path / "other"
+    subprocess.run(["cp", "-r", finished, output], check=True)
+    with pytest.raises(RequestError, match=rf"holds a search .*blocks\.{split}: there 8, asked 12.*--restart"):
+        again(output, **{split: 12})
+    before = {file.name: (file.read_bytes(), file.stat().st_mtime_ns) for file in (output / "database").iterdir()}
+    darwinlm.search_genome(str(output), restart=True, blocks={split: 12})
+    assert before == {
+        file.name: (file.read_bytes(), file.stat().st_mtime_ns) for file in (output / "database").iterdir()
+    }
+    with pytest.raises(RequestError, match=r"holds a run .*blocks\.hessian: there 24, asked 30"):
+        again(output, hessian=30)
+
+
+def test_blocks_are_not_drawn_beside_others_from_a_text_that_changed(checkpoint, text, tmp_path):
+    output, other = tmp_path / "other", tmp_path / "text.txt"
+    other.write_text(text.read_text())
+    asked = {"data": str(other), "output": str(output), **pico.RUN}
+    darwinlm.build_database(str(checkpoint("llama_gqa")), **asked)
+    other.write_text("something else " + text.read_text())
+    darwinlm.search_genome(str(output))
+    with pytest.raises(RequestError, match=r"text\.txt' is not what '.*other' was begun with"):
+        darwinlm.search_genome(str(output), restart=True, blocks={"select": 12})
+
+
+def test_a_run_of_an_earlier_edition_is_refused(finished, tmp_path):
+    output = tmp_path / "old"
+    subprocess.run(["cp", "-r", finished, output], check=True)
+    tensors, _ = read_tensors(output / "blocks.safetensors")
+    write_tensors(output / "blocks.safetensors", tensors, {"identity": "{}"})
+    with pytest.raises(RequestError, match="an earlier edition"):
+        again(output)
 
 
 def test_a_refused_request_leaves_the_settings_alone(finished):

@@ -55,7 +55,7 @@ def test_what_does_not_fit_into_memory_goes_to_a_file(tmp_path: Path, monkeypatc
 
 
 def test_no_room_at_all_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match=r"only .* GB are free"):
+    with pytest.raises(RequestError, match=r"only .* are free"):
         Placement(pico.CPU, tmp_path, DISK).empty((1 << 50,), torch.float32)
 
 

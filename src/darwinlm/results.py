@@ -40,7 +40,7 @@ def card_facts(run: Run) -> dict[str, Any]:
 
 def evaluation_stage(run: Run, database: Database, genome: Genome) -> dict[str, Any]:
     """Score dense, uniform and pruned on the held-out blocks; saved as `summary.json`, unless it is there already."""
-    made_from = sha256_of([run.space.named(genome), run.database_identity])
+    made_from = sha256_of([run.space.named(genome), run.quality_identity])
     if run.directory.summary.exists():
         summary = read_json(run.directory.summary)
         if summary.get("made_from") == made_from:

@@ -13,7 +13,7 @@ import torch
 from darwinlm.baselines.uniform import uniform
 from darwinlm.config import RunConfig, faults, is_hard, to_dict, wish_identity
 from darwinlm.cost import database_bytes, nominal_module, nominal_widths
-from darwinlm.data.blocks import SPLITS, Splits, make_splits
+from darwinlm.data.blocks import SPLITS, Splits, make_splits, settings_of_split
 from darwinlm.database.levels import Ladder, ladders
 from darwinlm.database.store import MANIFEST, Database, damaged_files
 from darwinlm.errors import DamagedFileError, RequestError
@@ -82,9 +82,8 @@ class Run:
     def _check_identity(self, restart: bool) -> None:
         """Compare with what the folder holds already, from the outside in."""
         where = self.directory.path
-        if self.directory.blocks.exists():
-            _, metadata = read_tensors(self.directory.blocks)
-            require_same(json.loads(metadata["identity"]), self.blocks_identity, where, "a run", _OTHER_OUTPUT)
+        if stored := self._stored_splits():
+            require_same(stored["hessian"], self.split_identity("hessian"), where, "a run", _OTHER_OUTPUT)
         if (self.directory.database / MANIFEST).exists():
             stored = Database.open(self.directory.database).identity
             require_same(stored, self.database_identity, where, "a database", _OTHER_OUTPUT)
@@ -104,15 +103,27 @@ class Run:
             needed += int(1.1 * target.parameters * value_bytes)
         require_room(self.directory.path, needed, "This run")
 
-    @property
-    def blocks_identity(self) -> dict[str, Any]:
-        """What the token blocks depend on; the model's weights count, so a folder belongs to one model."""
+    def split_identity(self, name: str) -> dict[str, Any]:
+        """What a split of the token blocks depends on; the model's weights count, so a folder belongs to one model."""
         return {
             "model": self.source.fingerprint[:16],
             "data": self.config.data,
             "seed": self.config.seed,
-            **{f"blocks.{key}": value for key, value in to_dict(self.config.blocks).items()},
+            **settings_of_split(name, self.config.data, self.config.blocks),
         }
+
+    def _stored_splits(self) -> dict[str, dict[str, Any]]:
+        """The identities of the splits that lie in the folder; empty where there are none."""
+        path = self.directory.blocks
+        if not path.exists():
+            return {}
+        _, metadata = read_tensors(path)
+        if "splits" not in metadata:
+            raise RequestError(
+                f"'{path}' does not say which text its blocks were drawn from: a training made it, or an earlier edition of "
+                f"DarwinLM, whose runs cannot be continued. {_OTHER_OUTPUT}"
+            )
+        return json.loads(metadata["splits"])
 
     @property
     def database_identity(self) -> dict[str, Any]:
@@ -121,7 +132,7 @@ class Run:
         settings = {f"database.{key}": value for key, value in chosen.items()}
         if self.config.database.tensor_parallel == 1:  # changes nothing, and older databases do not know it
             del settings["database.tensor_parallel"]
-        return {**self.blocks_identity, "dtype": str(self.dtype), **settings}
+        return {**self.split_identity("hessian"), "dtype": str(self.dtype), **settings}
 
     @property
     def search_identity(self) -> dict[str, Any]:
@@ -134,7 +145,22 @@ class Run:
             target["target.latency_table"] = sha256_of(self.wanted.times.as_dict())
         if self.above is not None:
             target["target.nested_in"] = sha256_of(self.space.named(self.above))
-        return {"database": sha256_of(self.database_identity), **target, **settings}
+        return {**self.selection_identity, **target, **settings}
+
+    @property
+    def selection_identity(self) -> dict[str, Any]:
+        """What every method depends on that trains and scores candidates from the database."""
+        return self._beside_database("select")
+
+    @property
+    def quality_identity(self) -> dict[str, Any]:
+        """What the scores on held-out text depend on, besides the model that is scored."""
+        return self._beside_database("held_out")
+
+    def _beside_database(self, split: str) -> dict[str, Any]:
+        known = self.database_identity
+        more = {name: value for name, value in self.split_identity(split).items() if name not in known}
+        return {"database": sha256_of(known), **more}
 
     @functools.cached_property
     def uniform_genome(self) -> Genome:
@@ -169,13 +195,26 @@ class Run:
 
     @functools.cached_property
     def splits(self) -> Splits:
-        """The token blocks; made once per run and kept, so that a continued run reads the same."""
-        path = self.directory.blocks
-        if ranks.is_first() and not path.exists():
+        """The token blocks; made once and kept, so that a continued run reads the same. Splits whose settings changed are
+        drawn anew beside the others.
+
+        Raises:
+            RequestError: the others could not be drawn again, so that the new ones might not be disjoint from them.
+        """
+        path, asked = self.directory.blocks, {name: self.split_identity(name) for name in SPLITS}
+        if ranks.is_first() and (stored := self._stored_splits()) != asked:
             log.info("Reading '%s'.", self.config.data)
             splits = make_splits(self.config.data, self.config.blocks, self.source.tokenizer, self.config.seed)
             tensors = {name: getattr(splits, name).to(torch.int32) for name in SPLITS}
-            write_tensors(path, tensors, {"identity": json.dumps(self.blocks_identity)})
+            known, _ = read_tensors(path) if stored else ({}, {})
+            for name in (name for name in known if stored[name] == asked[name]):
+                if not torch.equal(known[name], tensors[name]):
+                    raise RequestError(
+                        f"The text of '{self.config.data}' is not what '{self.directory.path}' was begun with, so no other blocks "
+                        "can be drawn beside those that are there. Leave the settings of blocks as they were, or choose another "
+                        "--output."
+                    )
+            write_tensors(path, tensors, {"splits": json.dumps(asked)})
         ranks.barrier()
         tensors, _ = read_tensors(path)
         return Splits(**{name: tensors[name].long() for name in SPLITS})

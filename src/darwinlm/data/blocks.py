@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +38,7 @@ def make_splits(source: str, config: BlocksConfig, tokenizer: Any, seed: int) ->
         RequestError: the source cannot be read or has too few tokens; says how many are there and needed.
     """
     length = config.sequence_length
-    apart = config.held_out_data or ("stdlib" if source == "stdlib" else None)
+    apart = held_out_apart(source, config)
     drawn = [name for name in SPLITS if not (name == "held_out" and apart)]
     needed = sum(getattr(config, name) for name in drawn)
     pool_tokens = max(config.pool_tokens, needed * length)
@@ -49,15 +49,43 @@ def make_splits(source: str, config: BlocksConfig, tokenizer: Any, seed: int) ->
             f"'{source}' has {len(pool) * length:,} tokens in whole blocks of {length}, but the splits need {needed * length:,} "
             f"({counts}). Give more text, or lower these numbers or blocks.sequence_length."
         )
-    order = torch.randperm(len(pool), generator=torch_generator(seed, "splits"))
-    taken, parts = 0, {}
-    for name in drawn:
-        count = getattr(config, name)
-        parts[name] = pool[order[taken : taken + count]]
-        taken += count
+    counts = {name: getattr(config, name) for name in drawn}
+    parts = {name: pool[which] for name, which in drawn_in_turn(counts, config.pool_tokens // length, len(pool), seed)}
     if apart:
         parts["held_out"] = from_the_beginning(apart, config, tokenizer)
     return Splits(**parts)
+
+
+def drawn_in_turn(counts: Mapping[str, int], pool: int, there: int, seed: int) -> Iterator[tuple[str, Tensor]]:
+    """Which blocks each split gets, at random without replacement: no split depends on those that are drawn after it.
+
+    Args:
+        counts: blocks of each split, in the order of drawing.
+        pool: blocks that all are drawn from; beyond them reach only splits that need it.
+        there: blocks that there are.
+        seed: of the run.
+    """
+    free, needed = torch.ones(there, dtype=torch.bool), 0
+    for name, count in counts.items():
+        needed += count
+        left = free[: max(pool, needed)].nonzero().flatten()
+        chosen = left[torch.randperm(len(left), generator=torch_generator(seed, f"splits {name}"))[:count]]
+        free[chosen] = False
+        yield name, chosen
+
+
+def settings_of_split(name: str, source: str, config: BlocksConfig) -> dict[str, Any]:
+    """The settings that a split depends on, by their full names: its own, and those of the splits drawn before it."""
+    if name == "held_out" and held_out_apart(source, config):
+        names = ("sequence_length", "held_out", "held_out_data", "text_field")
+    else:
+        names = ("sequence_length", "text_field", "pool_tokens", *SPLITS[: SPLITS.index(name) + 1])
+    return {f"blocks.{each}": getattr(config, each) for each in names}
+
+
+def held_out_apart(source: str, config: BlocksConfig) -> str | None:
+    """A source of held-out text beside the one that is fitted to; None where they come from the same."""
+    return config.held_out_data or ("stdlib" if source == "stdlib" else None)
 
 
 def from_the_beginning(source: str, config: BlocksConfig, tokenizer: Any) -> Tensor:
