@@ -138,8 +138,25 @@ def test_a_refusal_ends_all_ranks(one_rank, tmp_path):
     assert "holds no database yet" in done.stderr
 
 
+EXCHANGES = """
+from darwinlm.runtime import ranks
+ranks.join()
+rank, world = ranks.rank(), ranks.world_size()
+assert ranks.gathered(rank) == list(range(world))
+assert ranks.told_by_first({"best": rank, "kl": 0.5 + rank * 2**-53}) == {"best": 0, "kl": 0.5}
+ranks.end_together()
+"""
+
+
+def test_ranks_exchange_and_the_first_decides(tmp_path):
+    (tmp_path / "exchanges.py").write_text(EXCHANGES)
+    done = torchrun(program=(tmp_path / "exchanges.py",))
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_single_process_is_one_rank():
     assert (ranks.rank(), ranks.world_size(), ranks.gathered("x")) == (0, 1, ["x"])
+    assert ranks.told_by_first("x") == "x"
     assert ranks.in_turn([[0, 2, 4], [1, 3]]) == [0, 1, 2, 3, 4]
 
 

@@ -115,6 +115,19 @@ def gathered(value: T) -> list[T]:
     return values
 
 
+def told_by_first(value: T) -> T:
+    """The first rank's value, on every rank: for whatever is decided from floats.
+
+    Sums may differ in their last bit from rank to rank (another GPU, another number of threads), so a decision that each
+    took by itself could differ, too, and ranks that differ would wait for each other for ever. All ranks must call this.
+    """
+    if not dist.is_initialized():
+        return value
+    told: list[Any] = [value]
+    dist.broadcast_object_list(told, src=0, device=torch.device("cpu"))
+    return told[0]
+
+
 def mine(items: list[T]) -> list[T]:
     """This rank's share of a list that all ranks hold: every world_size-th item."""
     return items[rank() :: world_size()]
