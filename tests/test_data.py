@@ -71,8 +71,8 @@ def test_a_folder_is_all_its_files_in_order(tmp_path: Path) -> None:
     write(tmp_path / "below" / "c.parquet", [{"text": "third"}])
     write(tmp_path / "b.jsonl", [{"text": "second"}, {"text": "and more"}])
     (tmp_path / "a.txt").write_text("first")
-    (tmp_path / "notes.md").write_text("none of it")
-    assert read(tmp_path) == ["first", "second", "and more", "third"]
+    (tmp_path / "d.md").write_text("fourth")
+    assert read(tmp_path) == ["first", "second", "and more", "third", "fourth"]
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
@@ -157,7 +157,7 @@ def test_fineweb_edu_keeps_documents_scored_at_least_0_9(hub: list[Any]) -> None
     assert next(found) == "9"
     with pytest.raises(RequestError, match=r"fineweb-edu.*'text'.*words"):
         next(found)
-    assert hub == [(("HuggingFaceFW/fineweb-edu",), {"name": "sample-10BT", "split": "train", "streaming": True})]
+    assert hub == [(("HuggingFaceFW/fineweb-edu",), {"name": "sample-100BT", "split": "train", "streaming": True})]
 
 
 @pytest.mark.parametrize(

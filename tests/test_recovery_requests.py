@@ -183,7 +183,7 @@ def test_the_text_that_is_held_out_is_not_trained_on(checkpoint, text, tmp_path)
     asked = {"model": str(checkpoint(FAMILY)), "data": str(text), "blocks": BLOCKS, "train": TRAIN}
     request = Request(resolve(asked, without=WITHOUT))
     ids = pico.tokenizer()(text.read_text())["input_ids"]
-    assert request.held_out.flatten().tolist() == ids[: BLOCKS["held_out"] * LENGTH]
+    assert request.scored.blocks.flatten().tolist() == ids[: BLOCKS["held_out"] * LENGTH]
     trained = {tuple(tokens.tolist()) for tokens, _ in request.stream.blocks()}
     assert tuple(ids[BLOCKS["held_out"] * LENGTH :][:LENGTH]) in trained
     assert len(trained) >= BATCH

@@ -28,3 +28,7 @@ class DamagedFileError(RequestError):
 
 class CalibrationError(RequestError):
     """The calibration data do not determine the problem: NaN, Inf, or a Hessian that is not positive definite."""
+
+
+class InterruptedReading(DarwinLMError):
+    """A connection broke on the way and could not be made again. Exit code 1; the same command goes on."""

@@ -7,8 +7,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from darwinlm.config import BlocksConfig, RunConfig
+from torch import Tensor
+
+from darwinlm.config import RunConfig
 from darwinlm.data.blocks import from_the_beginning
+from darwinlm.data.lineage import Lineage
 from darwinlm.errors import RequestError
 from darwinlm.measure.evaluated import Evaluation
 from darwinlm.measure.harness import LoadedTask, load_tasks, score_tasks
@@ -19,7 +22,6 @@ from darwinlm.models.blocks import BlockStream
 from darwinlm.models.source import ModelSource
 from darwinlm.models.whole import load_whole
 from darwinlm.runtime.device import choose_device, choose_dtype
-from darwinlm.runtime.files import read_tensors
 from darwinlm.runtime.progress import log
 from darwinlm.runtime.rundir import RunDirectory
 
@@ -73,9 +75,11 @@ def run_evaluation(config: RunConfig, asked: Asked) -> Evaluation:
     """
     names = _sources(config, asked.against)
     loaded = load_tasks(read_tasks(asked.tasks), asked.include_path) if asked.tasks else []
-    readable = config.data or _run_of(names["model"]).blocks.exists() or not asked.tasks
+    lineage = Lineage(config.model)
+    readable = config.data or lineage.runs or not asked.tasks
     qualities = run_eval(config, asked.against) if readable else {}
-    text = f"First blocks of {config.data}" if config.data else "Held-out text of the run" if readable else ""
+    own = lineage.scored(config.data) is not None
+    text = "Held-out text of the run" if own else f"First blocks of {config.data}" if readable else ""
     return Evaluation(qualities, text, _at_tasks(names, loaded, config, asked) if loaded else None)
 
 
@@ -116,8 +120,9 @@ def _at_tasks(
 def run_eval(config: RunConfig, against: str = "") -> dict[str, Quality]:
     """Score a checkpoint on text, and the one it is compared with.
 
-    Without `config.data`, a checkpoint inside a run directory is scored on that run's held-out blocks. Otherwise the
-    first `blocks.held_out` blocks of the data are read.
+    Without `config.data`, or with the data of its run, a checkpoint inside a run directory is scored on that run's
+    held-out blocks. Otherwise it is the first `blocks.held_out` blocks of the data that share no text with what its runs
+    were calibrated, trained or selected on.
 
     Args:
         config: model, data, blocks, device and dtype count.
@@ -133,24 +138,23 @@ def run_eval(config: RunConfig, against: str = "") -> dict[str, Quality]:
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
     dense = BlockStream(sources["dense"], device, dtype) if against else None
-    held_out = HeldOut(_tokens(source, config.data, config.blocks), dense)
+    held_out = HeldOut(_tokens(source, config), dense)
     found = {"dense": held_out.dense_quality()} if dense else {}
     return {**found, "model": held_out.quality(BlockStream(source, device, dtype))}
 
 
-def _tokens(source: ModelSource, data: str, config: BlocksConfig):
-    if data:
-        return from_the_beginning(data, config, source.tokenizer)
-    run = _run_of(source)
-    if not run.blocks.exists():
+def _tokens(source: ModelSource, config: RunConfig) -> Tensor:
+    lineage = Lineage(config.model)
+    if (own := lineage.scored(config.data)) is not None:
+        return own.blocks
+    if not config.data:
         raise RequestError("No text is given: --data with a file, folder, hub data set or stdlib.")
-    tensors, _ = read_tensors(run.blocks)
-    return tensors["held_out"].long()
-
-
-def _run_of(source: ModelSource) -> RunDirectory:
-    """The run directory that a checkpoint would lie in."""
-    return RunDirectory(Path(source.folder).resolve().parent)
+    if lineage.trained_on:
+        known = " and ".join(f"'{data}'" for data in lineage.trained_on)
+        log.warning(
+            "The checkpoint was trained on %s: whether '%s' shares text with that is not known.", known, config.data
+        )
+    return from_the_beginning(config.data, config.blocks, source.tokenizer, lineage).blocks
 
 
 def eval_folder(config: RunConfig, output: str) -> Path | None:

@@ -14,6 +14,8 @@ from darwinlm.baselines.uniform import uniform
 from darwinlm.config import RunConfig, faults, is_hard, to_dict, wish_identity
 from darwinlm.cost import database_bytes, nominal_module, nominal_widths
 from darwinlm.data.blocks import SPLITS, Splits, make_splits, settings_of_split
+from darwinlm.data.lineage import Lineage
+from darwinlm.data.sources import documents
 from darwinlm.database.levels import Ladder, ladders
 from darwinlm.database.store import MANIFEST, Database, damaged_files
 from darwinlm.errors import DamagedFileError, RequestError
@@ -204,10 +206,11 @@ class Run:
         path, asked = self.directory.blocks, {name: self.split_identity(name) for name in SPLITS}
         if ranks.is_first() and (stored := self._stored_splits()) != asked:
             log.info("Reading '%s'.", self.config.data)
-            splits = make_splits(self.config.data, self.config.blocks, self.source.tokenizer, self.config.seed)
-            tensors = {name: getattr(splits, name).to(torch.int32) for name in SPLITS}
+            config, lineage = self.config, Lineage(self.config.model)
+            splits = make_splits(config.data, config.blocks, self.source.tokenizer, config.seed, lineage)
+            tensors = splits.tensors()
             known, _ = read_tensors(path) if stored else ({}, {})
-            for name in (name for name in known if stored[name] == asked[name]):
+            for name in (name for name in SPLITS if name in known and stored[name] == asked[name]):
                 if not torch.equal(known[name], tensors[name]):
                     raise RequestError(
                         f"The text of '{self.config.data}' is not what '{self.directory.path}' was begun with, so no other blocks "
@@ -216,8 +219,7 @@ class Run:
                     )
             write_tensors(path, tensors, {"splits": json.dumps(asked)})
         ranks.barrier()
-        tensors, _ = read_tensors(path)
-        return Splits(**{name: tensors[name].long() for name in SPLITS})
+        return Splits.of(read_tensors(path)[0])
 
     def finished_database(self) -> Database:
         """The database that lies here, whole.
@@ -280,6 +282,7 @@ def opened(config: RunConfig, *, restart: bool = False, check: Callable[[Run], N
     ]
     if found := missing + faults(config):
         raise RequestError(*found)
+    documents(config.data, config.blocks.text_field)
     directory = RunDirectory(config.path)
     ModelSource(config.model, weights=False, trust_remote_code=config.trust_remote_code)  # before a folder is made
     ranks.join()

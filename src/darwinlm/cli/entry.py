@@ -9,7 +9,7 @@ from typing import NoReturn
 from darwinlm.cli.calls import console
 from darwinlm.cli.commands import COMMANDS, Command
 from darwinlm.cli.flags import read_settings
-from darwinlm.errors import RequestError
+from darwinlm.errors import InterruptedReading, RequestError
 from darwinlm.runtime import ranks
 from darwinlm.runtime.files import disk_faults_told
 from darwinlm.runtime.output import lasting_output
@@ -46,6 +46,8 @@ def _main(arguments: list[str]) -> None:
         ranks.end_together()
     except RequestError as fault:
         _fail(2, *fault.faults)
+    except InterruptedReading as fault:
+        _fail(1, str(fault))
     except KeyboardInterrupt:
         _fail(130, "stopped. The same command goes on from here.")
     finally:

@@ -1,152 +1,147 @@
-"""Documents from a hub data set, from files, or from the Python source on this machine."""
+"""Documents from files, folders, hub data sets, the Python source on this machine, or a mixture of them."""
 
 from __future__ import annotations
 
-import json
+import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
 
-import pyarrow.parquet as parquet
-from pyarrow import ArrowException
-from pyarrow.types import is_large_string, is_string
-
+from darwinlm.data.files import READERS, Rest, file_documents, files_in, kind_of
+from darwinlm.data.hub import HUB_PRESETS, hub_documents, is_hub_name
+from darwinlm.data.reading import Reading
 from darwinlm.data.stdlib import stdlib_documents
-from darwinlm.errors import DamagedFileError, RequestError, first_line
-
-SUFFIXES = (".txt", ".jsonl", ".parquet")
-PART_CHARACTERS = 1 << 20
-"""A longer .txt file is read in parts of about this size, so that a file of any size takes no more memory."""
-
-
-class Rest(str):
-    """A part of a document that goes on where the text before it stopped."""
+from darwinlm.errors import RequestError
+from darwinlm.runtime.progress import log
 
 
 @dataclass(frozen=True)
-class HubPreset:
-    """A hub data set with the filter that it is known by."""
+class Share:
+    """One source of a mixture."""
 
-    path: str
-    name: str
-    score_field: str
-    min_score: float
-
-
-HUB_PRESETS = {
-    # The paper keeps documents scored >= 0.9 (arXiv 2502.07780, section 4), on the scale of the language score.
-    "fineweb-edu": HubPreset("HuggingFaceFW/fineweb-edu", "sample-10BT", "language_score", 0.9),
-}
+    source: str
+    weight: float
+    """Of its characters, beside the others' weights."""
 
 
-def documents(source: str, text_field: str, *, held_out: bool = False) -> Iterator[str]:
-    """Yield the documents of a source in their order; a .txt file is one document, a long one in parts.
+def documents(source: str, text_field: str, *, held_out: bool = False, strict: bool = True) -> Iterator[str]:
+    """Yield the documents of a source in their order; a text file is one document, a long one in parts.
 
     Parts end at line ends, and all but the first are `Rest`; put together they are the file's text.
 
     Args:
         source: see `RunConfig.data`.
-        text_field: field that holds the text in structured files.
+        text_field: field that holds the text in structured files; several with commas, the first one there counts.
         held_out: of `stdlib`, the part that is never fitted to; other sources have no such part.
+        strict: refuse what cannot be read. Else it is left out, counted and said: for a training that is under way.
 
     Raises:
-        RequestError: nothing readable is there.
+        RequestError: nothing readable is there; at the call where that is seen without reading.
     """
+    shares = mixture(source)
+    opened = [_documents(share.source, Reading(share.source, text_field, strict=strict), held_out) for share in shares]
+    return opened[0] if len(opened) == 1 else _mixed(shares, opened)
+
+
+def mixture(source: str) -> list[Share]:
+    """What `SOURCE=WEIGHT,SOURCE=WEIGHT` names; a weight that is not given is 1. A path that is there is one source.
+
+    Raises:
+        RequestError: a weight is no positive number, or a name is empty or there twice.
+    """
+    if _path(source).exists():
+        return [Share(source, 1.0)]
+    shares: list[Share] = []
+    for part in source.split(","):
+        found = re.fullmatch(r"(.*)=([-+]?[\d.]+(?:[eE][-+]?\d+)?%?)", part.strip())
+        name, weight = (found[1].strip(), found[2].rstrip("%")) if found else (part.strip(), "1")
+        try:
+            value = float(weight)
+        except ValueError:
+            value = math.nan
+        if not name or not 0 < value < math.inf or name in [share.source for share in shares]:
+            raise RequestError(
+                f"'{source}' is no mixture of texts: '{part.strip()}' must be a source that stands there once, with a "
+                "positive weight, such as fineweb-edu=0.7,notes/=0.3."
+            )
+        shares.append(Share(name, value))
+    return shares
+
+
+def known_tokens(source: str) -> int | None:
+    """Tokens that a source is known to have, about and at most; None where nobody has said."""
+    known = [HUB_PRESETS[share.source].tokens if share.source in HUB_PRESETS else None for share in mixture(source)]
+    return sum(filter(None, known)) if all(known) else None
+
+
+def same_source(one: str, other: str) -> bool:
+    """Whether two names are of the same text."""
+    return one == other or (_path(one).exists() and _path(other).exists() and _path(one).samefile(_path(other)))
+
+
+def _documents(source: str, reading: Reading, held_out: bool) -> Iterator[str]:
     if source == "stdlib":
         return stdlib_documents(held_out=held_out)
-    path = Path(source).expanduser()
-    if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.suffix in SUFFIXES and p.is_file())
-        if not files:
-            raise RequestError(f"The folder '{source}' holds no {', '.join(SUFFIXES)} file.")
-        return (text for file in files for text in _from_file(file, text_field))
-    if path.is_file():
-        if path.suffix not in SUFFIXES:
+    path = _path(source)
+    try:
+        if path.is_dir():
+            return _of_files(files_in(path), reading)
+        if path.is_file():
+            if kind_of(path) is None:
+                raise RequestError(
+                    f"'{source}' is of no kind that can be read; give a {', '.join(READERS)} file, compressed (.gz, .zst, "
+                    ".bz2, .xz) or not, or a folder of them."
+                )
+            return _of_files([path], reading)
+        if path.exists():
             raise RequestError(
-                f"'{source}' is of no kind that can be read; give a {', '.join(SUFFIXES)} file or a folder of them."
+                f"'{source}' is no file: text is read more than once, so a pipe will not do. Save it first."
             )
-        return _from_file(path, text_field)
-    if source in HUB_PRESETS or _looks_like_hub_id(source):
-        return _from_hub(source, text_field)
+    except OSError as fault:
+        raise RequestError(f"'{source}' cannot be read: {fault.strerror}.") from fault
+    if is_hub_name(source) and kind_of(Path(source)) is None:
+        return _said(hub_documents(source, reading), reading)
     raise RequestError(
-        f"There is no text at '{source}'. Give a file, a folder, a hub data set such as allenai/c4:en, or stdlib."
+        f"There is no text at '{source}'. Give a file, a folder, a hub data set such as allenai/c4:en, stdlib, or several "
+        "such as fineweb-edu=0.7,notes/=0.3."
     )
 
 
-def _looks_like_hub_id(source: str) -> bool:
-    return source.count("/") == 1 and not source.startswith((".", "/", "~")) and not source.endswith(SUFFIXES)
-
-
-def _from_file(path: Path, text_field: str) -> Iterator[str]:
+def _path(source: str) -> Path:
+    """As a path; of what can be none, one that does not exist."""
     try:
-        if path.suffix == ".txt":
-            with path.open(encoding="utf-8") as lines:
-                yield _part(lines)
-                while part := _part(lines):
-                    yield Rest(part)
-        elif path.suffix == ".jsonl":
-            with path.open(encoding="utf-8") as lines:
-                for number, line in enumerate(lines, 1):
-                    if line.strip():
-                        where = f"'{path}', line {number}"
-                        yield _field(_parsed(line, where), text_field, where)
-        else:
-            with parquet.ParquetFile(path) as file:
-                names = file.schema_arrow.names
-                if text_field not in names or not _is_text(file.schema_arrow.field(text_field).type):
-                    raise _no_field(text_field, names, f"'{path}'")
-                for batch in file.iter_batches(columns=[text_field]):
-                    yield from (text for text in batch[text_field].to_pylist() if text)
-    except UnicodeDecodeError as fault:
-        raise RequestError(f"'{path}' is not UTF-8 text: {fault}.") from fault
-    except (ArrowException, OSError) as fault:
-        raise DamagedFileError(f"'{path}' cannot be read: {fault}.") from fault
+        path = Path(source).expanduser()
+        path.exists()
+    except (OSError, RuntimeError, ValueError):
+        return Path("/nonexistent")
+    return path
 
 
-def _part(lines: TextIO) -> str:
-    """The next characters, up to a line end where one is near."""
-    return lines.read(PART_CHARACTERS) + lines.readline(PART_CHARACTERS)
+def _of_files(files: list[Path], reading: Reading) -> Iterator[str]:
+    return _said((text for file in files for text in file_documents(file, reading)), reading)
 
 
-def _is_text(kind: Any) -> bool:
-    return is_string(kind) or is_large_string(kind)
-
-
-def _parsed(line: str, where: str) -> Any:
+def _said(texts: Iterator[str], reading: Reading) -> Iterator[str]:
     try:
-        return json.loads(line)
-    except json.JSONDecodeError as fault:
-        raise DamagedFileError(f"{where} is not valid JSON: {fault}.") from fault
+        yield from texts
+    finally:
+        reading.say()
 
 
-def _from_hub(source: str, text_field: str) -> Iterator[str]:
-    from datasets import load_dataset  # slow to import, and needed by this source alone
+def _mixed(shares: list[Share], opened: list[Iterator[str]]) -> Iterator[str]:
+    """The next document is always one of the source that has given least for its weight; where one ends, the others go on.
 
-    preset = HUB_PRESETS.get(source)
-    try:
-        if preset:
-            rows = load_dataset(preset.path, name=preset.name, split="train", streaming=True)
-        else:
-            path, _, name = source.partition(":")
-            rows = load_dataset(path, name=name or None, split="train", streaming=True)
-        for row in rows:
-            if preset is None or row[preset.score_field] >= preset.min_score:
-                yield _field(row, text_field, f"data set '{source}'")
-    except (OSError, ValueError) as fault:
-        raise RequestError(
-            f"The hub data set '{source}' cannot be read ({first_line(fault)}). Check its name, its configuration "
-            "(owner/name:configuration) and the connection."
-        ) from fault
-
-
-def _field(row: Any, text_field: str, where: str) -> str:
-    if not isinstance(row, dict) or not isinstance(row.get(text_field), str):
-        raise _no_field(text_field, list(row) if isinstance(row, dict) else [], where)
-    return row[text_field]
-
-
-def _no_field(text_field: str, fields: list[str], where: str) -> RequestError:
-    return RequestError(
-        f"{where} has no text in a field '{text_field}'; set blocks.text_field. Fields there: {', '.join(fields) or 'none'}."
-    )
+    Parts of a long text file are documents here: whole, it would crowd out the others.
+    """
+    given = {share.source: (0.0, share.weight, texts) for share, texts in zip(shares, opened)}
+    while given:
+        name, (characters, weight, texts) = min(given.items(), key=lambda item: item[1][0] / item[1][1])
+        text = next(texts, None)
+        if text is None:
+            del given[name]
+            if given:
+                log.info("'%s' has ended; the mixture goes on without it.", name)
+            continue
+        given[name] = characters + len(text), weight, texts
+        yield str(text) if isinstance(text, Rest) else text

@@ -9,32 +9,35 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from darwinlm.data.sources import documents
+from darwinlm.data.sources import documents, known_tokens
+from darwinlm.data.tokens import Ranges, tokenized
 from darwinlm.errors import RequestError
 from darwinlm.runtime.seeds import torch_generator
 
-_DOCUMENTS = 64
-"""Documents that are tokenized at a time."""
+
+class TextEnds(RequestError):
+    """There is less text than tokens are asked for."""
 
 
 @dataclass(frozen=True)
 class Bookmark:
     """Where a window begins in the text."""
 
+    block: int = 0
+    """Its first block's number."""
     window: int = 0
-    """Its number."""
+    """Its own number."""
     epoch: int = 0
     """How often the text was read to its end before."""
     document: int = 0
-    """The document in which it begins."""
+    """The document, or part of one, in which it begins."""
     offset: int | None = None
     """Tokens of that document before it; None at the beginning of the text."""
 
@@ -50,8 +53,8 @@ class PackedStream:
         length: tokens in a block.
         window: blocks that are shuffled together.
         seed: of the shuffling.
-        epochs: times that the text is read.
-        skip: tokens at its beginning that are left out, each time.
+        epochs: times that the text is read. A block does not depend on it: windows end where the text does.
+        without: text that is left out, since it is scored.
     """
 
     source: str
@@ -61,7 +64,7 @@ class PackedStream:
     window: int
     seed: int
     epochs: int = 1
-    skip: int = 0
+    without: Ranges = field(default_factory=Ranges)
 
     def blocks(self, start: int = 0, bookmark: Bookmark | None = None) -> Iterator[tuple[Tensor, Bookmark]]:
         """Yield block `start` and all after it, (length,) int64, each with the bookmark of its window.
@@ -80,7 +83,7 @@ class PackedStream:
                 waiting = reader.submit(next, windows, None)
                 place, rows = found
                 order = torch.randperm(len(rows), generator=torch_generator(self.seed, "stream", place.window))
-                first = max(0, start - place.window * self.window)
+                first = max(0, start - place.block)
                 for row in order[first:].tolist():
                     yield rows[row].long(), place
 
@@ -94,8 +97,11 @@ class PackedStream:
         Raises:
             RequestError: there are fewer; says how many.
         """
-        total, enough = -self.skip, min(-(-needed // self.epochs), counted)
-        for _, tokens in self._tokenized(0, 0):
+        known = known_tokens(self.source)
+        if known is not None and known * self.epochs < needed:
+            raise self.too_short(known * self.epochs // self.length * self.length, needed)
+        total, enough = 0, min(-(-needed // self.epochs), counted)
+        for _, tokens in self._tokenized(0, 0, strict=True):
             total += len(tokens)
             if total >= enough:
                 return
@@ -103,10 +109,10 @@ class PackedStream:
         if there < needed:
             raise self.too_short(there, needed)
 
-    def too_short(self, there: int, needed: int) -> RequestError:
+    def too_short(self, there: int, needed: int) -> TextEnds:
         """The fault of a text that ends too early."""
         times = f" in {self.epochs} passes" if self.epochs > 1 else ""
-        return RequestError(
+        return TextEnds(
             f"'{self.source}' has {there:,} tokens in whole blocks of {self.length} to train on{times}, but {needed:,} are "
             "asked. Give more text, ask for fewer --tokens, or raise train.epochs."
         )
@@ -115,39 +121,40 @@ class PackedStream:
         """(where it begins, (blocks, length) int32): full windows, and a smaller last one."""
         wanted, held, parts = self.window * self.length, 0, []
         for epoch, document, offset, tokens in self._texts(place):
+            if parts and epoch != parts[-1][0] and (count := held // self.length):  # the text has ended
+                rows, parts = _taken(parts, count * self.length)
+                yield place, rows.view(count, self.length)
+                held -= count * self.length
+                place = Bookmark(place.block + count, place.window + 1, *parts[0][:3])
             parts.append((epoch, document, offset, tokens))
             held += len(tokens)
             while held >= wanted:
                 rows, parts = _taken(parts, wanted)
                 yield place, rows.view(self.window, self.length)
                 held -= wanted
-                epoch, document, offset, _ = parts[0]
-                place = Bookmark(place.window + 1, epoch, document, offset)
+                place = Bookmark(place.block + self.window, place.window + 1, *parts[0][:3])
         if count := held // self.length:
             yield place, _taken(parts, count * self.length)[0].view(count, self.length)
 
-    def _texts(self, place: Bookmark) -> Iterator[tuple[int, int, int, np.ndarray]]:
+    def _texts(self, place: Bookmark) -> Iterator[_Part]:
         """(epoch, document, tokens of it before these, these) from a place on."""
         for epoch in range(place.epoch, self.epochs):
             here = epoch == place.epoch and place.offset is not None
-            drop = place.offset or 0 if here else self.skip
+            drop = place.offset or 0 if here else 0
             for document, tokens in self._tokenized(epoch, place.document if here else 0):
-                left = min(drop, len(tokens))
-                drop -= left
-                yield epoch, document, left, tokens[left:]
+                yield epoch, document, drop, tokens[drop:]
+                drop = 0
 
-    def _tokenized(self, epoch: int, first: int) -> Iterator[tuple[int, np.ndarray]]:
+    def _tokenized(self, epoch: int, first: int, *, strict: bool = False) -> Iterator[tuple[int, np.ndarray]]:
         """(document, its tokens with the end token before them) from a document on."""
         end = self.tokenizer.eos_token_id
-        waiting = islice(documents(self.source, self.text_field), first, None)
-        number = first
-        while batch := list(islice(waiting, _DOCUMENTS)):
-            for ids in self.tokenizer(batch, add_special_tokens=False, verbose=False)["input_ids"]:
-                joint = [end] if end is not None and (number or epoch) else []
-                yield number, np.asarray(joint + ids, dtype=np.int32)
-                number += 1
+        texts = documents(self.source, self.text_field, strict=strict)
+        for text in tokenized(texts, self.tokenizer, self.without, first):
+            pieces = [tokens for _, tokens in text.pieces(end, first=not (text.number or epoch))]
+            yield text.number, np.concatenate(pieces) if pieces else _NOTHING
 
 
+_NOTHING = np.zeros(0, dtype=np.int32)
 _Part = tuple[int, int, int, np.ndarray]
 
 

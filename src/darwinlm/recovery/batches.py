@@ -77,22 +77,26 @@ class Batches:
         """Yield {input_ids: (micro, T), numbers: of these blocks in the stream}.
 
         Raises:
-            RequestError: the text ends before the training.
+            TextEnds: before the training.
         """
-        held: list[Tensor] = []
-        numbers: list[int] = []
-        block = self.step * self.rhythm.sequences
-        for tokens, bookmark in self.stream.blocks(block, self.bookmark):
+        rhythm, held = self.rhythm, list[Tensor]()
+        block = self.step * rhythm.sequences
+        for tokens, bookmark in self.stream.blocks(block, self.bookmark) if block < rhythm.blocks else ():
+            held.append(tokens)
+            if len(held) < rhythm.sequences:
+                continue
             self.bookmark = bookmark
-            if block == self.rhythm.blocks:
+            yield from self._share(held, block)  # whole steps alone, so that all ranks end after the same one
+            block, held = block + rhythm.sequences, []
+            if block == rhythm.blocks:
                 return
-            if self.rhythm.owner(block) == self.rank:
-                held.append(tokens)
-                numbers.append(block)
-            if len(held) == self.rhythm.micro:
-                yield {"input_ids": torch.stack(held), "numbers": numbers}
-                held, numbers = [], []
-            block += 1
-        if block < self.rhythm.blocks:
+        if block < rhythm.blocks:
             length = self.stream.length
-            raise self.stream.too_short(block * length, self.rhythm.blocks * length)
+            raise self.stream.too_short((block + len(held)) * length, rhythm.blocks * length)
+
+    def _share(self, blocks: list[Tensor], first: int) -> Iterator[dict[str, Any]]:
+        """This rank's micro-batches of a step that begins with block `first`."""
+        own = [i for i in range(len(blocks)) if self.rhythm.owner(first + i) == self.rank]
+        for start in range(0, len(own), self.rhythm.micro):
+            part = own[start : start + self.rhythm.micro]
+            yield {"input_ids": torch.stack([blocks[i] for i in part]), "numbers": [first + i for i in part]}

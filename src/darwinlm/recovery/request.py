@@ -7,12 +7,13 @@ import functools
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from darwinlm.config import RunConfig, faults, to_dict
-from darwinlm.data.blocks import from_the_beginning
+from darwinlm.data.blocks import from_the_beginning, scored_apart
+from darwinlm.data.lineage import RANGES, Lineage, Scored
+from darwinlm.data.sources import documents
 from darwinlm.data.stream import PackedStream
-from darwinlm.errors import RequestError
+from darwinlm.data.tokens import Ranges
+from darwinlm.errors import RequestError, first_line
 from darwinlm.export.huggingface import require_canonical
 from darwinlm.models.source import ModelSource
 from darwinlm.recovery.adapters import check_adapters
@@ -21,7 +22,8 @@ from darwinlm.recovery.plan import training_cost
 from darwinlm.recovery.teacher_logits import Store
 from darwinlm.runtime import ranks
 from darwinlm.runtime.device import choose_device, choose_dtype
-from darwinlm.runtime.files import read_json, require_room, sha256_of
+from darwinlm.runtime.files import read_json, read_tensors, require_room, sha256_of
+from darwinlm.runtime.progress import log
 from darwinlm.runtime.rundir import RunDirectory, require_same
 
 WITHOUT = ("database", "target", "search", "bench")
@@ -35,8 +37,10 @@ _HOW = (
     "fsdp",
     "report_to",
     "teacher_logits",
+    "tokens",
+    "epochs",
 )
-"""Settings of how, not what: a begun training may go on with others."""
+"""Settings of how, and of how it ends, not what: a begun training may go on with others."""
 _OTHER_OUTPUT = "Choose another --output, or ask for what is there."
 
 
@@ -63,6 +67,7 @@ class Request:
         if self.train.method == "lora":
             check_adapters(self.source, self.train)
         self.teacher = self._checked_teacher() if self.train.teacher else None
+        _check_trackers(self.train.report_to)
         self.path = output_of(config)
         self.identity_file = self.path / "train" / "identity.json"
         self._check_output()
@@ -74,10 +79,32 @@ class Request:
         Raises:
             RequestError: it does not, or cannot be read.
         """
-        self.held_out  # noqa: B018
+        self.scored  # noqa: B018
         if self.store:
             self.store.missing()
         self.stream.require(self.rhythm.blocks * self.train.sequence_length)
+
+    def end_after(self, done: int) -> None:
+        """Take fewer tokens than are trained already as: end now."""
+        if self.rhythm.steps < done:
+            log.info("%d steps are done, more than --tokens asks for: the training ends with them.", done)
+            self.rhythm = dataclasses.replace(self.rhythm, steps=done)
+
+    def finished(self, summary: dict[str, Any]) -> dict[str, Any]:
+        """The summary of a training that is done.
+
+        Raises:
+            RequestError: it is asked to go on, but its state is gone.
+        """
+        asked, done = self.rhythm.steps, summary["steps"]
+        if asked > done:
+            raise RequestError(
+                f"'{self.path}' holds a training that has ended after {done} steps ({summary['tokens']:,} tokens); {asked} are "
+                f"asked. Train its result further: darwinlm train {self.path / 'model'}."
+            )
+        if asked < done:
+            log.info("The training in '%s' has ended after %d steps already.", self.path, done)
+        return summary
 
     def _checked_teacher(self) -> ModelSource:
         teacher = ModelSource(self.train.teacher, trust_remote_code=self.config.trust_remote_code)
@@ -137,14 +164,20 @@ class Request:
         return {**known, **blocks, **train, "train.teacher": teacher}
 
     @functools.cached_property
-    def _apart(self) -> str | None:
-        """A source of held-out text that is not trained on; None where it is the beginning of the same data."""
-        return self.config.blocks.held_out_data or ("stdlib" if self.config.data == "stdlib" else None)
+    def lineage(self) -> Lineage:
+        """The runs that the checkpoint comes from."""
+        return Lineage(self.config.model)
 
     @functools.cached_property
-    def held_out(self) -> Tensor:
-        """(blocks, tokens): text that is not trained on."""
-        return from_the_beginning(self._apart or self.config.data, self.config.blocks, self.source.tokenizer)
+    def scored(self) -> Scored:
+        """Text that is not trained on; once begun, what lies in the folder."""
+        kept = RunDirectory(self.path).blocks
+        if self.identity_file.exists() and kept.exists():
+            tensors, _ = read_tensors(kept)
+            return Scored(tensors["held_out"].long(), Ranges(tensors.get(RANGES)))
+        config, tokenizer = self.config, self.source.tokenizer
+        apart = scored_apart(config.data, config.blocks, tokenizer, self.lineage)
+        return apart or from_the_beginning(config.data, config.blocks, tokenizer, self.lineage)
 
     @functools.cached_property
     def stream(self) -> PackedStream:
@@ -158,7 +191,7 @@ class Request:
             train.shuffle_blocks,
             self.config.seed,
             train.epochs,
-            0 if self._apart else blocks.held_out * blocks.sequence_length,
+            self.lineage.ranges + self.scored.ranges,
         )
 
     @functools.cached_property
@@ -166,7 +199,9 @@ class Request:
         """Where the teacher's logits lie; None where it computes alongside."""
         if self.teacher is None or not self.train.teacher_logits:
             return None
-        settings = dataclasses.asdict(dataclasses.replace(self.stream, tokenizer=None))
+        stream = self.stream
+        names = ("source", "text_field", "length", "window", "seed")  # a block does not depend on epochs
+        settings = {name: getattr(stream, name) for name in names} | {"without": stream.without.rows.tolist()}
         identity = {
             "text": sha256_of({**settings, "tokenizer": self.source.tokenizer.get_vocab()}),
             "teacher": self.teacher.fingerprint[:16],
@@ -194,6 +229,23 @@ def _check_given(config: RunConfig) -> None:
         )
     if found := missing + faults(config, WITHOUT):
         raise RequestError(*found)
+    documents(config.data, config.blocks.text_field)
+
+
+def _check_trackers(named: list[str]) -> None:
+    """A tracker that is unknown or not installed is found now: Trainer says so only when all else is done."""
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK as KNOWN
+
+    for name in named if named not in (["all"], ["none"]) else ():
+        if name not in KNOWN:
+            listed = ", ".join(sorted(KNOWN))
+            raise RequestError(f"train.report_to names '{name}', which transformers does not know. It knows: {listed}.")
+        try:
+            KNOWN[name]()
+        except (RuntimeError, ImportError) as fault:
+            raise RequestError(
+                f"train.report_to names '{name}', which cannot be used here ({first_line(fault)}). Install it, or leave it out."
+            ) from fault
 
 
 def output_of(config: RunConfig) -> Path:

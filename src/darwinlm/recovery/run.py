@@ -11,6 +11,9 @@ from typing import Any
 import torch
 
 from darwinlm.config import RunConfig, to_dict
+from darwinlm.data.lineage import RANGES
+from darwinlm.data.stream import TextEnds
+from darwinlm.errors import RequestError
 from darwinlm.models.blocks import BlockStream
 from darwinlm.models.source import ModelSource
 from darwinlm.models.whole import load_whole
@@ -22,7 +25,7 @@ from darwinlm.recovery.history import History, draw_curves, read_history
 from darwinlm.recovery.objective import Objective
 from darwinlm.recovery.request import Request
 from darwinlm.recovery.result import write_result
-from darwinlm.recovery.state import states
+from darwinlm.recovery.state import states, step_of
 from darwinlm.recovery.teacher import LiveTeacher, Teacher
 from darwinlm.recovery.teacher_logits import StoredTeacher, fill
 from darwinlm.recovery.trainer import Course, Recovery
@@ -50,8 +53,11 @@ def run_train(config: RunConfig) -> dict[str, Any]:
     directory = RunDirectory(request.path)
     with directory.locked() if ranks.is_first() else nullcontext():
         if directory.summary.exists():
-            return read_json(directory.summary) if ranks.is_first() else {}
-        request.check_text()
+            return request.finished(read_json(directory.summary)) if ranks.is_first() else {}
+        state = ranks.gathered(next(reversed(states(request.path / "train")), None))[0]
+        request.end_after(step_of(state))
+        if request.rhythm.steps > step_of(state):
+            request.check_text()
         if ranks.is_first():
             _begin(request, directory)
         ranks.barrier()
@@ -59,8 +65,8 @@ def run_train(config: RunConfig) -> dict[str, Any]:
         with directory.timed("train"):
             watch = _watch(request)
             last = folder / f"state-{request.rhythm.steps}"
-            if not ranks.gathered(last.exists())[0]:
-                _fit(request, folder, watch)
+            if request.rhythm.steps > step_of(state):
+                _fit(request, folder, watch, state)
         return _finish(request, directory, last, watch) if ranks.is_first() else {}
 
 
@@ -70,19 +76,19 @@ def _begin(request: Request, directory: RunDirectory) -> None:
     write_json(request.identity_file, request.identity)
     directory.save_settings({**to_dict(request.config), "output": str(request.path)})
     if not directory.blocks.exists():
-        write_tensors(directory.blocks, {"held_out": request.held_out.to(torch.int32)})
+        scored = request.scored
+        write_tensors(directory.blocks, {"held_out": scored.blocks.to(torch.int32), RANGES: scored.ranges.rows})
 
 
 def _watch(request: Request) -> Watch:
     stream = BlockStream(request.teacher, request.device, request.dtype) if request.teacher else None
-    return Watch(request.held_out, stream, request.train.micro_batch_sequences)
+    return Watch(request.scored.blocks, stream, request.train.micro_batch_sequences)
 
 
-def _fit(request: Request, folder: Path, watch: Watch) -> None:
-    """The training, from the newest state on; leaves the last state."""
+def _fit(request: Request, folder: Path, watch: Watch, state: Path | None) -> None:
+    """The training, from a state on; leaves the last state, also where the text ends before."""
     train, config = request.train, request.config
-    state = ranks.gathered(next(reversed(states(folder)), None))[0]
-    done = int(state.name.split("-")[1]) if state else 0
+    done = step_of(state)
     log.info("%s", _announcement(request, done))
     student: Any = load_whole(request.source, torch.device("cpu"), torch.float32)
     if train.method == "lora":
@@ -99,7 +105,23 @@ def _fit(request: Request, folder: Path, watch: Watch) -> None:
         course = Course(config.seed, folder, history, lambda model: watch.quality(model, request.device), step_done)
         objective = Objective(student, train, compared)
         trainer = Recovery(objective, arguments, train, batches, _teacher(request, compared), course)
-        trainer.train(resume_from_checkpoint=str(state) if state else None)
+        try:
+            trainer.train(resume_from_checkpoint=str(state) if state else None)
+        except TextEnds as fault:
+            raise _ended(trainer, request, fault) from fault
+
+
+def _ended(trainer: Recovery, request: Request, fault: TextEnds) -> RequestError:
+    """Keep the state, and say how it goes on."""
+    step = trainer.state.global_step
+    if not step:
+        return fault
+    trainer.save()
+    return RequestError(
+        f"{fault} The state of step {step} is saved. The same command goes on with --train.epochs "
+        f"{request.train.epochs + 1}; with --tokens {step * request.train.batch_tokens} it ends there, and the result can be "
+        "trained further on other text."
+    )
 
 
 def _teacher(request: Request, compared: list[int]) -> Teacher | None:

@@ -25,6 +25,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from darwinlm.data.stream import Bookmark
+from darwinlm.errors import DamagedFileError
 from darwinlm.runtime import ranks
 from darwinlm.runtime.files import flush, read_json, read_tensors, write_json, write_tensors
 
@@ -100,7 +101,12 @@ def save_state(
 
 def states(folder: Path) -> list[Path]:
     """The states that lie in a folder, oldest first."""
-    return sorted(folder.glob("state-*"), key=lambda path: int(path.name.split("-")[1]))
+    return sorted(folder.glob("state-*"), key=step_of)
+
+
+def step_of(state: Path | None) -> int:
+    """Finished optimizer steps of a state; 0 of none."""
+    return int(state.name.split("-")[1]) if state else 0
 
 
 def load_state(state: Path, model: nn.Module, optimizer: Optimizer, schedule: LRScheduler) -> None:
@@ -130,5 +136,12 @@ def load_state(state: Path, model: nn.Module, optimizer: Optimizer, schedule: LR
 
 
 def bookmark_of(state: Path) -> Bookmark:
-    """Where the reading of a state is."""
-    return Bookmark(**read_json(state / "facts.json")["bookmark"])
+    """Where the reading of a state is.
+
+    Raises:
+        DamagedFileError: it counts otherwise.
+    """
+    stored = read_json(state / "facts.json")["bookmark"]
+    if "block" not in stored:
+        raise DamagedFileError(f"'{state}' was left by another version of DarwinLM. Choose another --output.")
+    return Bookmark(**stored)

@@ -130,6 +130,11 @@ class Recovery(Trainer):
         save_state(self.course.folder, step, model, optimizer, schedule, place, self.state)  # type: ignore[arg-type]
         self.began = time.perf_counter()
 
+    def save(self) -> None:
+        """Keep the state after the last whole step."""
+        if not (self.course.folder / f"state-{self.state.global_step}").exists():
+            self._save_checkpoint(None, None)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Weights come with the moments, when the model is wrapped."""
 
