@@ -61,3 +61,36 @@ def test_no_room_at_all_is_refused(tmp_path: Path) -> None:
 
 def test_free_memory_is_that_of_this_machine() -> None:
     assert 0 < free_host_memory() < 1 << 50
+
+
+GIB = 1 << 30
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "files", "left"),
+    [
+        ("", {}, 64),
+        ("0::/", {"memory.max": "max"}, 64),
+        ("0::/", {"memory.max": 16, "memory.current": 10, "memory.stat": 4}, 10),  # files it caches can go
+        ("0::/a/b", {"a/b/memory.max": "max", "a/memory.max": 16, "a/memory.current": 15, "a/memory.stat": 0}, 1),
+        ("0::/a", {"a/memory.max": 16, "a/memory.current": 17, "a/memory.stat": 0}, 0),
+        ("0::/../../pod", {"memory.max": 8, "memory.current": 2, "memory.stat": 0}, 6),  # seen from inside a container
+        (
+            "3:cpu:/x\n4:cpuacct,memory:/y\n0::/",
+            {"memory/y/memory.limit_in_bytes": 9, "memory/y/memory.usage_in_bytes": 4, "memory/y/memory.stat": 1},
+            6,
+        ),
+        ("4:memory:/", {"memory/memory.limit_in_bytes": 1 << 33, "memory/memory.usage_in_bytes": 4}, 64),  # unlimited
+    ],
+)
+def test_the_limit_of_a_container_counts(tmp_path: Path, cgroup: str, files: dict[str, int | str], left: int) -> None:
+    """In GiB; the machine has 64 free."""
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/meminfo").write_text(f"MemTotal: 1 kB\nMemAvailable: {64 << 20} kB\n")
+    (tmp_path / "proc/self/cgroup").write_text(cgroup)
+    for name, value in files.items():
+        file = tmp_path / "sys/fs/cgroup" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        cached = f"anon 5\ninactive_file {value * GIB}\ntotal_inactive_file {value * GIB}\n" if "stat" in name else ""
+        file.write_text(cached or str(value if value == "max" else int(value) * GIB))
+    assert free_host_memory(tmp_path) == left * GIB

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 import torch
@@ -88,10 +88,49 @@ def free_memory(device: torch.device, sharers: int) -> int:
     return torch.cuda.mem_get_info(device)[0] + reserved
 
 
-def free_host_memory() -> int:
-    """Bytes of host memory that can be taken without swapping."""
+def free_host_memory(root: Path = Path("/")) -> int:
+    """Bytes of host memory that can be taken without swapping, and without being killed for it in a container.
+
+    Args:
+        root: of the file system in which /proc and /sys lie.
+    """
+    free = _available(root)
+    return max(0, min([free, *_left_in_cgroups(root)]))
+
+
+def _available(root: Path) -> int:
     with contextlib.suppress(OSError, ValueError):
-        for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
+        for line in (root / "proc/meminfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    import psutil  # not Linux
+
+    return psutil.virtual_memory().available
+
+
+def _left_in_cgroups(root: Path) -> Iterator[int]:
+    """Bytes that the limit of each control group above this process leaves; files that it only caches do not count."""
+    with contextlib.suppress(OSError):
+        for line in (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines():
+            _, controllers, path = line.split(":", 2)
+            if not controllers:
+                places, names = ("sys/fs/cgroup", "sys/fs/cgroup/unified"), _CGROUP_2
+            elif "memory" in controllers.split(","):
+                places, names = ("sys/fs/cgroup/memory",), _CGROUP_1
+            else:
+                continue
+            inner = PurePosixPath(*(part for part in path.split("/") if part not in ("", "..")))
+            for place in places:  # in a container the path may be that of the host, and the mount the group itself
+                for group in (inner, *inner.parents):
+                    yield from _left_in(root / place / group, *names)
+
+
+_CGROUP_2 = ("memory.max", "memory.current", "inactive_file")
+_CGROUP_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+
+
+def _left_in(group: Path, limit: str, usage: str, cached: str) -> Iterator[int]:
+    with contextlib.suppress(OSError, ValueError):  # no such group, or "max": no limit
+        most, used = (int((group / name).read_text(encoding="utf-8")) for name in (limit, usage))
+        stat = (group / "memory.stat").read_text(encoding="utf-8").split()
+        yield most - used + dict(zip(stat[::2], map(int, stat[1::2]))).get(cached, 0)
