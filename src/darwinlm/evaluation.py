@@ -133,8 +133,6 @@ def run_eval(config: RunConfig, against: str = "") -> dict[str, Quality]:
     """
     sources = _sources(config, against)
     source = sources["model"]
-    if config.data:
-        source.require_context(config.blocks.sequence_length)
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
     dense = BlockStream(sources["dense"], device, dtype) if against else None
@@ -154,6 +152,7 @@ def _tokens(source: ModelSource, config: RunConfig) -> Tensor:
         log.warning(
             "The checkpoint was trained on %s: whether '%s' shares text with that is not known.", known, config.data
         )
+    source.require_context(config.blocks.sequence_length)
     return from_the_beginning(config.data, config.blocks, source.tokenizer, lineage).blocks
 
 

@@ -184,7 +184,7 @@ def _rows_of_lines(path: Path, lines: TextIO, reading: Reading, first: int = 1) 
             row = json.loads(line)
         except (ValueError, RecursionError) as fault:
             told = DamagedFileError(f"{where} is not valid JSON: {first_line(fault)}.")
-            reading.fault(told, "that are not JSON", where)
+            reading.fault(told, "of no valid JSON", where)
             continue
         if (text := reading.text(row, where)) is not None:
             yield text

@@ -81,8 +81,9 @@ class Reading:
     def say(self) -> None:
         """Say what was left out."""
         if self._counts:
+            kinds = self._counts.items()
             listed = "; ".join(
-                f"{count:,} rows {what} (first: {where})" for what, (count, where) in self._counts.items()
+                f"{n:,} {'row' if n == 1 else 'rows'} {what} (first: {where})" for what, (n, where) in kinds
             )
             say_once(f"Not read as it stands in '{self.source}': {listed}.")
 

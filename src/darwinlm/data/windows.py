@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 WINDOW = 64
-"""Tokens in a row that are the same text; fewer where blocks are shorter."""
+"""Tokens in a row that are the same text; half a block where blocks are shorter than two of these."""
 
 
 def shared(blocks: Tensor, others: Sequence[Tensor]) -> np.ndarray:
@@ -20,7 +20,7 @@ def shared(blocks: Tensor, others: Sequence[Tensor]) -> np.ndarray:
     """
     found = np.zeros(len(blocks), dtype=bool)
     for other in others:
-        window = min(WINDOW, blocks.shape[1], other.shape[1])
+        window = max(1, min(WINDOW, blocks.shape[1] // 2, other.shape[1] // 2))
         known = np.unique(_hashes(other, window))
         found |= np.isin(_hashes(blocks, window), known).any(axis=1)
     return found
