@@ -15,8 +15,8 @@ import darwinlm
 ROOT = Path(darwinlm.__file__).parent
 ORDER = (
     "errors | config | runtime | models | data, losses | database | genome | assemble, cost | target | search | baselines"
-    " | export | foreign | recovery | measure | run | results | pipeline | cells, nested"
-    " | planning, evaluation, demonstration, comparison | recipes | tables | cli"
+    " | export | foreign | recovery | measure | planning | run | results | pipeline | cells, nested"
+    " | evaluation, demonstration, comparison | recipes | tables | cli"
 )
 RANKS = {room: rank for rank, group in enumerate(ORDER.split(" | ")) for room in group.split(", ")}
 ABOVE_ALL = ("__init__", "__main__", "demo")

@@ -25,7 +25,7 @@ from darwinlm.baselines.magnitude import build_magnitude_database
 from darwinlm.baselines.registry import METHODS
 from darwinlm.baselines.task import Task
 from darwinlm.config import to_dict
-from darwinlm.cost import database_bytes
+from darwinlm.cost import Work, database_bytes, training_need
 from darwinlm.database.store import MANIFEST, Database
 from darwinlm.errors import DamagedFileError
 from darwinlm.genome import Genome, Space
@@ -34,6 +34,7 @@ from darwinlm.measure.quality import HeldOut, Quality
 from darwinlm.pipeline import cache_bytes, database_stage, make_teacher
 from darwinlm.run import Run
 from darwinlm.runtime.files import read_json, require_room, sha256_of, write_json
+from darwinlm.runtime.memory import Need
 from darwinlm.runtime.rundir import require_same
 from darwinlm.search.evolution import SearchRecord
 from darwinlm.search.samples import draw
@@ -186,6 +187,11 @@ def require_room_for_trained(run: Run, places: Sequence[Place]) -> None:
         needed = 2 * len(missing) * run.source.shape.parameters * run.source.dtype.itemsize
         names = ", ".join(sorted({place.method for place in missing}))
         require_room(run.directory.path, needed, f"What {names} trains")
+
+
+def later_training_need(work: Work) -> Need:
+    """Memory of the post-training that every model of a comparison gets."""
+    return training_need("The post-training", work, work.pruned, "leave --train-tokens out")
 
 
 def _magnitude_folder(run: Run) -> Path:

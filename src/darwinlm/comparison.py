@@ -16,11 +16,13 @@ from darwinlm.cells import (
     Workbench,
     finished_cell,
     folder_of,
+    later_training_need,
     require_room_for_magnitudes,
     require_room_for_trained,
     require_same_cell,
 )
 from darwinlm.config import RunConfig, TargetConfig, is_hard
+from darwinlm.cost import database_need
 from darwinlm.errors import RequestError
 from darwinlm.measure.compare import Comparison, save_comparison
 from darwinlm.measure.compare_pictures import draw_allocations, draw_tradeoff
@@ -136,7 +138,10 @@ def run_compare(config: RunConfig, wanted: Asked) -> tuple[Comparison, Path]:
         for place in places:
             require_same_cell(run, place, wanted.training)
 
-    with opened(config, check=check) as run:
+    needs = [database_need, *dict.fromkeys(need for m in wanted.methods if (need := METHODS[m].need))]
+    if wanted.training.tokens:
+        needs.append(later_training_need)
+    with opened(config, check=check, needs=needs) as run:
         comparison = _compared(run, places, wanted)
         folder = folder_of(run)
         save_comparison(comparison, folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 
@@ -12,6 +13,7 @@ from darwinlm.config import RunConfig, SearchConfig
 from darwinlm.database.levels import Ladder
 from darwinlm.genome import Genome
 from darwinlm.models.shape import LayerWidths, ModelShape
+from darwinlm.runtime.memory import Need
 
 
 def nominal_widths(shape: ModelShape, ladders: Sequence[Ladder], genome: Genome) -> list[LayerWidths]:
@@ -53,42 +55,121 @@ class MemoryPlan:
 
     database: int
     search: int
+    host: int
+    """Dense weights that the search keeps in host memory beside a GPU, of each rank."""
     hidden_states: int
     """Activations of the calibration blocks, in host memory while the database is built."""
     survivors: int
     """Weights and moments of the survivors of a selection step, kept for the next one where there is room."""
 
 
+class Work(NamedTuple):
+    """What memory is predicted from."""
+
+    shape: ModelShape
+    """The dense model."""
+    pruned: ModelShape
+    """The model at the target."""
+    config: RunConfig
+    value_bytes: int
+    """Of a stored weight."""
+    compute: torch.dtype
+    """Arithmetic of the forward passes."""
+    on_host: bool
+    """Whether device and host share one memory."""
+
+    @property
+    def weights(self) -> torch.dtype:
+        """What candidates are trained in."""
+        asked = self.config.search.weights
+        return self.compute if asked == "auto" else getattr(torch, asked)
+
+
 def plan_memory(
     shape: ModelShape, pruned: ModelShape, config: RunConfig, value_bytes: int, compute: torch.dtype, on_host: bool
 ) -> MemoryPlan:
-    """Peak memory of the database and the search, without what the runtime itself takes.
+    """Peak memory of the database and the search, without what the runtime itself takes; arguments as in `Work`.
 
     The database holds one block, its Hessian and the four matrices of its size that OBS works on. The search holds one
-    candidate in training and the dense head in float32; where the host itself computes, the dense weights, too.
-
-    Args:
-        shape: the dense model.
-        pruned: the model at the target.
-        config: of the run.
-        value_bytes: of a stored weight.
-        compute: arithmetic of the forward passes.
-        on_host: whether device and host share one memory.
+    candidate, in training where there is any, and the dense head in float32; where the host itself computes, the dense
+    weights, too.
     """
+    work, length = Work(shape, pruned, config, value_bytes, compute, on_host), config.blocks.sequence_length
     widest = max(max(w.heads * shape.head_dim, w.intermediate) for w in shape.layers)
     block = shape.layer_parameters // len(shape.layers) * compute.itemsize
-    batch_tokens = config.database.batch_sequences * config.blocks.sequence_length
+    batch_tokens = config.database.batch_sequences * length
     database = block + 5 * 4 * widest**2 + batch_tokens * (widest + 4 * shape.hidden) * 4
-    weights = compute if config.search.weights == "auto" else getattr(torch, config.search.weights)
-    search = (
-        trial_memory(pruned, config.search, config.blocks.sequence_length, weights)
-        + shape.vocabulary * shape.hidden * 4
-    )
-    if on_host:
-        search += shape.parameters * value_bytes
-    hidden_states = config.blocks.hessian * config.blocks.sequence_length * shape.hidden * compute.itemsize
-    survivors = max(config.search.survivors[:-1], default=0) * pruned.parameters * 3 * weights.itemsize
-    return MemoryPlan(database=database, search=search, hidden_states=hidden_states, survivors=survivors)
+    dense = shape.parameters * value_bytes
+    search = shape.vocabulary * shape.hidden * 4 + (dense if on_host else 0)
+    if any(config.search.train_tokens):
+        search += trial_memory(pruned, config.search, length, work.weights)
+    else:
+        search += pruned.parameters * compute.itemsize
+    hidden_states = config.blocks.hessian * length * shape.hidden * compute.itemsize
+    survivors = max(config.search.survivors[:-1], default=0) * pruned.parameters * 3 * work.weights.itemsize
+    return MemoryPlan(database, search, 0 if on_host else dense, hidden_states, survivors)
+
+
+def database_need(work: Work) -> Need:
+    """Of building the database; hidden states count where they may not go elsewhere."""
+    memory, database = plan_memory(*work), work.config.database
+    there = memory.hidden_states if database.hidden_states == ("host" if work.on_host else "device") else 0
+    beside = memory.hidden_states if database.hidden_states == "host" and not work.on_host else 0
+    remedies = [
+        ("set database.hidden_states to auto", bool(there or beside)),
+        ("lower database.batch_sequences", database.batch_sequences > 1),
+        ("shorten blocks.sequence_length", True),
+    ]
+    return Need("Building the database", memory.database + there, beside, _open(remedies))
+
+
+def search_need(work: Work) -> Need:
+    """Of the search."""
+    memory = plan_memory(*work)
+    return Need("The search", memory.search, memory.host, training_remedies(work))
+
+
+def training_need(what: str, work: Work, shape: ModelShape, *remedies: str) -> Need:
+    """Of a float32 training in a comparison, beside the dense weights and the teacher's head.
+
+    Args:
+        what: the training.
+        work: what it belongs to.
+        shape: of the model that is trained.
+        remedies: of its own.
+    """
+    search, length = work.config.search, work.config.blocks.sequence_length
+    copies = shape.parameters * work.compute.itemsize if work.compute != torch.float32 else 0  # autocast keeps them
+    peak = trial_memory(shape, search, length, torch.float32) + copies
+    checkpointing = [] if search.gradient_checkpointing else ["set search.gradient_checkpointing to true"]
+    return beside_dense(what, work, peak, *checkpointing, "shorten blocks.sequence_length", *remedies)
+
+
+def beside_dense(what: str, work: Work, peak: int, *remedies: str) -> Need:
+    """Of work at a peak, beside the dense weights in host memory and the teacher's head."""
+    dense, head = work.shape.parameters * work.value_bytes, work.shape.vocabulary * work.shape.hidden * 4
+    device, host = (peak + head + dense, 0) if work.on_host else (peak + head, dense)
+    return Need(what, device, host, remedies)
+
+
+def training_remedies(work: Work) -> tuple[str, ...]:
+    """What makes the training of candidates smaller, as far as it is not asked for."""
+    search = work.config.search
+    trains = any(search.train_tokens)
+    remedies = [
+        ("set search.gradient_checkpointing to true", trains and not search.gradient_checkpointing),
+        ("lower search.batch_sequences", trains and search.batch_sequences > 1),
+        ("shorten blocks.sequence_length", trains),
+        ("choose --dtype bfloat16", work.compute == torch.float32),
+        ("set search.weights to auto", work.weights.itemsize > work.compute.itemsize),
+        ("set search.train_tokens to zeros (selection without training)", trains),
+        ("ask for a smaller model", True),
+    ]
+    return _open(remedies)
+
+
+def _open(remedies: list[tuple[str, bool]]) -> tuple[str, ...]:
+    return tuple(text for text, helps in remedies if helps)
 
 
 def generation_tokens(search: SearchConfig) -> tuple[int, int]:

@@ -16,6 +16,7 @@ from typing import Any
 
 from darwinlm.config import RunConfig, TargetConfig
 from darwinlm.config.quantities import Unit, quantity
+from darwinlm.cost import database_need, search_need
 from darwinlm.errors import RequestError
 from darwinlm.genome import Genome
 from darwinlm.measure.family_picture import draw_family
@@ -120,7 +121,7 @@ def run_family(config: RunConfig, typed: str, *, rebuild: bool = False, restart:
             Run(asked, _MemberDirectory(run.directory, name), restart=True)
 
     members: list[Member] = []
-    with opened(next(iter(configs.values())), restart=True, check=check) as run:
+    with opened(next(iter(configs.values())), restart=True, check=check, needs=[database_need, search_need]) as run:
         database, above = database_stage(run, rebuild=rebuild), None
         for name, asked in configs.items():
             directory = _MemberDirectory(run.directory, name)

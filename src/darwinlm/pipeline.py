@@ -12,7 +12,7 @@ import torch
 
 from darwinlm.assemble import Assembler
 from darwinlm.config import RunConfig
-from darwinlm.cost import plan_memory
+from darwinlm.cost import database_need, plan_memory, search_need
 from darwinlm.database.build import build_database
 from darwinlm.database.store import MANIFEST, Database, damaged_files
 from darwinlm.errors import RequestError
@@ -153,7 +153,7 @@ def export_stage(run: Run, database: Database, genome: Genome) -> None:
 
 def run_database(config: RunConfig, *, rebuild: bool = False) -> Database:
     """Build the level database of a run."""
-    with opened(config) as run:
+    with opened(config, needs=[database_need]) as run:
         return database_stage(run, rebuild=rebuild)
 
 
@@ -179,7 +179,7 @@ def check_database(config: RunConfig, *, draw: bool = False) -> tuple[Database, 
 def run_search(config: RunConfig, *, restart: bool = False) -> dict[str, int]:
     """Search on a finished database; returns {module name: level}."""
     _require_database(config)
-    with opened(config, restart=restart) as run:
+    with opened(config, restart=restart, needs=[search_need]) as run:
         return run.space.named(search_stage(run, run.finished_database(), restart=restart))
 
 
@@ -218,7 +218,7 @@ def run_export(config: RunConfig, wanted: Wanted | None = None) -> list[Form]:
 
 def run_prune(config: RunConfig, *, rebuild: bool = False, restart: bool = False) -> dict[str, Any]:
     """All stages; returns what `summary.json` holds. Ranks other than the first leave after the search, with nothing."""
-    with opened(config, restart=restart) as run:
+    with opened(config, restart=restart, needs=[database_need, search_need]) as run:
         database = database_stage(run, rebuild=rebuild)
         genome = search_stage(run, database, restart=restart)
         if not ranks.is_first():

@@ -10,11 +10,14 @@ from darwinlm.baselines.uniform import uniform
 from darwinlm.config import RunConfig, described, faults
 from darwinlm.cost import (
     MemoryPlan,
+    Work,
     database_bytes,
+    database_need,
     generation_tokens,
     nominal_module,
     nominal_widths,
     plan_memory,
+    search_need,
     survivors_tokens,
 )
 from darwinlm.database.levels import Ladder, ladders
@@ -23,6 +26,7 @@ from darwinlm.genome import Genome, Space, require_open
 from darwinlm.models.shape import LayerWidths, ModelShape
 from darwinlm.models.source import ModelSource
 from darwinlm.runtime.device import choose_device, choose_dtype
+from darwinlm.runtime.memory import free_bytes, misfits
 from darwinlm.runtime.seeds import python_random
 from darwinlm.target.budget import uniform_within
 from darwinlm.target.wanted import share_of, wanted_from
@@ -59,6 +63,8 @@ class Plan:
     """The same without `database.tensor_parallel`."""
     database_bytes: int
     memory: MemoryPlan
+    misfits: list[str]
+    """What does not fit into the memory of the device at hand, or of the one that is asked for."""
     hessian_tokens: int
     search_train_tokens: int
     """Tokens that all candidates of the whole search are trained on, anew at every selection step."""
@@ -81,20 +87,18 @@ def make_plan(config: RunConfig) -> Plan:
     if found := faults(config):
         raise RequestError(*found)
     source = ModelSource(config.model, weights=False, trust_remote_code=config.trust_remote_code)
-    device = choose_device("auto") if config.device == "auto" else _device_of_any_machine(config.device)
-    stored = getattr(source.config, "dtype", None) or torch.float32
+    device = _device(config)
     rungs = ladders(source.shape, config.database)
     space = Space(tuple(rungs))
+    work, target, limits = _predicted(config, source, rungs, space, device)
+    bytes_each, pruned = work.value_bytes, work.pruned
     now = space.totals(space.present)
 
     def row(level: float) -> SizeRow:
         genome = uniform(space, level / config.database.levels, config.seed) if level else space.present
-        return _row(level, source.shape.with_layers(nominal_widths(source.shape, rungs, genome)), stored.itemsize)
+        return _row(level, source.shape.with_layers(nominal_widths(source.shape, rungs, genome)), bytes_each)
 
     unsplit = Space(tuple(ladders(source.shape, replace(config.database, tensor_parallel=1))))
-    compute = choose_dtype(config.dtype, device)
-    target, limits = planned_target(config, source.shape, space, stored.itemsize, device, compute)
-    pruned = source.shape.with_layers(nominal_widths(source.shape, rungs, target))
     mean = config.database.levels * sum(level / l.top for level, l in zip(target, rungs)) / len(rungs)
     generations = config.search.generations
     train, select = (generations * tokens for tokens in generation_tokens(config.search))
@@ -106,19 +110,57 @@ def make_plan(config: RunConfig) -> Plan:
             for level in range(1, config.database.levels)
             if all(now[kind] <= total for kind, total in space.targets(level / config.database.levels).items())
         ],
-        target=_row(round(mean, 4) if limits else config.target.level or 0.0, pruned, stored.itemsize),
+        target=_row(round(mean, 4) if limits else config.target.level or 0.0, pruned, bytes_each),
         target_name=described(config.target, config.database.levels),
         limits=limits,
         steps=_steps(space),
         unsplit_steps=_steps(unsplit),
-        database_bytes=database_bytes(source.shape, rungs, stored.itemsize),
-        memory=plan_memory(source.shape, pruned, config, stored.itemsize, compute, device.type == "cpu"),
+        database_bytes=database_bytes(source.shape, rungs, bytes_each),
+        memory=plan_memory(*work),
+        misfits=misfits([database_need(work), search_need(work)], *_memory_there(config, device)),
         hessian_tokens=config.blocks.hessian * config.blocks.sequence_length,
         search_train_tokens=train,
         search_survivors_tokens=generations * survivors_tokens(config.search) * config.search.continue_training,
-        machine=f"{device.type}, {str(compute).removeprefix('torch.')}",
+        machine=f"{device.type}, {str(work.compute).removeprefix('torch.')}",
         search_select_tokens=select,
     )
+
+
+def predicted_work(config: RunConfig, source: ModelSource, device: torch.device) -> Work:
+    """What memory of a run is predicted from; reads the model's config.json and nothing else.
+
+    Raises:
+        RequestError: the target cannot be reached.
+    """
+    rungs = ladders(source.shape, config.database)
+    return _predicted(config, source, rungs, Space(tuple(rungs)), device)[0]
+
+
+def _predicted(
+    config: RunConfig, source: ModelSource, rungs: list[Ladder], space: Space, device: torch.device
+) -> tuple[Work, Genome, dict[str, dict[str, float]]]:
+    """The work, the uniform genome at the target, and how that meets its limits."""
+    stored = (getattr(source.config, "dtype", None) or torch.float32).itemsize
+    compute = choose_dtype(config.dtype, device)
+    target, limits = planned_target(config, source.shape, space, stored, device, compute)
+    pruned = source.shape.with_layers(nominal_widths(source.shape, rungs, target))
+    return Work(source.shape, pruned, config, stored, compute, device.type == "cpu"), target, limits
+
+
+def _device(config: RunConfig) -> torch.device:
+    """What is planned for: the kind of GPU that is asked for, another device by its name, or what is here."""
+    if config.device != "auto":
+        return _device_of_any_machine(config.device)
+    return torch.device("cuda") if config.plan.device else choose_device("auto")
+
+
+def _memory_there(config: RunConfig, device: torch.device) -> tuple[str, int | None, int | None]:
+    """As `misfits` wants it: of a GPU that is not here, the memory of its kind."""
+    if device.type == "cpu":
+        return "this machine", free_bytes(device), None
+    if config.plan.device or not torch.cuda.is_available():
+        return f"an {config.plan.kind}", config.plan.memory_bytes, None
+    return f"'{device}'", free_bytes(device), free_bytes(torch.device("cpu"))
 
 
 def planned_target(

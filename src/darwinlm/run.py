@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
 
 from darwinlm.baselines.uniform import uniform
 from darwinlm.config import RunConfig, faults, is_hard, to_dict, wish_identity
-from darwinlm.cost import database_bytes, nominal_module, nominal_widths
+from darwinlm.cost import Work, database_bytes, database_need, nominal_module, nominal_widths, search_need
 from darwinlm.data.blocks import SPLITS, Splits, make_splits, settings_of_split
 from darwinlm.data.lineage import Lineage
 from darwinlm.data.sources import documents
@@ -24,9 +24,11 @@ from darwinlm.genome import Genome, Space, is_valid, require_open
 from darwinlm.models.blocks import BlockStream
 from darwinlm.models.shape import LayerWidths
 from darwinlm.models.source import ModelSource
+from darwinlm.planning import predicted_work
 from darwinlm.runtime import ranks
 from darwinlm.runtime.device import choose_device, choose_dtype
 from darwinlm.runtime.files import read_json, read_tensors, require_room, sha256_of, write_tensors
+from darwinlm.runtime.memory import Need, require_memory
 from darwinlm.runtime.progress import log
 from darwinlm.runtime.rundir import RunDirectory, require_same
 from darwinlm.runtime.seeds import python_random
@@ -260,13 +262,20 @@ class Run:
 
 
 @contextmanager
-def opened(config: RunConfig, *, restart: bool = False, check: Callable[[Run], None] | None = None) -> Iterator[Run]:
+def opened(
+    config: RunConfig,
+    *,
+    restart: bool = False,
+    check: Callable[[Run], None] | None = None,
+    needs: Sequence[Callable[[Work], Need]] = (),
+) -> Iterator[Run]:
     """Check a request and open its run directory, alone.
 
     Args:
         config: what is asked.
         restart: a search that lies there will be discarded.
         check: raises what else is wrong with the request, before anything of the folder is changed.
+        needs: memory of the stages that are asked for; of those that are done it is not asked.
 
     Raises:
         RequestError: the request cannot be fulfilled.
@@ -284,8 +293,9 @@ def opened(config: RunConfig, *, restart: bool = False, check: Callable[[Run], N
         raise RequestError(*found)
     documents(config.data, config.blocks.text_field)
     directory = RunDirectory(config.path)
-    ModelSource(config.model, weights=False, trust_remote_code=config.trust_remote_code)  # before a folder is made
+    source = ModelSource(config.model, weights=False, trust_remote_code=config.trust_remote_code)
     ranks.join()
+    _require_memory(config, source, directory, needs, restart)  # before weights are fetched, or a folder is made
     with directory.locked() if ranks.is_first() else nullcontext():
         run = Run(config, directory, restart=restart)
         if check is not None:
@@ -295,3 +305,23 @@ def opened(config: RunConfig, *, restart: bool = False, check: Callable[[Run], N
             directory.save_settings(to_dict(config))
         yield run
         ranks.barrier()
+
+
+def _require_memory(
+    config: RunConfig,
+    source: ModelSource,
+    directory: RunDirectory,
+    needs: Sequence[Callable[[Work], Need]],
+    restart: bool,
+) -> None:
+    done = []
+    with suppress(DamagedFileError, KeyError, TypeError):  # found and said later, where the files are read
+        built = read_json(directory.database / MANIFEST)["modules"]
+        done += [database_need] if len(built) == 2 * len(source.shape.layers) else []
+        state = read_json(directory.search / "state.json")
+        ended = state["generation"] >= config.search.generations or 0 < config.search.patience <= state["unbeaten"]
+        done += [search_need] if ended and not restart else []
+    if left := [need for need in needs if need not in done]:
+        device = choose_device(config.device)
+        work = predicted_work(config, source, device)
+        require_memory([need(work) for need in left], device)

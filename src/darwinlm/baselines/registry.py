@@ -11,15 +11,17 @@ import torch
 from darwinlm.baselines.darwin import darwinlm, darwinlm_parameters, darwinlm_untrained, trial_tokens
 from darwinlm.baselines.evopress import evopress
 from darwinlm.baselines.random_levels import random_levels
-from darwinlm.baselines.sheared import sheared, sheared_levels, sheared_model, sheared_tokens
-from darwinlm.baselines.shortened_llama import shortened_llama, shortened_llama_taylor
+from darwinlm.baselines.sheared import sheared, sheared_levels, sheared_model, sheared_need, sheared_tokens
+from darwinlm.baselines.shortened_llama import shortened_llama, shortened_llama_taylor, taylor_need
 from darwinlm.baselines.shortgpt import shortgpt
 from darwinlm.baselines.sliding_cosine import sliding_cosine
 from darwinlm.baselines.task import Task
 from darwinlm.baselines.uniform import uniform_levels
 from darwinlm.baselines.ziplm import ziplm, ziplm_kinds
+from darwinlm.cost import Work, search_need
 from darwinlm.errors import RequestError
 from darwinlm.genome import Genome
+from darwinlm.runtime.memory import Need
 
 
 def database_model(task: Task, genome: Genome, device: torch.device, dtype: torch.dtype) -> Any:
@@ -47,6 +49,8 @@ class Method:
     """Whether it leaves a model of full size in the task's folder."""
     settings: tuple[str, ...] = ()
     """Groups of settings that are its own."""
+    need: Callable[[Work], Need] | None = None
+    """Memory of a training of its own."""
 
 
 METHODS = {
@@ -57,7 +61,7 @@ METHODS = {
     "ziplm_kinds": Method("ZipLM, levels of a kind", ziplm_kinds),
     "shortgpt": Method("ShortGPT", shortgpt),
     "shortened_llama": Method("Shortened LLaMA, perplexity", shortened_llama),
-    "shortened_llama_taylor": Method("Shortened LLaMA, Taylor", shortened_llama_taylor),
+    "shortened_llama_taylor": Method("Shortened LLaMA, Taylor", shortened_llama_taylor, need=taylor_need),
     "sliding_cosine": Method("sliding-window cosine", sliding_cosine),
     "evopress": Method("EvoPress, modules", evopress, searches=True),
     "sheared": Method(
@@ -68,13 +72,21 @@ METHODS = {
         model=sheared_model,
         keeps=True,
         settings=("sheared",),
+        need=sheared_need,
     ),
     "sheared_levels": Method(
-        "ShearedLLaMA, our levels", sheared_levels, searches=True, tokens=sheared_tokens, settings=("sheared",)
+        "ShearedLLaMA, our levels",
+        sheared_levels,
+        searches=True,
+        tokens=sheared_tokens,
+        settings=("sheared",),
+        need=sheared_need,
     ),
     "darwinlm_untrained": Method("DarwinLM, untrained selection", darwinlm_untrained, searches=True),
-    "darwinlm": Method("DarwinLM", darwinlm, searches=True, tokens=trial_tokens),
-    "darwinlm_parameters": Method("DarwinLM, parameters", darwinlm_parameters, searches=True, tokens=trial_tokens),
+    "darwinlm": Method("DarwinLM", darwinlm, searches=True, tokens=trial_tokens, need=search_need),
+    "darwinlm_parameters": Method(
+        "DarwinLM, parameters", darwinlm_parameters, searches=True, tokens=trial_tokens, need=search_need
+    ),
 }
 
 

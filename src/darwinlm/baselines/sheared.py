@@ -22,7 +22,7 @@ from torch import Tensor
 from darwinlm.assemble import Assembler
 from darwinlm.baselines.masks import Constraints, Masks, fold, gated, output_of
 from darwinlm.baselines.task import Task
-from darwinlm.cost import generation_tokens
+from darwinlm.cost import Work, generation_tokens, training_need
 from darwinlm.database.levels import Ladder
 from darwinlm.database.obs import PrunedLevel
 from darwinlm.database.store import Database
@@ -31,6 +31,7 @@ from darwinlm.genome import Genome, Space
 from darwinlm.losses import next_token_loss
 from darwinlm.models.source import ModelSource
 from darwinlm.runtime.files import read_json, write_json, write_tensors
+from darwinlm.runtime.memory import Need
 from darwinlm.runtime.progress import progress
 from darwinlm.runtime.seeds import torch_generator
 from darwinlm.search.allocation import allocate
@@ -89,6 +90,11 @@ def sheared_model(task: Task, genome: Genome, device: torch.device, dtype: torch
     removed = [ladder.removed[level] for ladder, level in zip(task.space.ladders, genome, strict=True)]
     own = tuple(ladder.removed.index(count) for ladder, count in zip(database.ladders(), removed, strict=True))
     return Assembler(source, database).model(own, device, dtype)
+
+
+def sheared_need(work: Work) -> Need:
+    """Memory of the training of masks and weights: a whole float32 model, AdamW and all activations."""
+    return training_need("ShearedLLaMA's training", work, work.shape, "leave sheared out of --methods")
 
 
 def learn(task: Task) -> tuple[Any, Masks]:

@@ -10,8 +10,11 @@ import torch
 
 from darwinlm.baselines.layers import drop_in_order, droppable, without_layers
 from darwinlm.baselines.task import Task
+from darwinlm.cost import Work, activation_bytes, beside_dense
 from darwinlm.genome import Genome
 from darwinlm.losses import next_token_loss
+from darwinlm.runtime.memory import Need
+from darwinlm.search.fitness import SCORING_TOKENS
 from darwinlm.search.screen import Screen
 
 
@@ -33,6 +36,15 @@ def losses_without(task: Task) -> dict[int, float]:
     screen = Screen(task.assembler, targets, task.dtype, score=targets.nll)
     screen.refer(without_layers(task.space, ()))
     return {layer: screen(without_layers(task.space, [layer])) for layer in droppable(task.space)}
+
+
+def taylor_need(work: Work) -> Need:
+    """Memory of the Taylor estimate: float32 weights and gradients, and the activations of a batch of whole blocks."""
+    tokens = max(work.config.blocks.sequence_length, min(SCORING_TOKENS, work.config.search.start_tokens))
+    activations = activation_bytes(work.shape, tokens, 4, checkpointing=False)
+    peak = 8 * work.shape.parameters + activations
+    without = "leave shortened_llama_taylor out of --methods"
+    return beside_dense("Shortened LLaMA's Taylor estimate", work, peak, "lower search.start_tokens", without)
 
 
 def taylor_importances(task: Task) -> dict[int, float]:

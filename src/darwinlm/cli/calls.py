@@ -148,9 +148,11 @@ def plan(config: RunConfig, flags: dict[str, Any]) -> None:
             console.print(table, highlight=False)
         return
     from darwinlm.planning import make_plan
+    from darwinlm.recipes.prediction import predict_pruning
 
     for table in tables.plan(make_plan(config)):
         console.print(table)
+    console.print(tables.hours(predict_pruning(config)), highlight=False)
 
 
 def bench(config: RunConfig, flags: dict[str, Any]) -> None:

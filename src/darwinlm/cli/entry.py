@@ -12,6 +12,7 @@ from darwinlm.cli.flags import read_settings
 from darwinlm.errors import InterruptedReading, RequestError
 from darwinlm.runtime import ranks
 from darwinlm.runtime.files import disk_faults_told
+from darwinlm.runtime.memory import out_of_memory
 from darwinlm.runtime.output import lasting_output
 from darwinlm.runtime.progress import never_silent, show_log
 
@@ -48,6 +49,10 @@ def _main(arguments: list[str]) -> None:
         _fail(2, *fault.faults)
     except InterruptedReading as fault:
         _fail(1, str(fault))
+    except (MemoryError, RuntimeError) as fault:
+        if not (message := out_of_memory(fault)):
+            raise
+        _fail(1, message)
     except KeyboardInterrupt:
         _fail(130, "stopped. The same command goes on from here.")
     finally:

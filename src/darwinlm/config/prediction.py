@@ -28,8 +28,8 @@ ACCELERATORS = {
 class PlanConfig:
     """The machine that hours are predicted for."""
 
-    device: Literal["A100", "H100", "H200", "L40S", "RTX4090"] = "H100"
-    """Kind of GPU: its peak rates and its memory."""
+    device: Literal["A100", "H100", "H200", "L40S", "RTX4090"] | None = None
+    """Kind of GPU: its peak rates and its memory. Without it hours are those of an H100, and memory that of this machine."""
     devices: int = 8
     """How many of them work together."""
     utilisation: float = 0.4
@@ -38,19 +38,24 @@ class PlanConfig:
     """Peak rate of bfloat16 products in TFLOP/s, where it is not the maker's."""
 
     @property
+    def kind(self) -> str:
+        """The kind of GPU that hours are predicted for."""
+        return self.device or "H100"
+
+    @property
     def bfloat16_flops(self) -> float:
         """Operations that a device does in a second, in bfloat16."""
-        return (self.device_tflops or ACCELERATORS[self.device].bfloat16_tflops) * 1e12 * self.utilisation
+        return (self.device_tflops or ACCELERATORS[self.kind].bfloat16_tflops) * 1e12 * self.utilisation
 
     @property
     def float32_flops(self) -> float:
         """Operations that a device does in a second, in float32."""
-        return ACCELERATORS[self.device].float32_tflops * 1e12 * self.utilisation
+        return ACCELERATORS[self.kind].float32_tflops * 1e12 * self.utilisation
 
     @property
     def memory_bytes(self) -> int:
         """Memory of a device."""
-        return int(ACCELERATORS[self.device].memory_gb * 1e9)
+        return int(ACCELERATORS[self.kind].memory_gb * 1e9)
 
 
 def plan_faults(plan: PlanConfig) -> list[str]:

@@ -109,11 +109,16 @@ def predict_recipe(steps: list[Step]) -> RecipePrediction:
         shape = after
     plan = config.plan
     return RecipePrediction(
-        machine=f"{plan.devices} x {plan.device}",
+        machine=f"{plan.devices} x {plan.kind}",
         memory_bytes=plan.memory_bytes,
         assumption=f"{plan.utilisation:.0%} of the peak rate is reached",
         steps=found,
     )
+
+
+def predict_pruning(config: RunConfig) -> RecipePrediction:
+    """Predict `darwinlm prune` alone, as `predict_recipe` does."""
+    return predict_recipe([Step("prune", "prune", config)])
 
 
 def _prune(config: RunConfig, shape: ModelShape, value_bytes: int) -> tuple[list[Work], ModelShape]:

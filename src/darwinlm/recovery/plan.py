@@ -10,6 +10,7 @@ from darwinlm.config import TrainConfig
 from darwinlm.cost import activation_bytes
 from darwinlm.losses import chunk_tokens
 from darwinlm.models.shape import ModelShape
+from darwinlm.runtime.memory import Need
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,37 @@ def training_cost(
         memory_bytes=_memory(shape, train, dtype, devices),
         optimizer_steps=train.steps,
         trained_parameters=_trained_parameters(shape, train),
+    )
+
+
+def training_need(
+    shape: ModelShape, train: TrainConfig, dtype: torch.dtype, *, devices: int, teacher: ModelShape | None, on_host: bool
+) -> Need:
+    """Memory of a post-training on each rank, with its teacher; whole float32 weights pass through the host.
+
+    Args:
+        shape: of the model that is trained.
+        train: the settings.
+        dtype: arithmetic of the forward pass.
+        devices: ranks.
+        teacher: the dense model, where it computes alongside.
+        on_host: whether the host itself computes.
+    """
+    held = teacher.parameters * dtype.itemsize + teacher.vocabulary * teacher.hidden * 4 if teacher else 0
+    remedies = {
+        "set train.gradient_checkpointing to true": not train.gradient_checkpointing,
+        "lower train.micro_batch_sequences": train.micro_batch_sequences > 1,
+        "shorten train.sequence_length": True,
+        "train adapters (--lora)": train.method == "full",
+        "keep the teacher's logits on disk (train.teacher_logits)": bool(held),
+        "set train.fsdp to true": not train.fsdp and devices > 1,
+        "start more ranks by torchrun": train.fsdp,
+    }
+    return Need(
+        "The training",
+        _memory(shape, train, dtype, devices) + held,
+        0 if on_host else 4 * shape.parameters,
+        tuple(text for text, helps in remedies.items() if helps),
     )
 
 

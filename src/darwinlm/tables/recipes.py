@@ -35,9 +35,18 @@ def recipe_plan(predicted: RecipePrediction) -> Iterable[Any]:
     yield predicted.headline
 
 
+def hours(predicted: RecipePrediction) -> str:
+    """The time of a single step, in a line."""
+    told = ", ".join(f"{piece.name} {_hours(piece)}" for piece in predicted.work)
+    return f"Hours on {predicted.machine}, where {predicted.assumption}: {told}. Other machines: --plan.device, --plan.devices."
+
+
+def _hours(piece: Work) -> str:
+    return f"{piece.hours:,.1f} h" if piece.hours >= 0.1 else f"{60 * piece.hours:.1f} min"
+
+
 def _cells(piece: Work) -> tuple[str, str, str]:
-    hours = f"{piece.hours:,.1f}" if piece.hours >= 0.1 else f"{60 * piece.hours:.1f} min"
-    return f"{piece.tokens / 1e6:,.0f} M", f"{piece.flops:.1e}", hours
+    return f"{piece.tokens / 1e6:,.0f} M", f"{piece.flops:.1e}", _hours(piece)
 
 
 def recipe_results(results: list[dict[str, Any]]) -> Table:
