@@ -49,7 +49,7 @@ def training_cost(
 
 
 def training_need(
-    shape: ModelShape, train: TrainConfig, dtype: torch.dtype, *, devices: int, teacher: ModelShape | None, on_host: bool
+    shape: ModelShape, train: TrainConfig, dtype: torch.dtype, devices: int, teacher: ModelShape | None, on_host: bool
 ) -> Need:
     """Memory of a post-training on each rank, with its teacher; whole float32 weights pass through the host.
 

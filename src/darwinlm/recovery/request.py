@@ -18,11 +18,12 @@ from darwinlm.export.huggingface import require_canonical
 from darwinlm.models.source import ModelSource
 from darwinlm.recovery.adapters import check_adapters
 from darwinlm.recovery.batches import Rhythm
-from darwinlm.recovery.plan import training_cost
+from darwinlm.recovery.plan import training_cost, training_need
 from darwinlm.recovery.teacher_logits import Store
 from darwinlm.runtime import ranks
 from darwinlm.runtime.device import choose_device, choose_dtype
 from darwinlm.runtime.files import read_json, read_tensors, require_room, sha256_of
+from darwinlm.runtime.memory import require_memory
 from darwinlm.runtime.progress import log
 from darwinlm.runtime.rundir import RunDirectory, require_same
 
@@ -57,10 +58,12 @@ class Request:
     def __init__(self, config: RunConfig) -> None:
         _check_given(config)
         self.config, self.train = config, config.train
-        self.source = ModelSource(config.model, trust_remote_code=config.trust_remote_code)
-        require_canonical(self.source)
         self.device = choose_device(config.device)
         self.dtype = choose_dtype(config.dtype, self.device)
+        self.path = output_of(config)
+        self._check_memory()
+        self.source = ModelSource(config.model, trust_remote_code=config.trust_remote_code)
+        require_canonical(self.source)
         self.rhythm = Rhythm.of(self.train, ranks.world_size())
         self.source.require_context(self.train.sequence_length, "train.sequence_length")
         self.source.require_context(config.blocks.sequence_length)
@@ -68,7 +71,6 @@ class Request:
             check_adapters(self.source, self.train)
         self.teacher = self._checked_teacher() if self.train.teacher else None
         _check_trackers(self.train.report_to)
-        self.path = output_of(config)
         self.identity_file = self.path / "train" / "identity.json"
         self._check_output()
         self._check_room()
@@ -137,6 +139,17 @@ class Request:
                 f"'{self.path}' holds something that is no training of this checkpoint ({', '.join(held)}). Choose another "
                 "--output."
             )
+
+    def _check_memory(self) -> None:
+        """From configurations alone, before weights are fetched."""
+        if (self.path / "summary.json").exists():
+            return
+        train, trust = self.train, self.config.trust_remote_code
+        shape = ModelSource(self.config.model, weights=False, trust_remote_code=trust).shape
+        alongside = train.teacher and (train.distill_weight or train.hidden_weight) and not train.teacher_logits
+        teacher = ModelSource(train.teacher, weights=False, trust_remote_code=trust).shape if alongside else None
+        need = training_need(shape, train, self.dtype, ranks.world_size(), teacher, self.device.type == "cpu")
+        require_memory([need], self.device)
 
     def _check_room(self) -> None:
         """The result, and the states: a new one is written before the old one goes."""

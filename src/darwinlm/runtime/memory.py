@@ -29,8 +29,8 @@ class Need:
 def free_bytes(device: torch.device) -> int | None:
     """Memory that this rank can take on a device; None where the system does not tell."""
     try:
-        return placement.free_memory(device, ranks.local_world_size()) or None
-    except (OSError, ValueError, AttributeError, RuntimeError, AssertionError):  # no /proc, no sysconf, no such device
+        return placement.free_memory(device, ranks.local_world_size())
+    except (OSError, ValueError, ImportError, AttributeError, RuntimeError, AssertionError):  # odd systems
         return None
 
 
