@@ -133,7 +133,7 @@ class Recovery(Trainer):
     def save(self) -> None:
         """Keep the state after the last whole step."""
         if not (self.course.folder / f"state-{self.state.global_step}").exists():
-            self._save_checkpoint(None, None)
+            self._save_checkpoint(self.model_wrapped, None)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Weights come with the moments, when the model is wrapped."""
