@@ -139,8 +139,9 @@ def test_plain_text(text, packed, encoding) -> None:
         path.write_bytes(COMPRESSION[packed](raw))
         assume(encoding != "latin-1" or raw[:2] not in (b"\xff\xfe", b"\xfe\xff"))  # as a mark says
         with suppress(UnicodeDecodeError):  # bytes that are UTF-8 are taken for it
-            encoding = encoding if encoding != "latin-1" else raw.decode("utf-8") and "utf-8"
-        truth = raw.decode(encoding or "utf-8").replace("\r\n", "\n").replace("\r", "\n")
+            if encoding in ("latin-1", "utf-16-le") and b"\0" not in raw and raw.decode("utf-8") is not None:
+                encoding = "utf-8"
+        truth = raw.decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
         truth = truth.removeprefix("\ufeff") if encoding in ("utf-8", "utf-16-le") else truth
         try:
             assert "".join(read(path)) == (truth if truth.strip() else "")

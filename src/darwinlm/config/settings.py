@@ -28,9 +28,10 @@ class BlocksConfig:
     held_out: int = 64
     """Blocks that only the final evaluation reads."""
     held_out_data: str | None = None
-    """Separate source of the held-out blocks, read from its beginning; by default they are drawn from the same data."""
+    """Separate source of the held-out blocks, read from its beginning; by default they are those of the run that the model
+    comes from, where it had the same data, and else drawn from the same data."""
     text_field: str = "text"
-    """Field that holds the text in .jsonl, .parquet and hub data sets."""
+    """Field that holds the text in rows of files and hub data sets; of several with commas, the first one there."""
     pool_tokens: int = 8_000_000
     """Tokens that are read before blocks are drawn from them at random; more are read where the splits need more."""
 
@@ -181,7 +182,8 @@ class RunConfig:
     model: str = ""
     """Path or hub id of the dense model."""
     data: str = ""
-    """Text: a hub data set (streamed), `fineweb-edu`, a .txt, .jsonl or .parquet file, a folder of them, or `stdlib`."""
+    """Text: `fineweb-edu`, a hub data set such as `owner/name:configuration:split`, a file (.txt, .md, .jsonl, .json, .csv,
+    .parquet, compressed or not), a folder of them, `stdlib`, or a mixture such as `fineweb-edu=0.7,notes/=0.3`."""
     output: str = ""
     """Run directory; an existing run of the same model and settings is continued."""
     seed: int = 0

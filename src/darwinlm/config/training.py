@@ -35,7 +35,8 @@ class TrainConfig:
     """Post-training of a checkpoint: what on, how long, and towards which teacher."""
 
     tokens: Tokens = _NONE
-    """Tokens that are trained on, rounded up to whole optimizer steps; 10B, 50M and 300K are understood."""
+    """Tokens that are trained on, rounded up to whole optimizer steps; 10B, 50M and 300K are understood. Fewer end a
+    training that is under way."""
     sequence_length: int = 4096
     """Tokens in a sequence; documents are joined by the end token and cut."""
     batch_tokens: Tokens = _BATCH
@@ -73,7 +74,7 @@ class TrainConfig:
     teacher_logits: str = ""
     """Folder in which the teacher's top_k log-probabilities are computed once, and read by later trainings; empty: live."""
     epochs: int = 1
-    """Times that the data may be read."""
+    """Times that the data may be read; a training whose text has ended goes on with more."""
     shuffle_blocks: int = 1024
     """Sequences of the stream that are shuffled together; 1 keeps its order."""
     eval_every_tokens: Tokens = _NONE
