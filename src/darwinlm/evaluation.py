@@ -87,7 +87,7 @@ def _sources(config: RunConfig, against: str) -> dict[str, ModelSource]:
     if not config.model:
         raise RequestError("No model is given: a folder such as runs/llama/model, or a hub id.")
     named = {**({"dense": against} if against else {}), "model": config.model}
-    return {key: ModelSource(name, trust_remote_code=config.trust_remote_code) for key, name in named.items()}
+    return {key: ModelSource(name) for key, name in named.items()}
 
 
 def _at_tasks(

@@ -86,7 +86,7 @@ def make_plan(config: RunConfig) -> Plan:
         raise RequestError("No model is given: a folder with a config.json, or a hub id.")
     if found := faults(config):
         raise RequestError(*found)
-    source = ModelSource(config.model, weights=False, trust_remote_code=config.trust_remote_code)
+    source = ModelSource(config.model, weights=False)
     device = _device(config)
     rungs = ladders(source.shape, config.database)
     space = Space(tuple(rungs))

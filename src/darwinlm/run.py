@@ -59,7 +59,7 @@ class Run:
         self, config: RunConfig, directory: RunDirectory, *, restart: bool = False, above: Genome | None = None
     ) -> None:
         self.config, self.directory, self.above = config, directory, above
-        self.source = ModelSource(config.model, trust_remote_code=config.trust_remote_code)
+        self.source = ModelSource(config.model)
         require_canonical(self.source)
         self.device = choose_device(config.device)
         self.dtype = choose_dtype(config.dtype, self.device)
@@ -293,7 +293,7 @@ def opened(
         raise RequestError(*found)
     documents(config.data, config.blocks.text_field)
     directory = RunDirectory(config.path)
-    source = ModelSource(config.model, weights=False, trust_remote_code=config.trust_remote_code)
+    source = ModelSource(config.model, weights=False)
     ranks.join()
     _require_memory(config, source, directory, needs, restart)  # before weights are fetched, or a folder is made
     with directory.locked() if ranks.is_first() else nullcontext():

@@ -172,7 +172,7 @@ def bench(config: RunConfig, flags: dict[str, Any]) -> None:
     for table in tables.bench(result):
         console.print(table, highlight=False)
     if predicting:
-        console.print(tables.predictions(predictions(result, predicting, config.trust_remote_code)), highlight=False)
+        console.print(tables.predictions(predictions(result, predicting)), highlight=False)
     numbers, picture = save_bench(result, folder)
     console.print(f"The numbers lie in {numbers}, their picture in {picture}.", highlight=False, soft_wrap=True)
 

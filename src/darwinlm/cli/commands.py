@@ -50,7 +50,7 @@ COMMANDS = {
         calls.import_,
         takes_model=False,
         flags=("source", "configuration"),
-        without=("data", "seed", "device", "dtype", "trust_remote_code", "blocks", "database", "target", "search"),
+        without=("data", "seed", "device", "dtype", "blocks", "database", "target", "search"),
     ),
     "train": Command(
         "post-training of a checkpoint: cross entropy, distillation, adapters",

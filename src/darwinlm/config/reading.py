@@ -20,6 +20,10 @@ from darwinlm.errors import RequestError
 PRESETS = ("demo", "quick", "paper")
 _MAY_BE_EMPTY = ("target.level",)
 """Settings that have a default, but may be without a value."""
+_NO_CODE = (
+    "trust_remote_code is asked for, but code that ships with a checkpoint is never run: the families that can be pruned "
+    "are those of transformers itself. Take the setting out."
+)
 register_type(Tokens, serializer=int, deserializer=Tokens)
 
 
@@ -47,6 +51,8 @@ def resolve(*layers: Mapping[str, Any], without: Collection[str] = ()) -> RunCon
         RequestError: a setting is unknown, ill-typed or impossible; all impossible ones are named at once.
     """
     parser, asked = settings_parser(), merge(*latest_wish(layers))
+    if asked.pop("trust_remote_code", False):  # a run of an earlier version may hold `false`
+        raise RequestError(_NO_CODE)
     if found := _misnamed(asked, to_dict(RunConfig())):
         raise RequestError(*found)
     try:

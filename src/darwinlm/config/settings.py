@@ -193,8 +193,6 @@ class RunConfig:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of the model; `auto` is bfloat16 on a GPU and float32 on a CPU. Hessians and losses are
     float32 always; for the weights of candidates see `search.weights`."""
-    trust_remote_code: bool = False
-    """Run Python code that ships with the dense model. Off unless asked for."""
     blocks: BlocksConfig = field(default_factory=BlocksConfig)
     database: DatabaseConfig = field(default_factory=DatabaseConfig)
     target: TargetConfig = field(default_factory=TargetConfig)

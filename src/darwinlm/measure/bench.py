@@ -157,7 +157,7 @@ def _context(name: str, config: RunConfig) -> int | None:
         from darwinlm.measure.in_llamacpp import read_gguf
 
         return read_gguf(name).context
-    source = ModelSource(name, trust_remote_code=config.trust_remote_code)
+    source = ModelSource(name)
     return getattr(source.config, "max_position_embeddings", None)
 
 

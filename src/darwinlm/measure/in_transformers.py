@@ -69,7 +69,7 @@ class TransformersRival(Loaded):
     """
 
     def __init__(self, name: str, config: RunConfig) -> None:
-        source = ModelSource(name, trust_remote_code=config.trust_remote_code)
+        source = ModelSource(name)
         device = choose_device(config.device)
         dtype = choose_dtype(config.dtype, device)
         super().__init__(load_whole(source, device, dtype), source.shape.vocabulary, config.seed)
@@ -79,6 +79,6 @@ class TransformersRival(Loaded):
 
 def load_engine(name: str, config: RunConfig) -> None:
     """Import the code of a checkpoint's family, and let torch load its kernels."""
-    modeling(ModelSource(name, weights=False, trust_remote_code=config.trust_remote_code).family)
+    modeling(ModelSource(name, weights=False).family)
     square = torch.ones(64, 64)
     (square @ square).sum().item()

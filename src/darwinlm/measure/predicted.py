@@ -32,7 +32,7 @@ class Prediction:
         return self.predicted / self.measured - 1
 
 
-def predictions(result: BenchResult, table: LatencyTable, trust_remote_code: bool = False) -> list[Prediction]:
+def predictions(result: BenchResult, table: LatencyTable) -> list[Prediction]:
     """Of all models and all stages that both were measured.
 
     Raises:
@@ -40,7 +40,7 @@ def predictions(result: BenchResult, table: LatencyTable, trust_remote_code: boo
     """
     found: list[Prediction] = []
     for facts, rows in zip(result.models, result.measurements):
-        shape = ModelSource(facts.name, weights=False, trust_remote_code=trust_remote_code).shape
+        shape = ModelSource(facts.name, weights=False).shape
         for times, row in ((t, row) for row in rows for t in table.stages if _same(t, row.work)):
             stage, seconds = times.work.stage, times.predicted(shape)
             measured, speedup = getattr(row, f"{stage}_seconds").median, getattr(row, f"{stage}_speedup")

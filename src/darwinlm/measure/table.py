@@ -63,7 +63,7 @@ def measure_table(config: RunConfig) -> LatencyTable:
         raise RequestError("No model is given: a folder with a config.json, or a hub id.")
     if found := faults(config, ("target", "search")):
         raise RequestError(*found)
-    source = ModelSource(config.model, weights=False, trust_remote_code=config.trust_remote_code)
+    source = ModelSource(config.model, weights=False)
     works = [
         Workload(s, t, config.bench.decode_tokens)
         for s in config.bench.batch_sizes

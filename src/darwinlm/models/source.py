@@ -38,17 +38,15 @@ class ModelSource:
     Args:
         name: folder or hub id.
         weights: False where the configuration alone is needed (`plan`).
-        trust_remote_code: run Python code that ships with the checkpoint.
 
     Raises:
         RequestError: no such folder or hub repository, an unknown family, or weights that are not safetensors.
     """
 
-    def __init__(self, name: str, *, weights: bool = True, trust_remote_code: bool = False) -> None:
+    def __init__(self, name: str, *, weights: bool = True) -> None:
         self.name = name
-        self.trust_remote_code = trust_remote_code
         self.folder = _locate(name, weights)
-        self.config = _read_config(self.folder, name, trust_remote_code)
+        self.config = _read_config(self.folder, name)
         self.family: Family = family_of(self.config.model_type, name)
         self.shape = ModelShape.of(self.family, self.config)
         if weights:
@@ -63,9 +61,7 @@ class ModelSource:
             RequestError: there is none, or it has ids that the model's embedding has not.
         """
         try:
-            tokenizer = AutoTokenizer.from_pretrained(
-                self.folder, config=self.config, trust_remote_code=self.trust_remote_code
-            )
+            tokenizer = AutoTokenizer.from_pretrained(self.folder, config=self.config, trust_remote_code=False)
         except (OSError, ValueError, KeyError) as fault:
             reason = first_line(fault)
             raise RequestError(
@@ -194,7 +190,7 @@ def _locate(name: str, weights: bool) -> Path:
         ) from fault
 
 
-def _read_config(folder: Path, name: str, trust_remote_code: bool) -> Any:
+def _read_config(folder: Path, name: str) -> Any:
     path = folder / "config.json"
     if not path.is_file():
         raise RequestError(f"'{name}' has no config.json; it is not a Hugging Face checkpoint.")
@@ -206,7 +202,7 @@ def _read_config(folder: Path, name: str, trust_remote_code: bool) -> Any:
 
             values.pop("auto_map", None)
             return modeling(family).DarwinLMConfig(**values)
-        return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, TypeError, AttributeError, StrictDataclassError) as fault:
         raise RequestError(f"The config.json of '{name}' cannot be read: {first_line(fault)}.") from fault
 

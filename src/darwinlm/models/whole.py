@@ -21,5 +21,4 @@ def load_whole(source: ModelSource, device: torch.device, dtype: torch.dtype) ->
     """
     ours = isinstance(source.config, modeling(source.family).DarwinLMConfig)
     loader: Any = modeling(source.family).DarwinLMForCausalLM if ours else AutoModelForCausalLM
-    options = {} if ours else {"trust_remote_code": source.trust_remote_code}
-    return loader.from_pretrained(source.folder, dtype=dtype, use_safetensors=True, **options).to(device).eval()
+    return loader.from_pretrained(source.folder, dtype=dtype, use_safetensors=True).to(device).eval()

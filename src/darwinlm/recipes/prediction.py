@@ -97,7 +97,7 @@ def predict_recipe(steps: list[Step]) -> RecipePrediction:
         RequestError: the settings of a step do not fit the model that reaches it; names the step.
     """
     config = steps[0].config
-    source = ModelSource(config.model, weights=False, trust_remote_code=config.trust_remote_code)
+    source = ModelSource(config.model, weights=False)
     value_bytes = (getattr(source.config, "dtype", None) or torch.float32).itemsize
     shape, found = source.shape, []
     for step in steps:

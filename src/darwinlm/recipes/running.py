@@ -20,7 +20,7 @@ from darwinlm.runtime.rundir import require_same
 RECORD = "recipe.json"
 """What every finished step was asked for, and how it ended."""
 RUN: dict[str, Callable[[RunConfig], dict[str, Any]]] = {"prune": run_prune, "train": run_train}
-_NOT_THE_RESULT = ("device", "trust_remote_code", "bench", "plan")
+_NOT_THE_RESULT = ("device", "bench", "plan")
 
 
 def run_recipe(recipe: Recipe) -> list[dict[str, Any]]:

@@ -62,7 +62,7 @@ class Request:
         self.dtype = choose_dtype(config.dtype, self.device)
         self.path = output_of(config)
         self._check_memory()
-        self.source = ModelSource(config.model, trust_remote_code=config.trust_remote_code)
+        self.source = ModelSource(config.model)
         require_canonical(self.source)
         self.rhythm = Rhythm.of(self.train, ranks.world_size())
         self.source.require_context(self.train.sequence_length, "train.sequence_length")
@@ -109,7 +109,7 @@ class Request:
         return summary
 
     def _checked_teacher(self) -> ModelSource:
-        teacher = ModelSource(self.train.teacher, trust_remote_code=self.config.trust_remote_code)
+        teacher = ModelSource(self.train.teacher)
         ours, theirs = self.source.shape, teacher.shape
         if ours.vocabulary != theirs.vocabulary or self.source.tokenizer.get_vocab() != teacher.tokenizer.get_vocab():
             raise RequestError(
