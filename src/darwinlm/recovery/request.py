@@ -144,10 +144,10 @@ class Request:
         """From configurations alone, before weights are fetched."""
         if (self.path / "summary.json").exists():
             return
-        train, trust = self.train, self.config.trust_remote_code
-        shape = ModelSource(self.config.model, weights=False, trust_remote_code=trust).shape
+        train = self.train
+        shape = ModelSource(self.config.model, weights=False).shape
         alongside = train.teacher and (train.distill_weight or train.hidden_weight) and not train.teacher_logits
-        teacher = ModelSource(train.teacher, weights=False, trust_remote_code=trust).shape if alongside else None
+        teacher = ModelSource(train.teacher, weights=False).shape if alongside else None
         need = training_need(shape, train, self.dtype, ranks.world_size(), teacher, self.device.type == "cpu")
         require_memory([need], self.device)
 
