@@ -57,9 +57,9 @@ def measured(source: ModelSource, config: RunConfig, weights: torch.dtype) -> in
             model.activation_checkpointing_enable({"use_reentrant": False})
         trial = Trial(model, 1e-5, config.search.batch_sequences, weights)
         pool = torch.zeros(1, config.blocks.sequence_length, dtype=torch.int64)
-        trial.train(pool, [(0, pool.shape[1])])  # now the moments are there
+        trial.train(pool, [(0, pool.shape[1])])  # now the optimizer holds what it keeps
         tracker = MemTracker()
-        tracker.track_external(model, *trial.moments())
+        tracker.track_external(model, *trial.tensors())
         with tracker:
             trial.train(pool, [(0, pool.shape[1])])
         peaks = tracker.get_tracker_snapshot("peak")

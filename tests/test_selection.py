@@ -14,7 +14,6 @@ from darwinlm.assemble import Assembler
 from darwinlm.config import SearchConfig
 from darwinlm.cost import generation_tokens, survivors_tokens
 from darwinlm.genome import Genome
-from darwinlm.runtime.seeds import torch_generator
 from darwinlm.search import selection
 from darwinlm.search.fitness import Targets, Teacher, kl_to_teacher
 from darwinlm.search.samples import draw, draw_parts
@@ -68,7 +67,7 @@ def trained_at_once(setting: Any, genome: Genome, generation: int, index: int, d
     parts = draw_parts(TRAIN, CONFIG.train_tokens, SEED, "train", generation)
     blocks = [block for part in parts[: index + 1] for block in part]
     model = setting[0].model(genome, pico.CPU, dtype)
-    trial = Trial(model, RATE, 1, dtype, torch_generator(SEED, "rounding", generation))
+    trial = Trial(model, RATE, 1, dtype)
     trial.train(TRAIN, blocks)
     return kl_to_teacher(model, target(setting, generation, index), dtype)
 

@@ -106,7 +106,7 @@ def plan_memory(
     else:
         search += pruned.parameters * compute.itemsize
     hidden_states = config.blocks.hessian * length * shape.hidden * compute.itemsize
-    survivors = max(config.search.survivors[:-1], default=0) * pruned.parameters * 3 * work.weights.itemsize
+    survivors = max(config.search.survivors[:-1], default=0) * pruned.parameters * trained_bytes(work.weights)
     return MemoryPlan(database, search, 0 if on_host else dense, hidden_states, survivors)
 
 
@@ -190,7 +190,7 @@ def survivors_tokens(search: SearchConfig) -> int:
 def trial_memory(pruned: ModelShape, search: SearchConfig, length: int, weights: torch.dtype) -> int:
     """Bytes at the peak of the trial training of a candidate of this shape.
 
-    Its weights and AdamW's two moments, with all activations that the backward pass needs, or, of float32 weights, with
+    Its weights and what AdamW keeps of them, with all activations that the backward pass needs, or, of float32 weights, with
     all gradients once the activations are gone, whichever is more; gradients of bfloat16 weights live one at a time. Not
     the survivors of the step before, which are kept only where there is room.
 
@@ -203,8 +203,13 @@ def trial_memory(pruned: ModelShape, search: SearchConfig, length: int, weights:
     tokens = search.batch_sequences * length
     value = weights.itemsize
     activations = activation_bytes(pruned, tokens, value, search.gradient_checkpointing)
-    before, after = 3 * value * pruned.parameters + activations, 4 * value * pruned.parameters
-    return max(before, after) if value == 4 else before
+    before = trained_bytes(weights) * pruned.parameters + activations
+    return max(before, 4 * value * pruned.parameters) if value == 4 else before
+
+
+def trained_bytes(weights: torch.dtype) -> int:
+    """Bytes of a parameter in trial training: its value and two moments, of a bfloat16 one also what rounding cut off."""
+    return (4 if weights == torch.bfloat16 else 3) * weights.itemsize
 
 
 def activation_bytes(shape: ModelShape, tokens: int, value: int, checkpointing: bool) -> int:

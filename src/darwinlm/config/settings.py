@@ -127,7 +127,7 @@ class SearchConfig:
     continue_training: bool = True
     """Keep survivors between selection steps where memory allows, instead of training them anew: the scores are equal."""
     weights: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Candidates' weights in trial training; bfloat16 is rounded stochastically. `auto` is the run's arithmetic."""
+    """Candidates' weights in trial training; bfloat16 keeps what rounding cuts off. `auto` is the run's arithmetic."""
     gradient_checkpointing: bool = False
     """Make activations again in the backward pass of the trial training: a third slower, and several times smaller."""
     confidence: float = 0.0

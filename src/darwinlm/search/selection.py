@@ -15,7 +15,6 @@ from darwinlm.cost import trial_memory
 from darwinlm.genome import Genome
 from darwinlm.runtime import ranks
 from darwinlm.runtime.placement import free_memory
-from darwinlm.runtime.seeds import torch_generator
 from darwinlm.search.fitness import Targets, Teacher, token_kls_to_teacher
 from darwinlm.search.samples import Drawn, draw, draw_parts
 from darwinlm.search.screen import Screen
@@ -44,7 +43,7 @@ class TrainedFitness:
         train: (blocks, T) pool that candidates are trained on.
         teacher: the dense model on the pool that they are scored on.
         config: learning rate, batch, tokens of the steps.
-        seed: of the choice of blocks and of the rounding.
+        seed: of the choice of blocks.
         dtype: arithmetic of the forward passes.
         survivor_bytes: memory of the device for survivors' weights and moments between two steps; None for a quarter of
             what the training of a candidate leaves free.
@@ -148,8 +147,7 @@ class TrainedFitness:
         model = self.assembler.model(genome, device, self.weights)
         if self.config.gradient_checkpointing:
             checkpoint_activations(model)
-        rounding = torch_generator(self.seed, "rounding", self._generation, device=device)
-        return Trial(model, self.config.learning_rate, self.config.batch_sequences, self.dtype, rounding), 0
+        return Trial(model, self.config.learning_rate, self.config.batch_sequences, self.dtype), 0
 
     def _forget_the_worst(self, most: int, room: int) -> None:
         """Keep those alone that can still survive the step and have room."""

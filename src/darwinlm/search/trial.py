@@ -9,7 +9,7 @@ from torch import Tensor
 
 from darwinlm.errors import RequestError
 from darwinlm.losses import next_token_loss
-from darwinlm.search.rounding import RoundedAdamW
+from darwinlm.search.optimizer import CompensatedAdamW
 from darwinlm.search.samples import batches
 
 
@@ -22,29 +22,26 @@ def checkpoint_activations(model: Any) -> None:
 class Trial:
     """A candidate in its trial training: AdamW on cross entropy, without weight decay.
 
-    Its weights are float32, or bfloat16 with stochastic rounding: rounded to the nearest, they would lose most updates
-    at these learning rates.
+    Its weights are float32, or bfloat16 with compensated sums: rounded alone, they would lose most updates at these
+    learning rates.
 
     Args:
         model: the candidate, at its own size; trained in place.
         learning_rate: of AdamW; 0 trains nothing.
         batch: blocks in one optimizer step.
         dtype: arithmetic of the forward pass.
-        generator: of the rounding of bfloat16 weights, on the device of the model.
     """
 
-    def __init__(
-        self, model: Any, learning_rate: float, batch: int, dtype: torch.dtype, generator: torch.Generator | None = None
-    ) -> None:
+    def __init__(self, model: Any, learning_rate: float, batch: int, dtype: torch.dtype) -> None:
         self.model, self.learning_rate, self.batch = model, learning_rate, batch
         weight = model.lm_head.weight
         self.device = weight.device
         self.autocast = torch.autocast(
             self.device.type, dtype=dtype, enabled=dtype not in (weight.dtype, torch.float32)
         )
-        self.optimizer: torch.optim.Optimizer | RoundedAdamW
+        self.optimizer: torch.optim.Optimizer | CompensatedAdamW
         if weight.dtype == torch.bfloat16:
-            self.optimizer = RoundedAdamW(model.parameters(), learning_rate, generator or torch.Generator(self.device))
+            self.optimizer = CompensatedAdamW(model.parameters(), learning_rate)
         else:
             self.optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0, fused=True)
 
@@ -67,14 +64,15 @@ class Trial:
 
     @property
     def bytes(self) -> int:
-        """Memory of weights and moments."""
-        return sum(tensor.nbytes for tensor in [*self.model.parameters(), *self.moments()])
+        """Memory of weights and what the optimizer keeps."""
+        return sum(tensor.nbytes for tensor in self.tensors())
 
-    def moments(self) -> list[Tensor]:
-        """What the optimizer keeps from step to step."""
-        if isinstance(self.optimizer, RoundedAdamW):
-            return [tensor for pair in self.optimizer.moments.values() for tensor in pair]
-        return [tensor for state in self.optimizer.state.values() for tensor in state.values()]
+    def tensors(self) -> list[Tensor]:
+        """All that the training goes on from: weights, and what the optimizer keeps from step to step."""
+        if isinstance(self.optimizer, CompensatedAdamW):
+            return [*self.model.parameters(), *self.optimizer.tensors()]
+        kept = (tensor for state in self.optimizer.state.values() for tensor in state.values())
+        return [*self.model.parameters(), *kept]
 
     def _step(self, tokens: Tensor) -> None:
         with self.autocast:
