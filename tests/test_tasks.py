@@ -20,6 +20,7 @@ from darwinlm.assemble import Assembler
 from darwinlm.cli import main
 from darwinlm.errors import RequestError
 from darwinlm.export.huggingface import export_checkpoint
+from darwinlm.measure.harness import load_tasks
 from darwinlm.measure.task_list import PAPER, TaskRequest, read_tasks
 
 TASKS = ("darwin_choice", "darwin_write", "darwin_read")
@@ -131,6 +132,13 @@ def refused(capsys, *arguments: object) -> str:
         main([str(argument) for argument in arguments])
     assert exit_.value.code == 2
     return capsys.readouterr().err
+
+
+def test_a_task_that_runs_what_the_model_writes_is_refused(tasks, tmp_path):
+    text = (tasks / "darwin_write.yaml").read_text().replace("darwin_write", "darwin_run")
+    (tmp_path / "run.yaml").write_text(f"{text}unsafe_code: true\n")
+    with pytest.raises(RequestError, match="'darwin_run' runs code that the model writes"):
+        load_tasks(read_tasks("darwin_run"), str(tmp_path))
 
 
 def test_what_cannot_be_asked_is_refused_before_a_model_is_loaded(checkpoint, tasks, capsys, monkeypatch, tmp_path):

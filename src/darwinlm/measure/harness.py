@@ -95,6 +95,11 @@ def _load(request: TaskRequest, manager: Any) -> LoadedTask:
             "and the connection, or leave it out."
         ) from fault
     for name, task in loaded["tasks"].items():
+        if getattr(task, "UNSAFE_CODE", False):
+            raise RequestError(
+                f"The task '{name}' runs code that the model writes, which DarwinLM does not do. Leave it out, or ask the "
+                "harness's own command line."
+            )
         fixed = task.get_config("num_fewshot")
         if request.shots and fixed == 0:
             raise RequestError(f"The task '{name}' takes no examples, but '{request}' asks for {request.shots}.")

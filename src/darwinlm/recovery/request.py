@@ -111,7 +111,14 @@ class Request:
     def _checked_teacher(self) -> ModelSource:
         teacher = ModelSource(self.train.teacher)
         ours, theirs = self.source.shape, teacher.shape
-        if ours.vocabulary != theirs.vocabulary or self.source.tokenizer.get_vocab() != teacher.tokenizer.get_vocab():
+        same = self.source.tokenizer.get_vocab() == teacher.tokenizer.get_vocab()
+        if same and ours.vocabulary != theirs.vocabulary:
+            raise RequestError(
+                f"'{teacher.name}' and '{self.source.name}' have the same tokens, but embeddings of {theirs.vocabulary:,} and "
+                f"{ours.vocabulary:,} rows: they are padded otherwise, which is not supported. Give the model it was pruned from, "
+                "or pad both alike (resize_token_embeddings)."
+            )
+        if not same:
             raise RequestError(
                 f"The teacher '{teacher.name}' ({theirs.vocabulary:,} tokens) does not have the vocabulary of "
                 f"'{self.source.name}' ({ours.vocabulary:,} tokens), so their predictions cannot be compared. Give the model it "
