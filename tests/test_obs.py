@@ -204,6 +204,22 @@ def test_the_steps_of_a_gpu_choose_what_those_of_a_cpu_choose(block: int, monkey
         assert columns.choose_columns(inverse.clone(), moment.clone(), 39, block) == expected
 
 
+def test_a_graph_that_captured_nothing_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It leaves what the steps before it chose; so does one that ran on other memory."""
+
+    class Replayed(columns.HostSteps):
+        def __call__(self, size: int, dead: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            chosen, r, w = super().__call__(size, torch.zeros_like(dead))
+            return (chosen if repeats else torch.zeros_like(chosen)), r * 0, w * 0
+
+    weight, hessian = problem(6, 40)
+    monkeypatch.setattr(columns, "HostSteps", Replayed)
+    monkeypatch.setattr(columns, "HOST_WASTE", 1.0)
+    for repeats in (True, False):
+        with pytest.raises(RuntimeError, match="chose a column twice"):
+            columns.choose_columns(torch.linalg.inv(hessian), weight.T @ weight, 39, 8)
+
+
 @pytest.mark.parametrize("spoiled", [-1.0, torch.nan])
 def test_lost_definiteness_is_noticed_while_columns_leave(spoiled: float) -> None:
     weight, hessian = problem(4, 12)

@@ -63,6 +63,35 @@ def test_free_memory_is_that_of_this_machine() -> None:
     assert 0 < free_host_memory() < 1 << 50
 
 
+def test_pinned_memory_is_what_is_counted_and_goes_with_its_last_view(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[str, int, int]] = []
+
+    class Runtime:
+        def cudaHostRegister(self, address: int, size: int, flags: int) -> int:
+            calls.append(("pin", address, size))
+            return fault
+
+        def cudaHostUnregister(self, address: int) -> int:
+            calls.append(("unpin", address, 0))
+            return 0
+
+    monkeypatch.setattr(torch.cuda, "cudart", Runtime)
+    fault = 0
+    tensor = room.host_tensor((3, 5, 7), torch.bfloat16, pinned=True)
+    values = torch.arange(105).view(3, 5, 7).bfloat16()
+    view, address = tensor.copy_(values)[1:], tensor.data_ptr()
+    assert calls == [("pin", address, 210)]
+    del tensor
+    assert torch.equal(view, values[1:])
+    assert len(calls) == 1
+    del view
+    assert calls[1:] == [("unpin", address, 0)]
+    fault = 2
+    room.host_tensor((4,), torch.float32, pinned=True)
+    assert room.host_tensor((0, 4), torch.float32, pinned=True).shape == (0, 4)
+    assert [what for what, *_ in calls] == ["pin", "unpin", "pin"]
+
+
 GIB = 1 << 30
 
 

@@ -239,6 +239,31 @@ def test_auto_is_the_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> 
     assert choose_device("cpu") == torch.device("cpu")
 
 
+@pytest.mark.parametrize(
+    ("asked", "local_rank", "chosen", "made_current"),
+    [("cuda:1", None, "cuda:1", ["cuda:1"]), ("auto", "3", "cuda:3", ["cuda:3"]), ("auto", None, "cuda", [])],
+)
+def test_a_gpu_that_is_chosen_is_the_current_one(monkeypatch, asked, local_rank, chosen, made_current):
+    """What captures a graph, or asks for a stream by no device's name, works there."""
+    current: list[str] = []
+    zeros = torch.zeros
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: current.append(str(device)))
+    monkeypatch.setattr(torch, "zeros", lambda *shape, device, dtype: zeros(*shape, dtype=dtype))
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if local_rank:
+        monkeypatch.setenv("LOCAL_RANK", local_rank)
+    assert str(choose_device(asked)) == chosen
+    assert current == made_current
+
+
+def test_float32_products_are_float32_whatever_the_environment_says():
+    torch.set_float32_matmul_precision("high")  # as TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1 does
+    choose_device("cpu")
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert not torch.backends.cuda.matmul.allow_tf32
+
+
 @pytest.mark.parametrize("name", ["nonsense", "", "CPU", "cuda:99", "xpu", "hpu"])
 def test_a_device_that_is_not_here_is_named_with_a_way_out(name: str) -> None:
     with pytest.raises(RequestError, match=f"Device '{name}' cannot be used .*cpu"):

@@ -59,6 +59,7 @@ def choose_columns(inverse: Tensor, moment: Tensor, count: int, block: int = BLO
         chosen, r, w = steps(size, dead)
         if not torch.isfinite(r.sum() + w.sum()):  # a NaN or Inf anywhere shows in the sum
             raise lost_definiteness()
+        _require_living(chosen, size, dead)
         order.append(columns[chosen])
         dead[chosen] = True
         gone, count = gone + size, count - size
@@ -142,14 +143,15 @@ class DeviceSteps:
         self.p_diagonal.copy_(self.moment.diagonal()).masked_fill_(dead, torch.inf)
 
     def _capture(self) -> None:
-        stream = torch.cuda.Stream(self.inverse.device)
-        stream.wait_stream(torch.cuda.current_stream(self.inverse.device))
+        device = self.inverse.device
+        stream, current = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+        stream.wait_stream(current)
         with torch.cuda.stream(stream):
             self._take()  # libraries set themselves up outside of the capture
-        torch.cuda.current_stream(self.inverse.device).wait_stream(stream)
+        current.wait_stream(stream)
         self.step.zero_()
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
+        with torch.cuda.device(device), torch.cuda.graph(self.graph, stream=stream):  # its default is another device's
             for _ in range(self.block):
                 self._take()
 
@@ -169,6 +171,15 @@ class DeviceSteps:
         self.k_diagonal.addcmul_(r, r, value=-1).index_fill_(0, j, 1)
         self.p_diagonal.addcmul_(r, w, value=-2).index_fill_(0, j, torch.inf)  # dead: never again the least
         self.step.add_(1)
+
+
+def _require_living(chosen: Tensor, size: int, dead: Tensor) -> None:
+    """Check that as many different, living columns were chosen as asked: a graph that captured nothing repeats itself."""
+    if len(chosen) != size or len(chosen.unique()) != size or dead[chosen].any():
+        raise RuntimeError(
+            f"The steps on '{dead.device}' chose a column twice: the graph of a GPU is wrong, and with it all that follows. "
+            "Please report this with the versions of torch and of the driver; --device cpu goes on from here."
+        )
 
 
 def update_lower(matrix: Tensor, a: Tensor, b: Tensor, scale: float) -> None:

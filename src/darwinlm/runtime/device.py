@@ -14,9 +14,13 @@ from darwinlm.errors import RequestError, first_line
 def choose_device(name: str) -> torch.device:
     """`auto` is a GPU where there is one: under torchrun each rank has its own.
 
+    A GPU that is chosen becomes the current one, so that what asks for no device by name works there, too; and float32
+    products are float32 from here on, whatever the environment says. Apple's `mps` has no float64 and is refused.
+
     Raises:
-        RequestError: no such device is here.
+        RequestError: no such device is here, or it cannot do the arithmetic.
     """
+    torch.set_float32_matmul_precision("highest")  # containers set TORCH_ALLOW_TF32_CUBLAS_OVERRIDE
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
         if name == "cpu" or "LOCAL_RANK" not in os.environ:
@@ -25,8 +29,12 @@ def choose_device(name: str) -> torch.device:
         name = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device).item()  # also refuses the meta device, which holds no numbers
-    except (RuntimeError, AssertionError, ImportError) as fault:
+        torch.zeros(
+            1, device=device, dtype=torch.float64
+        ).item()  # also refuses the meta device, which holds no numbers
+        if device.type == "cuda" and device.index is not None:
+            torch.cuda.set_device(device)
+    except (RuntimeError, AssertionError, ImportError, TypeError, ValueError) as fault:
         reason = first_line(fault)
         raise RequestError(
             f"Device '{name}' cannot be used ({reason}). Leave --device at auto, or choose cpu."
@@ -64,5 +72,11 @@ def peak_memory_bytes(device: torch.device) -> int:
 
         found: Any = psutil.Process().memory_info()
         return found.peak_wset
+    try:
+        import resource
+    except ImportError:  # Windows
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import math
+import mmap
 import os
+import socket
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -48,7 +51,7 @@ class Placement:
         if where == "device":
             return torch.empty(*shape, dtype=dtype, device=self.device)
         if where == "host":
-            return torch.empty(*shape, dtype=dtype, pin_memory=self.device.type == "cuda")
+            return host_tensor(shape, dtype, pinned=self.device.type == "cuda")
         log.info("%.1f GB of hidden states go to a file in '%s'.", size / 1e9, self.folder)
         return self._in_a_file(shape, dtype, size)
 
@@ -62,7 +65,7 @@ class Placement:
     def _in_a_file(self, shape: Sequence[int], dtype: torch.dtype, size: int) -> Tensor:
         require_room(self.folder, size * self.sharers, "Hidden states in a file")
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / f".hidden_states.{os.getpid()}"
+        path = self.folder / f".hidden_states.{socket.gethostname()}.{os.getpid()}"  # nodes may share the folder
         try:
             with path.open("wb") as file:
                 if hasattr(os, "posix_fallocate"):  # a full disk is noticed now, not as a crash later
@@ -78,6 +81,26 @@ class Placement:
         finally:
             with contextlib.suppress(OSError):
                 path.unlink()  # the memory map lives on; a killed run leaves no file
+
+
+def host_tensor(shape: Sequence[int], dtype: torch.dtype, *, pinned: bool) -> Tensor:
+    """An uninitialized tensor in host memory that takes what its values take, and gives it back when it is gone.
+
+    Args:
+        shape: of the tensor.
+        dtype: of the tensor.
+        pinned: for copies that run beside the host. torch's own pinned memory takes the next power of two, and is kept.
+    """
+    if not pinned or math.prod(shape) == 0:
+        return torch.empty(*shape, dtype=dtype)
+    memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize)
+    tensor = torch.frombuffer(memory, dtype=dtype)
+    runtime: Any = torch.cuda.cudart()
+    if fault := int(runtime.cudaHostRegister(tensor.data_ptr(), len(memory), 0)):
+        log.warning("Host memory cannot be pinned (CUDA error %d): copies to the GPU will be slower.", fault)
+    else:
+        weakref.finalize(memory, runtime.cudaHostUnregister, tensor.data_ptr())
+    return tensor.view(*shape)
 
 
 def free_memory(device: torch.device, sharers: int) -> int:

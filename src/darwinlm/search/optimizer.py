@@ -84,9 +84,7 @@ class CompensatedAdamW:
         """What is kept from step to step beside the parameters."""
         return [tensor for state in self.state.values() for tensor in (state.rest, state.first, state.second)]
 
-    def _update(
-        self, weight: Tensor, rest: Tensor, gradient: Tensor, first: Tensor, second: Tensor, step: int
-    ) -> None:
+    def _update(self, weight: Tensor, rest: Tensor, gradient: Tensor, first: Tensor, second: Tensor, step: int) -> None:
         mean = first.float().lerp_(gradient, 1 - BETAS[0])
         square = second.float().lerp_(gradient.square_(), 1 - BETAS[1])
         first.copy_(mean)
