@@ -138,6 +138,43 @@ def test_a_refusal_ends_all_ranks(one_rank, tmp_path):
     assert "holds no database yet" in done.stderr
 
 
+PERTURBED = """
+import os, sys
+from unittest import mock
+import torch
+from darwinlm.runtime import ranks
+from darwinlm.search import selection
+mean, std, share_out = torch.Tensor.mean, torch.Tensor.std, ranks.share_out
+second = os.environ["RANK"] == "1"
+def steered(method):
+    original = getattr(selection.TrainedFitness, method)
+    def call(*asked):
+        off = 1 + second * 2.0**-40
+        with (
+            mock.patch.object(torch.Tensor, "mean", lambda *given, **more: mean(*given, **more) * off),
+            mock.patch.object(torch.Tensor, "std", lambda *given, **more: std(*given, **more) * off * (1 + 9 * second)),
+            mock.patch.object(ranks, "share_out", lambda costs: [rank ^ second for rank in share_out(costs)]),
+        ):
+            return original(*asked)
+    setattr(selection.TrainedFitness, method, call)
+steered("__call__")
+steered("uncertainty")
+from darwinlm.cli import main
+main(sys.argv[1:])
+"""
+
+
+def test_ranks_that_calculate_otherwise_decide_alike(one_rank, tmp_path):
+    """The second rank's own means, deviations and shares are off; what is decided is the first one's."""
+    run, asked = one_rank
+    without_search(run, tmp_path / "run")
+    (tmp_path / "perturbed.py").write_text(PERTURBED)
+    done = torchrun("search", *asked, "--output", tmp_path / "run", program=(tmp_path / "perturbed.py",))
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run/genome.json").read_bytes() == (run / "genome.json").read_bytes()
+    assert [line["improved"] for line in history(tmp_path / "run")] == [line["improved"] for line in history(run)]
+
+
 EXCHANGES = """
 from darwinlm.runtime import ranks
 ranks.join()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 
 import pico
 from darwinlm.assemble import Assembler
-from darwinlm.config import SearchConfig
+from darwinlm.config import SearchConfig, Stage
 from darwinlm.cost import generation_tokens, survivors_tokens
 from darwinlm.genome import Genome
 from darwinlm.search import selection
@@ -52,7 +53,7 @@ def fitness_of(
     setting: tuple[Assembler, Teacher],
     config: SearchConfig = CONFIG,
     dtype: Any = torch.float32,
-    survivor_bytes: int | None = None,
+    survivor_bytes: tuple[int, int] | None = None,
 ) -> Any:
     assembler, teacher = setting
     return TrainedFitness(assembler, TRAIN, teacher, config, SEED, dtype, survivor_bytes)
@@ -169,13 +170,14 @@ def test_memory_says_who_is_kept_and_not_what_comes_out(setting: Any) -> None:
     trial.train(TRAIN, [(0, LENGTH)])
     assert trial.bytes == pytest.approx(3 * sum(p.nbytes for p in model.parameters()), rel=1e-3)  # and two moments
     kept = {}
-    for room in (0, trial.bytes * 3 // 2, None):
+    one = trial.bytes * 3 // 2
+    for room in ((0, 0), (one, 0), (0, one), (one, one), None):
         fitness = fitness_of(setting, survivor_bytes=room)
         assert generation_of(fitness) == truth
         fitness(CHILDREN, PARENT, CONFIG.stages[0], 1, 0)
-        kept[room] = len(fitness._survivors)
-        assert room is None or sum(survivor.trial.bytes for survivor in fitness._survivors.values()) <= room
-    assert list(kept.values()) == [0, 1, CONFIG.survivors[0]]
+        waiting = [survivor.trial.waits for survivor in fitness._survivors.values()]
+        kept[room] = (waiting.count(False), waiting.count(True))
+    assert list(kept.values()) == [(0, 0), (1, 0), (0, 1), (1, 1), (CONFIG.survivors[0], 0)]
 
 
 def test_a_space_without_children_has_nothing_to_score(setting: Any) -> None:
@@ -240,6 +242,30 @@ def token_kls(teacher: Teacher, model: Any, targets: Targets) -> torch.Tensor:
         ours = model.double()(teacher.tokens[blocks, :length]).logits.log_softmax(-1)
         found.append((truth.exp() * (truth - ours)).sum(-1).flatten())
     return torch.cat(found)
+
+
+def test_too_few_tokens_do_not_say_how_sure_they_are(setting: Any) -> None:
+    fitness = fitness_of(setting)
+    fitness(CHILDREN[:2], PARENT, Stage(select_tokens=2, train_tokens=0, survivors=1), 0, 0)
+    assert fitness.uncertainty(*CHILDREN[:2]) == math.inf
+
+
+def test_a_trial_that_waited_goes_on_as_if_it_had_not(setting: Any) -> None:
+    """Tied weights stay tied, and the optimizer's state with its parameters."""
+    results = []
+    for dtype in (torch.float32, torch.bfloat16):
+        for waits in (False, True):
+            trial = Trial(setting[0].model(CHILDREN[0], pico.CPU, dtype), RATE, 1, dtype)
+            trial.train(TRAIN, [(0, LENGTH)])
+            size, before = trial.bytes, [tensor.data_ptr() for tensor in trial.tensors()]
+            if waits:
+                trial.wait()
+                assert {tensor.data_ptr() for tensor in trial.tensors()}.isdisjoint(before)
+                assert trial.bytes == size
+                trial.come_back()
+            trial.train(TRAIN, [(1, LENGTH)])
+            results.append([tensor.clone() for tensor in trial.tensors()])
+        assert all(map(torch.equal, results[-2], results[-1]))
 
 
 def test_a_screened_step_before_continued_training_counts_nothing(setting: Any) -> None:

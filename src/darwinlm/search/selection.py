@@ -14,11 +14,16 @@ from darwinlm.config import SearchConfig, Stage
 from darwinlm.cost import trial_memory
 from darwinlm.genome import Genome
 from darwinlm.runtime import ranks
-from darwinlm.runtime.placement import free_memory
+from darwinlm.runtime.placement import HOST_SHARE, free_host_memory, free_memory
 from darwinlm.search.fitness import Targets, Teacher, token_kls_to_teacher
 from darwinlm.search.samples import Drawn, draw, draw_parts
 from darwinlm.search.screen import Screen
 from darwinlm.search.trial import Trial, checkpoint_activations
+
+SPARE_SHARE = 0.9
+"""Share of the free memory of a device that survivors may take: the rest is lost between blocks."""
+FEWEST_TOKENS = 8
+"""Fewer do not say how much they scatter."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +50,8 @@ class TrainedFitness:
         config: learning rate, batch, tokens of the steps.
         seed: of the choice of blocks.
         dtype: arithmetic of the forward passes.
-        survivor_bytes: memory of the device for survivors' weights and moments between two steps; None for a quarter of
-            what the training of a candidate leaves free.
+        survivor_bytes: memory for what survivors go on from between two steps, on the device and in host memory beside
+            it; None for what the training of a candidate leaves free.
     """
 
     def __init__(
@@ -57,11 +62,11 @@ class TrainedFitness:
         config: SearchConfig,
         seed: int,
         dtype: torch.dtype,
-        survivor_bytes: int | None = None,
+        survivor_bytes: tuple[int, int] | None = None,
     ) -> None:
         self.assembler, self.train, self.teacher = assembler, train, teacher
         self.config, self.seed, self.dtype = config, seed, dtype
-        self._room = survivor_bytes if config.continue_training else 0
+        self._room = survivor_bytes if config.continue_training else (0, 0)
         self.weights = {"auto": dtype, "float32": torch.float32, "bfloat16": torch.bfloat16}[config.weights]
         self._ends = sorted({tokens for tokens in config.train_tokens if tokens})
         """Where the training tokens of a generation are cut."""
@@ -87,12 +92,17 @@ class TrainedFitness:
             last = index + 1 == len(self.config.stages)
             own = self._trained(candidates, targets, stage, generation, last)
             self._token_kls = self._exchanged(own)
-        return [self._token_kls[genome].mean().item() for genome in candidates]
+        return ranks.told_by_first([self._token_kls[genome].mean().item() for genome in candidates])
 
     def uncertainty(self, first: Genome, second: Genome) -> float:
-        """Standard error of the difference of two scores of the last step, as that of its tokens' mean."""
+        """Standard error of the difference of two scores of the last step, as that of its tokens' mean; on all ranks alike.
+
+        Infinite where there are too few tokens to tell.
+        """
         differences = self._token_kls[first] - self._token_kls[second]
-        return (differences.std() / math.sqrt(len(differences))).item()
+        if len(differences) < FEWEST_TOKENS:
+            return math.inf
+        return ranks.told_by_first((differences.std() / math.sqrt(len(differences))).item())
 
     def _untrained(self, candidates: list[Genome], parent: Genome, targets: Targets) -> dict[Genome, Tensor]:
         found: list[Tensor] = []
@@ -115,8 +125,8 @@ class TrainedFitness:
         parts = draw_parts(self.train, self._ends, self.seed, "train", generation)
         parts = parts[: self._ends.index(stage.train_tokens) + 1]
         if self._room is None:
-            self._room = self._spare_memory(candidates[0])
-        share = ranks.share_out([self._costs(genome, parts) for genome in candidates])
+            self._room = self._spare_memory(candidates)
+        share = ranks.told_by_first(ranks.share_out([self._costs(genome, parts) for genome in candidates]))
         own = [genome for genome, rank in zip(candidates, share) if rank == ranks.rank()]
         going_on = {genome: self._survivors[genome] for genome in own if genome in self._survivors}
         self._survivors, found = {}, dict[Genome, Tensor]()
@@ -127,8 +137,7 @@ class TrainedFitness:
             found[genome] = token_kls_to_teacher(trial.model, targets, self.dtype)
             if not last:
                 self._survivors[genome] = _Survivor(trial, len(parts), found[genome].mean().item())
-                waiting = sum(other.trial.bytes for other in going_on.values())
-                self._forget_the_worst(stage.survivors, self._room - waiting)
+                self._forget_the_worst(stage.survivors, [survivor.trial for survivor in going_on.values()])
             del trial  # its memory is needed for the next one
         return found
 
@@ -142,6 +151,7 @@ class TrainedFitness:
     def _begun(self, genome: Genome, survivor: _Survivor | None, parts: int) -> tuple[Trial, int]:
         """A candidate to be trained, and the parts that it has seen."""
         if survivor and survivor.parts <= parts:
+            survivor.trial.come_back()
             return survivor.trial, survivor.parts
         device = self.teacher.head.device
         model = self.assembler.model(genome, device, self.weights)
@@ -149,19 +159,31 @@ class TrainedFitness:
             checkpoint_activations(model)
         return Trial(model, self.config.learning_rate, self.config.batch_sequences, self.dtype), 0
 
-    def _forget_the_worst(self, most: int, room: int) -> None:
-        """Keep those alone that can still survive the step and have room."""
+    def _forget_the_worst(self, most: int, others: list[Trial]) -> None:
+        """Keep those alone that can still survive the step and have room, beside `others` that wait for their turn."""
         best = sorted(self._survivors.items(), key=lambda item: item[1].score)
         self._survivors = {}
+        here, beside = self._room or (0, 0)
+        here -= sum(trial.bytes for trial in others if not trial.waits)
+        beside -= sum(trial.bytes for trial in others if trial.waits)
         for genome, survivor in best[:most]:
-            if survivor.trial.bytes <= room:
-                self._survivors[genome] = survivor
-                room -= survivor.trial.bytes
+            size, waits = survivor.trial.bytes, survivor.trial.waits
+            if size <= here and not waits:
+                here -= size
+            elif size <= beside:
+                survivor.trial.wait()
+                beside -= size
+            else:
+                continue
+            self._survivors[genome] = survivor
 
-    def _spare_memory(self, genome: Genome) -> int:
-        """Bytes for survivors: a quarter of what the training of a candidate leaves free."""
-        needed = trial_memory(self.assembler.shape(genome), self.config, self.train.shape[1], self.weights)
-        return max(0, free_memory(self.teacher.head.device, ranks.local_world_size()) - needed) // 4
+    def _spare_memory(self, candidates: list[Genome]) -> tuple[int, int]:
+        """Bytes for survivors: most of what the training of the largest candidate leaves free, and of the host's beside."""
+        device, sharers, length = self.teacher.head.device, ranks.local_world_size(), self.train.shape[1]
+        needed = max(trial_memory(self.assembler.shape(g), self.config, length, self.weights) for g in candidates)
+        here = int(SPARE_SHARE * (free_memory(device, sharers) - needed))
+        beside = 0 if device.type == "cpu" else int(HOST_SHARE * free_host_memory()) // sharers
+        return max(0, here), beside
 
     def _exchanged(self, found: dict[Genome, Tensor]) -> dict[Genome, Tensor]:
         """What all ranks found; where survivors lie becomes known."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -9,8 +10,12 @@ from torch import Tensor
 
 from darwinlm.errors import RequestError
 from darwinlm.losses import next_token_loss
+from darwinlm.runtime.placement import host_tensor
 from darwinlm.search.optimizer import CompensatedAdamW
 from darwinlm.search.samples import batches
+
+ALIGNMENT = 64
+"""Bytes between which tensors begin in the host memory of a trial that waits."""
 
 
 def checkpoint_activations(model: Any) -> None:
@@ -39,6 +44,7 @@ class Trial:
         self.autocast = torch.autocast(
             self.device.type, dtype=dtype, enabled=dtype not in (weight.dtype, torch.float32)
         )
+        self._away: Tensor | None = None
         self.optimizer: torch.optim.Optimizer | CompensatedAdamW
         if weight.dtype == torch.bfloat16:
             self.optimizer = CompensatedAdamW(model.parameters(), learning_rate)
@@ -73,6 +79,29 @@ class Trial:
             return [*self.model.parameters(), *self.optimizer.tensors()]
         kept = (tensor for state in self.optimizer.state.values() for tensor in state.values())
         return [*self.model.parameters(), *kept]
+
+    @property
+    def waits(self) -> bool:
+        """Whether it lies in host memory, and must come back before it goes on."""
+        return self._away is not None
+
+    def wait(self) -> None:
+        """Move to host memory, which leaves the device to others."""
+        if self._away is not None:
+            return
+        tensors = self.tensors()
+        starts = [0, *accumulate(-tensor.nbytes % ALIGNMENT + tensor.nbytes for tensor in tensors)]
+        self._away = host_tensor((starts[-1],), torch.uint8, pinned=self.device.type == "cuda")
+        for tensor, start in zip(tensors, starts):
+            place = self._away[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+            tensor.data = place.copy_(tensor.data)
+
+    def come_back(self) -> None:
+        """Move to the device again, to the bit."""
+        if self._away is not None:
+            for tensor in self.tensors():
+                tensor.data = tensor.data.to(self.device, copy=True)
+            self._away = None
 
     def _step(self, tokens: Tensor) -> None:
         with self.autocast:
