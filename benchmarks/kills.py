@@ -1,11 +1,11 @@
 """A run killed at random moments and continued by the same command, against an uninterrupted run.
 
-    python benchmarks/kills.py [--kills 20] [--seed 0]
+    python benchmarks/kills.py [--kills 20] [--stages start export] [--seed 0]
 
-Each trial starts `darwinlm prune` on the embedded model with small settings, kills it (SIGKILL) at a moment drawn
-between its start and the end of the uninterrupted run, and starts the same command again until it ends by itself.
-Compared are the bytes of genome, database and checkpoint and the lines of the history without their seconds. Prints a
-line for each and writes benchmarks/results/kills.json.
+Each trial starts `darwinlm prune` on the embedded model with small settings, waits for a stage to begin, kills the
+process (SIGKILL) at a moment drawn from that stage's length in the uninterrupted run, and starts the same command again.
+The stages take turns; a new one is a line in `BEGINS`. Compared are the bytes of genome, database and checkpoint and the
+lines of the history without their seconds. Prints a line for each and writes benchmarks/results/kills.json.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import yaml
@@ -64,41 +66,77 @@ def start(settings: Path, output: Path) -> subprocess.Popen:
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
-def reached(run: Path) -> str:
-    """Where a run was when it was killed."""
-    stages = (("model/config.json", "export"), ("search/state.json", "search"), ("search/start.json", "search"))
-    for name, stage in (*stages, ("database/manifest.json", "database"), ("blocks.safetensors", "database")):
-        if (run / name).exists():
-            return stage
-    return "before the database"
+def after(stage: str) -> Callable[[Path], bool]:
+    """Whether a stage is done: `timings.json` says so."""
+    return lambda run: stage in timings(run)
+
+
+def timings(run: Path) -> dict[str, float]:
+    return json.loads((run / "timings.json").read_text()) if (run / "timings.json").exists() else {}
+
+
+BEGINS: dict[str, Callable[[Path], bool]] = {
+    "opening": lambda run: True,
+    "database": lambda run: (run / "blocks.safetensors").exists(),
+    "start": after("database"),
+    "search": lambda run: (run / "search/state.json").exists(),
+    "refit": after("search"),
+    "export": lambda run: (run / ".model.partial").exists() or (run / "model").exists(),
+    "evaluation": after("export"),
+}
+"""Stage -> whether it has begun, in the order of a run. A stage that `timings.json` does not know (`TIMED`) is left out."""
+TIMED = {"refit"}
+
+
+def stages_of(run: Path, process: subprocess.Popen) -> dict[str, float]:
+    """Seconds of each stage of a run under way, up to its end."""
+    began: dict[str, float] = {}
+    while process.poll() is None:
+        for stage in [stage for stage in BEGINS if stage not in began and BEGINS[stage](run)]:
+            began[stage] = time.perf_counter()
+        time.sleep(0.005)
+    if process.returncode:
+        raise SystemExit("the uninterrupted run failed")
+    began["end"] = time.perf_counter()
+    names = [stage for stage in began if stage not in TIMED or stage in timings(run)]
+    return {stage: began[later] - began[stage] for stage, later in pairwise(names)}
+
+
+def killed(run: Path, settings: Path, stage: str, wait: float) -> bool:
+    """Start a run and kill it so many seconds after a stage has begun; False where it ended before."""
+    process = start(settings, run)
+    while not BEGINS[stage](run) and process.poll() is None:
+        time.sleep(0.002)
+    try:
+        process.wait(wait)
+        return False
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        return True
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--stages", nargs="+", choices=BEGINS, help="by default all that the run has")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     rng, rows = random.Random(args.seed), []
     with tempfile.TemporaryDirectory() as scratch:
-        settings = Path(scratch) / "settings.yaml"
+        settings, whole = Path(scratch) / "settings.yaml", Path(scratch) / "whole"
         settings.write_text(yaml.safe_dump(SETTINGS))
-        began = time.perf_counter()
-        if start(settings, Path(scratch) / "whole").wait():
-            raise SystemExit("the uninterrupted run failed")
-        length, truth = time.perf_counter() - began, answer(Path(scratch) / "whole")
-        print(f"uninterrupted: {length:.1f} s")
+        lengths = stages_of(whole, start(settings, whole))
+        truth, stages = answer(whole), [stage for stage in lengths if stage in (args.stages or BEGINS)]
+        print("uninterrupted:", ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in lengths.items()))
         for trial in range(args.kills):
-            run, moment = Path(scratch) / str(trial), rng.uniform(0, length)
-            process = start(settings, run)
-            try:
-                process.wait(moment)
-            except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGKILL)
-                process.wait()
-            where = reached(run)
+            run, stage = Path(scratch) / str(trial), stages[trial % len(stages)]
+            wait = rng.uniform(0, lengths[stage])
+            died = killed(run, settings, stage, wait)
             same = start(settings, run).wait() == 0 and answer(run) == truth
-            rows.append({"killed_after_seconds": moment, "in": where, "same": same})
-            print(f"killed after {moment:4.1f} s ({where}): {'the same' if same else 'DIFFERENT'}", flush=True)
+            rows.append({"in": stage, "seconds_into_it": wait, "killed": died, "same": same})
+            told = "the same" if same else "DIFFERENT"
+            print(f"{'killed' if died else 'ended before'} {wait:4.1f} s into {stage}: {told}", flush=True)
     print(f"{sum(row['same'] for row in rows)} of {len(rows)} the same")
     (HERE / "results").mkdir(exist_ok=True)
     (HERE / "results/kills.json").write_text(json.dumps(rows, indent=2) + "\n")
