@@ -44,7 +44,7 @@ def database_stage(run: Run, *, rebuild: bool = False) -> Database:
     folder = run.directory.database
     exists = (folder / MANIFEST).exists()
     database = Database.open(folder) if exists else Database(folder, run.database_identity)
-    if damaged := database.damaged():
+    if damaged := ranks.told_by_first(database.damaged() if ranks.is_first() else []):
         if not rebuild:
             raise damaged_files(database, damaged)
         for name in damaged:
@@ -210,9 +210,10 @@ def run_export(config: RunConfig, wanted: Wanted | None = None) -> list[Form]:
     _require_database(config)
     with opened(config) as run:
         check_forms(run.source, wanted)
+        database = run.finished_database()
         if not ranks.is_first():
             return []
-        export_stage(run, run.finished_database(), run.genome())
+        export_stage(run, database, run.genome())
         return write_forms(run.directory.model, wanted, stub_heads=config.database.tensor_parallel)
 
 

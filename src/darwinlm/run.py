@@ -224,7 +224,7 @@ class Run:
         return Splits.of(read_tensors(path)[0])
 
     def finished_database(self) -> Database:
-        """The database that lies here, whole.
+        """The database that lies here, whole; the first rank reads it to know that, so all must ask.
 
         Raises:
             RequestError: there is none, or it is not finished, or damaged.
@@ -236,7 +236,7 @@ class Run:
         database = Database.open(folder)
         if missing := [ladder.name for ladder in self.ladders if ladder.name not in database.modules]:
             raise RequestError(f"The database in '{folder}' lacks {len(missing)} modules, {missing[0]} first. {hint}")
-        if damaged := database.damaged():
+        if damaged := ranks.told_by_first(database.damaged() if ranks.is_first() else []):
             raise damaged_files(database, damaged)
         return database
 

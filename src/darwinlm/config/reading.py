@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+from jsonargparse import ArgumentError, ArgumentParser, _optionals, set_parsing_settings
 from jsonargparse.typing import register_type
 
 from darwinlm.config.checks import faults
@@ -34,10 +35,21 @@ def settings_parser(without: Collection[str] = (), **options: Any) -> ArgumentPa
         without: fields that get no flag.
         options: of the parser.
     """
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, **options)
-    parser.add_class_arguments(RunConfig, skip=set(without))
+    with _fields_with_docstrings():
+        parser.add_class_arguments(RunConfig, skip=set(without))
     return parser
+
+
+@contextmanager
+def _fields_with_docstrings() -> Iterator[None]:
+    """jsonargparse's setting, which is one for the whole process: other users of it get theirs back."""
+    before = getattr(_optionals, "_docstring_parse_options", {}).get("attribute_docstrings", False)
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    try:
+        yield
+    finally:
+        set_parsing_settings(docstring_parse_attribute_docstrings=before)
 
 
 def resolve(*layers: Mapping[str, Any], without: Collection[str] = ()) -> RunConfig:
