@@ -14,7 +14,7 @@ import darwinlm
 
 ROOT = Path(darwinlm.__file__).parent
 ORDER = (
-    "errors | config | runtime | models | data, losses | database | genome | assemble, cost | target | search | baselines"
+    "errors | config | runtime | models | data, losses | database | genome | assemble, cost | refit | target | search | baselines"
     " | export | foreign | recovery | measure | planning | run | results | pipeline | cells, nested"
     " | evaluation, demonstration, comparison | recipes | tables | cli"
 )

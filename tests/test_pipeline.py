@@ -34,7 +34,12 @@ def finished(checkpoint, text, tmp_path_factory) -> Path:
 
 def answer(run: Path) -> dict[str, bytes]:
     """The genome and all weights of a run, byte for byte."""
-    paths = [run / "genome.json", *(run / "database").glob("*.safetensors"), *(run / "model").glob("*")]
+    paths = [
+        run / "genome.json",
+        *(run / "database").glob("*.safetensors"),
+        *(run / "refit").glob("*"),
+        *(run / "model").glob("*"),
+    ]
     return {str(path.relative_to(run)): path.read_bytes() for path in sorted(paths)}
 
 
@@ -68,6 +73,7 @@ KILLERS = {
     "database": ("darwinlm.database.store", "write_tensors", 3),
     "manifest": ("darwinlm.database.store", "write_json", 2),
     "history": ("darwinlm.search.evolution", "write_json", 3),
+    "refit": ("darwinlm.refit", "write_tensors", 2),
     "trial": ("darwinlm.search.selection", "token_kls_to_teacher", 11),
     "export": ("darwinlm.export.huggingface", "_copy_words", 1),
     "summary": ("darwinlm.results", "peak_memory_bytes", 1),

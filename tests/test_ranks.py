@@ -20,6 +20,7 @@ import darwinlm
 import pico
 from darwinlm.database.store import Database
 from darwinlm.runtime import ranks
+from darwinlm.runtime.files import read_tensors
 
 SETTINGS = {**pico.RUN, "search": {**pico.RUN["search"], "check_every": 3, "confidence": 0.5}}
 
@@ -71,6 +72,18 @@ def test_two_ranks_search_line_by_line_alike(one_rank, tmp_path):
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run/genome.json").read_bytes() == (run / "genome.json").read_bytes()
     assert history(tmp_path / "run") == history(run)
+
+
+def test_two_ranks_refit_alike(one_rank, tmp_path):
+    """Sums are added up in another order, so matrices agree to 1e-4 of their norm."""
+    run, asked = one_rank
+    shutil.copytree(run, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/refit")
+    done = torchrun("refit", *asked, "--output", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    for path in (run / "refit").glob("*.safetensors"):
+        ours, theirs = (read_tensors(folder / "refit" / path.name)[0] for folder in (run, tmp_path / "run"))
+        assert all(torch.linalg.norm(ours[name] - theirs[name]) < 1e-4 * torch.linalg.norm(ours[name]) for name in ours)
 
 
 def without_search(run: Path, copy: Path) -> None:

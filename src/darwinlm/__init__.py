@@ -33,6 +33,7 @@ __all__ = [
     "plan_recipe",
     "prune",
     "prune_family",
+    "refit_genome",
     "report",
     "run_recipe",
     "search_genome",
@@ -91,6 +92,13 @@ def search_genome(output: str, *, preset: str | None = None, restart: bool = Fal
     from darwinlm.pipeline import run_search
 
     return run_search(_config(preset, {"output": output, **settings}), restart=restart)
+
+
+def refit_genome(output: str, *, preset: str | None = None, **settings: Any):
+    """Refit the output matrices of a run's genome on its own inputs, `refit={"tokens": N}`; returns `Refits`."""
+    from darwinlm.pipeline import run_refit
+
+    return run_refit(_config(preset, {"output": output, **settings}))
 
 
 def export_checkpoint(output: str, *, portable: bool = False, format: str = "", dtype: str = "", **settings: Any):

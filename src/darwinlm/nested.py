@@ -20,7 +20,8 @@ from darwinlm.cost import database_need, search_need
 from darwinlm.errors import RequestError
 from darwinlm.genome import Genome
 from darwinlm.measure.family_picture import draw_family
-from darwinlm.pipeline import database_stage, export_stage, search_stage
+from darwinlm.pipeline import database_stage, export_stage, refit_stage, search_stage
+from darwinlm.refit import Refits
 from darwinlm.results import evaluation_stage
 from darwinlm.run import Run, opened
 from darwinlm.runtime import ranks
@@ -129,18 +130,20 @@ def run_family(config: RunConfig, typed: str, *, rebuild: bool = False, restart:
             member = Run(asked, directory, restart=restart, above=above)
             log.info("Target %s, %d of %d.", name, len(members) + 1, len(configs))
             above = search_stage(member, database, restart=restart)
-            members.append(Member(name, directory.path, run.space.named(above), _finished(member, database, above)))
+            refits = refit_stage(member, database, above)
+            summary = _finished(member, database, above, refits)
+            members.append(Member(name, directory.path, run.space.named(above), summary))
         if ranks.is_first():
             _save(run.directory.path / "family", members)
     return members
 
 
-def _finished(run: Run, database: Any, genome: Genome) -> dict[str, Any]:
+def _finished(run: Run, database: Any, genome: Genome, refits: Refits | None) -> dict[str, Any]:
     """Export and score a member; the first rank does it."""
     if not ranks.is_first():
         return {}
-    export_stage(run, database, genome)
-    return evaluation_stage(run, database, genome)
+    export_stage(run, database, genome, refits)
+    return evaluation_stage(run, database, genome, refits)
 
 
 def _save(folder: Path, members: list[Member]) -> None:

@@ -1,4 +1,4 @@
-"""The stages in their order: database -> search -> export -> evaluation. Each continues where it stopped."""
+"""The stages in their order: database -> search -> refit -> export -> evaluation. Each continues where it stopped."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from darwinlm.export.huggingface import RECORD, export_checkpoint
 from darwinlm.genome import Genome
 from darwinlm.measure.pictures import draw_errors
 from darwinlm.measure.quality import HeldOut
+from darwinlm.refit import Refits, refit_blocks
 from darwinlm.results import card_facts, evaluation_stage, report_stage
 from darwinlm.run import Run, opened
 from darwinlm.runtime import ranks
@@ -132,23 +133,41 @@ def cache_bytes() -> int:
 
 def _discard_search(run: Run) -> None:
     discard_forms(run.directory.model)
-    for path in (run.directory.search, run.directory.model):
+    for path in (run.directory.search, run.directory.refit, run.directory.model):
         shutil.rmtree(path, ignore_errors=True)
     for path in (run.directory.genome, run.directory.summary, run.directory.report):
         path.unlink(missing_ok=True)
-    run.directory.forget("search", "export", "evaluation")
+    run.directory.forget("search", "refit", "export", "evaluation")
 
 
-def export_stage(run: Run, database: Database, genome: Genome) -> None:
-    """Write the genome's checkpoint to `model/`, unless it lies there already."""
+def refit_stage(run: Run, database: Database, genome: Genome) -> Refits | None:
+    """The genome's output matrices, refitted on its own inputs as far as that is missing; None where it is not asked for."""
+    asked, blocks = run.config.refit.tokens, run.splits.hessian
+    if not asked:
+        return None
+    tokens = blocks[: max(2, asked // blocks.shape[1])]
+    made_from = {"genome": run.space.named(genome), "database": sha256_of(database.identity), "tokens": tokens.numel()}
+    refits = Refits(run.directory.refit, made_from)
+    if not ranks.told_by_first(refits.finished(len(run.stream))):
+        assembler = Assembler(run.source, database, keep_dense=False)
+        with run.directory.timed("refit"):
+            block = functools.partial(assembler.block, genome, device=run.device, dtype=run.dtype)
+            refit_blocks(refits, run.stream, block, tokens, run.config.database.batch_sequences, _placement(run))
+    return refits
+
+
+def export_stage(run: Run, database: Database, genome: Genome, refits: Refits | None = None) -> None:
+    """Write the genome's checkpoint to `model/`, with refitted matrices where there are, unless it lies there already."""
     marker = run.directory.model / RECORD
     made_from = {"genome": run.space.named(genome), "database": sha256_of(database.identity)}
+    if refits:
+        made_from["refit"] = sha256_of(refits.identity)
     if marker.exists() and read_json(marker) == made_from:
         return
     discard_forms(run.directory.model)
     with run.directory.timed("export"):
         assembler = Assembler(run.source, database, keep_dense=False)
-        export_checkpoint(assembler, genome, run.directory.model, card_facts(run), made_from)
+        export_checkpoint(assembler, genome, run.directory.model, card_facts(run, refits), made_from, refits)
 
 
 def run_database(config: RunConfig, *, rebuild: bool = False) -> Database:
@@ -192,6 +211,22 @@ def _require_database(config: RunConfig) -> None:
         )
 
 
+def run_refit(config: RunConfig) -> Refits:
+    """Refit the genome that a search ended with; returns what was refitted.
+
+    Raises:
+        RequestError: there is no genome yet, or `refit.tokens` is 0.
+    """
+    _require_database(config)
+    with opened(config) as run:
+        refits = refit_stage(run, run.finished_database(), run.genome())
+        if refits is None:
+            raise RequestError(
+                "refit.tokens is 0, so there is nothing to do. Give --refit.tokens 131072, or leave it out."
+            )
+        return refits
+
+
 def run_export(config: RunConfig, wanted: Wanted | None = None) -> list[Form]:
     """Write the checkpoint of a finished search, and the other forms of it that are asked for. One rank does it all.
 
@@ -210,21 +245,23 @@ def run_export(config: RunConfig, wanted: Wanted | None = None) -> list[Form]:
     _require_database(config)
     with opened(config) as run:
         check_forms(run.source, wanted)
-        database = run.finished_database()
+        database, genome = run.finished_database(), run.genome()
+        refits = refit_stage(run, database, genome)
         if not ranks.is_first():
             return []
-        export_stage(run, database, run.genome())
+        export_stage(run, database, genome, refits)
         return write_forms(run.directory.model, wanted, stub_heads=config.database.tensor_parallel)
 
 
 def run_prune(config: RunConfig, *, rebuild: bool = False, restart: bool = False) -> dict[str, Any]:
-    """All stages; returns what `summary.json` holds. Ranks other than the first leave after the search, with nothing."""
+    """All stages; returns what `summary.json` holds. Ranks other than the first leave after the refit, with nothing."""
     with opened(config, restart=restart, needs=[database_need, search_need]) as run:
         database = database_stage(run, rebuild=rebuild)
         genome = search_stage(run, database, restart=restart)
+        refits = refit_stage(run, database, genome)
         if not ranks.is_first():
             return {}
-        export_stage(run, database, genome)
-        summary = evaluation_stage(run, database, genome)
+        export_stage(run, database, genome, refits)
+        summary = evaluation_stage(run, database, genome, refits)
         report_stage(run)
         return summary

@@ -14,13 +14,22 @@ from darwinlm.measure.quality import HeldOut, Quality
 from darwinlm.measure.report import write_report
 from darwinlm.models.blocks import BlockStream
 from darwinlm.models.source import ModelSource
+from darwinlm.refit import Refits
 from darwinlm.run import Run
 from darwinlm.runtime.device import peak_memory_bytes
 from darwinlm.runtime.files import read_json, sha256_of, write_json
 from darwinlm.runtime.progress import log
 
+QUALITIES = {
+    "dense": "dense",
+    "uniform": "uniform, same level",
+    "before_refit": "DarwinLM before its refit",
+    "pruned": "DarwinLM",
+}
+"""What `summary.json` holds of models on held-out text, and what tables call them."""
 
-def card_facts(run: Run) -> dict[str, Any]:
+
+def card_facts(run: Run, refits: Refits | None = None) -> dict[str, Any]:
     """What the model card says of how the checkpoint was made."""
     config = run.config
     tokens = config.blocks.hessian * config.blocks.sequence_length
@@ -34,13 +43,28 @@ def card_facts(run: Run) -> dict[str, Any]:
         "survivors": config.search.survivors,
         "trial training": f"{config.search.train_tokens} tokens, AdamW, learning rate {config.search.learning_rate:g}",
         "selection": f"{config.search.select_tokens} tokens, KL to the dense model",
+        **({"refit": _told(refits)} if refits else {}),
         "seed": config.seed,
     }
 
 
-def evaluation_stage(run: Run, database: Database, genome: Genome) -> dict[str, Any]:
-    """Score dense, uniform and pruned on the held-out blocks; saved as `summary.json`, unless it is there already."""
-    made_from = sha256_of([run.space.named(genome), run.quality_identity])
+def _told(refits: Refits) -> str:
+    """What a refit was made on, and what it gained."""
+    changed = sum(one.damping is not None for one in refits.matrices.values())
+    before, after = refits.at_the_end
+    return (
+        f"output matrices on the pruned model's own inputs, {refits.identity['tokens']:,} tokens; {changed} of "
+        f"{len(refits.matrices)} matrices changed; mean square of what the last layer lacks: {before:.4g} -> {after:.4g}"
+    )
+
+
+def evaluation_stage(run: Run, database: Database, genome: Genome, refits: Refits | None = None) -> dict[str, Any]:
+    """Score dense, uniform and pruned on the held-out blocks, with and without its refit.
+
+    Returns:
+        What `summary.json` holds; one that is there already is not made again.
+    """
+    made_from = sha256_of([run.space.named(genome), run.quality_identity, *([refits.identity] if refits else [])])
     if run.directory.summary.exists():
         summary = read_json(run.directory.summary)
         if summary.get("made_from") == made_from:
@@ -55,6 +79,9 @@ def evaluation_stage(run: Run, database: Database, genome: Genome) -> dict[str, 
             "uniform": held_out.quality_of_model(assembler.model(uniform, run.device, run.dtype)),
             "pruned": held_out.quality(exported),
         }
+        if refits:
+            unrefitted = assembler.model(genome, run.device, run.dtype)
+            qualities["before_refit"] = held_out.quality_of_model(unrefitted)
     summary = {
         **{name: dataclasses.asdict(quality) for name, quality in qualities.items()},
         "target": to_dict(run.config.target),

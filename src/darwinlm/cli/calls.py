@@ -67,6 +67,15 @@ def search(config: RunConfig, flags: dict[str, Any]) -> None:
     next_command(f"darwinlm export --output {config.output}")
 
 
+def refit(config: RunConfig, flags: dict[str, Any]) -> None:
+    """Refit what a search found."""
+    from darwinlm import tables
+    from darwinlm.pipeline import run_refit
+
+    console.print(tables.refits(run_refit(config)))
+    next_command(f"darwinlm export --output {config.output}")
+
+
 def export(config: RunConfig, flags: dict[str, Any]) -> None:
     """Write the checkpoint and its other forms."""
     from darwinlm import tables

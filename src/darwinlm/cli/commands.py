@@ -37,6 +37,12 @@ COMMANDS = {
     "search": Command(
         "evolution over levels, training-aware", "--output RUN", calls.search, takes_model=False, flags=("restart",)
     ),
+    "refit": Command(
+        "output matrices of the found model, refitted on its own inputs; `prune` and `export` do it, too",
+        "--output RUN [--refit.tokens N]",
+        calls.refit,
+        takes_model=False,
+    ),
     "export": Command(
         "a really smaller Hugging Face checkpoint, and other forms of it",
         "--output RUN | CHECKPOINT [--portable] [--format gguf [--dtype f16]]",

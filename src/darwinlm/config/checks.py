@@ -51,6 +51,12 @@ def faults(config: RunConfig, without: Collection[str] = ()) -> list[str]:
         f"blocks.held_out_data is the same as data, '{config.data}', so it would be scored on what it was fitted to. "
         "Leave it out: held-out blocks are then drawn apart from the others.",
     )
+    check(config.refit.tokens >= 0, f"refit.tokens is {config.refit.tokens}; it must be positive, or 0 for no refit.")
+    check(
+        not config.refit.tokens or blocks.hessian != 1,
+        "blocks.hessian is 1, but the refit needs 2 blocks, one to check what it fitted to the other. Raise it, or set "
+        "refit.tokens to 0.",
+    )
     for name in ("start_rounds", "check_every", "patience"):
         check(getattr(search, name) >= 0, f"search.{name} is {getattr(search, name)}; it must be 0 or more.")
     check(

@@ -144,6 +144,14 @@ class SearchConfig:
 
 
 @dataclass(frozen=True)
+class RefitConfig:
+    """Refit of the found model's output matrices on its own inputs, toward the dense model's residual stream."""
+
+    tokens: int = 131_072
+    """Tokens of blocks.hessian that it is made on, at most all of them; 0 leaves it out (the paper)."""
+
+
+@dataclass(frozen=True)
 class ShearedConfig:
     """ShearedLLaMA, one of the methods of a comparison: masks learned together with the weights."""
 
@@ -197,6 +205,7 @@ class RunConfig:
     database: DatabaseConfig = field(default_factory=DatabaseConfig)
     target: TargetConfig = field(default_factory=TargetConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
+    refit: RefitConfig = field(default_factory=RefitConfig)
     sheared: ShearedConfig = field(default_factory=ShearedConfig)
     bench: BenchConfig = field(default_factory=BenchConfig)
     train: TrainConfig = field(default_factory=TrainConfig)

@@ -21,6 +21,7 @@ from darwinlm.export.card import model_card
 from darwinlm.genome import Genome
 from darwinlm.models.heterogeneous import modeling_source
 from darwinlm.models.source import ModelSource
+from darwinlm.refit import Refits
 from darwinlm.runtime.files import flush, read_json, write_json, write_tensors, write_text
 
 SHARD_BYTES = 4 << 30
@@ -45,7 +46,12 @@ _TOKENIZER_FILES = (
 
 
 def export_checkpoint(
-    assembler: Assembler, genome: Genome, folder: Path, facts: dict[str, Any], made_from: dict[str, Any]
+    assembler: Assembler,
+    genome: Genome,
+    folder: Path,
+    facts: dict[str, Any],
+    made_from: dict[str, Any],
+    refits: Refits | None = None,
 ) -> None:
     """Write a genome's model as a checkpoint; the folder appears whole or not at all.
 
@@ -55,10 +61,17 @@ def export_checkpoint(
         folder: where the checkpoint goes; one that lies there is replaced.
         facts: what the model card says of how it was made.
         made_from: kept beside it as `darwinlm.json`, so that it is known again.
+        refits: output matrices that take the place of the database's.
     """
+    tensors = assembler.tensors(genome)
     card = model_card(assembler.source, assembler.shape(genome), assembler.space.named(genome), facts)
     write_checkpoint(
-        folder, assembler.source, assembler.config(genome), assembler.tensors(genome), card=card, made_from=made_from
+        folder,
+        assembler.source,
+        assembler.config(genome),
+        refits.put_into(tensors) if refits else tensors,
+        card=card,
+        made_from=made_from,
     )
 
 

@@ -35,7 +35,7 @@ _LOAD = """from transformers import AutoModelForCausalLM, AutoTokenizer
 model = AutoModelForCausalLM.from_pretrained({folder!r}, trust_remote_code=True)
 tokenizer = AutoTokenizer.from_pretrained({folder!r})
 """
-_LABELS = {"dense": "dense", "uniform": "uniform, same level", "pruned": "DarwinLM"}
+_LABELS = {"dense": "dense", "uniform": "uniform, same level", "before_refit": "before its refit", "pruned": "DarwinLM"}
 
 
 @dataclass(frozen=True)

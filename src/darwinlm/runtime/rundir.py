@@ -32,6 +32,7 @@ class RunDirectory:
         self.database = path / "database"
         self.search = path / "search"
         self.genome = path / "genome.json"
+        self.refit = path / "refit"
         self.model = path / "model"
         self.summary = path / "summary.json"
         self.report = path / "report.html"

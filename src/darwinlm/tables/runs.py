@@ -14,6 +14,8 @@ from darwinlm.demonstration import DemoRow
 from darwinlm.export.forms import Form
 from darwinlm.foreign.masked import Imported
 from darwinlm.nested import Member
+from darwinlm.refit import Refits
+from darwinlm.results import QUALITIES
 from darwinlm.runtime.progress import duration
 from darwinlm.tables.cells import empty_table, gigabytes, kl_cell
 
@@ -21,8 +23,9 @@ from darwinlm.tables.cells import empty_table, gigabytes, kl_cell
 def summary(values: dict[str, Any]) -> Table:
     """The end of `darwinlm prune`."""
     table = empty_table("Held-out text", "model", "parameters", "perplexity", "KL to dense")
-    for key, label in (("dense", "dense"), ("uniform", "uniform, same level"), ("pruned", "DarwinLM")):
-        row = values[key]
+    for key, label in QUALITIES.items():
+        if not (row := values.get(key)):
+            continue
         table.add_row(label, f"{row['parameters']:,}", f"{row['perplexity']:.2f}", kl_cell(row["kl"]))
     stages = ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in values["seconds"].items())
     table.caption = f"{stages}; peak memory {values['peak_memory_bytes'] / 1e9:.2f} GB"
@@ -63,6 +66,16 @@ def genome(levels: dict[str, int]) -> Table:
         layers.setdefault(int(layer), {})[module] = level
     for layer, found in sorted(layers.items()):
         table.add_row(str(layer), *(str(found.get(module, "-")) for module in ("self_attn", "mlp")))
+    return table
+
+
+def refits(made: Refits) -> Table:
+    """The end of `darwinlm refit`: every output matrix that there is."""
+    table = empty_table("What the residual stream lacks, mean square", "matrix", "before", "after", "damping")
+    for name, found in made.matrices.items():
+        damping = "stays" if found.damping is None else f"{found.damping:g}"
+        table.add_row(name.removeprefix("model."), f"{found.before:.4g}", f"{found.after:.4g}", damping)
+    table.caption = f"{made.identity['tokens']:,} tokens, an eighth of them only to choose"
     return table
 
 

@@ -1,0 +1,143 @@
+"""The refit against least squares, stock transformers, and models that it must leave alone."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import darwinlm
+import pico
+from darwinlm.assemble import Assembler
+from darwinlm.errors import CalibrationError, RequestError
+from darwinlm.refit import CHECKED, Moments, Refits, best_matrix, refit_blocks, refit_matrix
+from darwinlm.runtime.files import read_tensors
+
+
+def random_problem(columns: int = 12, rows: int = 5, tokens: int = 40, seed: int = 0):
+    """W, X (tokens, C) and E (tokens, H) of which a part can be explained, in float32."""
+    generator = torch.Generator().manual_seed(seed)
+    weight, wanted = (torch.randn(rows, columns, generator=generator) for _ in range(2))
+    x = torch.randn(tokens, columns, generator=generator)
+    return weight, x, x @ wanted.T + torch.randn(tokens, rows, generator=generator)
+
+
+def moments(weight, x, e) -> Moments:
+    found = Moments(weight)
+    found.add(x, e)
+    return found
+
+
+@pytest.mark.parametrize("damping", [1e-4, 0.3])
+def test_a_refit_is_the_ridge_solution_and_padding_stays_zero(damping):
+    weight, x, e = random_problem()
+    weight[:, 3] = 0  # a column of padding: its input is not zero, but it must add nothing
+    live = [column for column in range(12) if column != 3]
+    a = damping * x[:, live].double().square().sum(0).mean()
+    system = torch.cat([x[:, live].double(), a.sqrt() * torch.eye(11, dtype=torch.float64)])
+    goal = torch.cat([e.double(), torch.zeros(11, 5, dtype=torch.float64)])
+    truth = weight.double()
+    truth[:, live] += torch.linalg.lstsq(system, goal).solution.T
+    assert torch.allclose(refit_matrix(weight, moments(weight, x, e), damping), truth, atol=1e-5)
+
+
+def test_the_error_is_the_sum_of_squares():
+    weight, x, e = random_problem()
+    change = torch.randn(5, 12, dtype=torch.float64)
+    truth = (e.double() - x.double() @ change.T).square().sum().item()
+    assert moments(weight, x, e).error(change) == pytest.approx(truth, rel=1e-5)
+
+
+def test_the_damping_with_the_least_error_elsewhere_is_taken():
+    weight, x, e = random_problem()
+    fit, check = moments(weight, x[:20], e[:20]), moments(weight, x[20:], e[20:])
+    dampings = (10.0, 1.0, 0.1, 1e-2, 1e-3)
+    errors = {d: check.error(refit_matrix(weight, fit, d) - weight) for d in dampings}
+    new, chosen = best_matrix(weight, fit, check, torch.float32, dampings)
+    assert chosen == min(errors, key=errors.__getitem__)
+    assert torch.equal(new, refit_matrix(weight, fit, chosen).float())
+
+
+def test_a_matrix_that_no_refit_improves_stays():
+    weight, x, e = random_problem()
+    fit, check = moments(weight, x, e), moments(weight, x, -e)
+    new, damping = best_matrix(weight, fit, check, torch.bfloat16)
+    assert damping is None
+    assert torch.equal(new, weight.bfloat16())
+
+
+def test_activations_that_overflow_are_named():
+    weight, x, e = random_problem()
+    with pytest.raises(CalibrationError, match="NaN or Inf"):
+        refit_matrix(weight, moments(weight, x * 1e30, e), 1e-2)
+
+
+def refitted(folder, source, database, genome, tokens) -> Refits:
+    refits = Refits(folder, {"genome": list(genome)})
+    block = functools.partial(Assembler(source, database).block, genome, device=pico.CPU, dtype=torch.float32)
+    refit_blocks(refits, pico.stream(source), block, tokens, batch=3)
+    return refits
+
+
+def test_the_dense_genome_stays_as_it_is(source, database, tmp_path):
+    levels = database("llama_gqa", "kv_group")
+    dense = tuple(0 for _ in levels.ladders())
+    refits = refitted(tmp_path, source("llama_gqa"), levels, dense, pico.random_tokens(10, 16))
+    assert all(one.damping is None and one.before == 0 for one in refits.matrices.values())
+    tensors = Assembler(source("llama_gqa"), levels).tensors(dense)
+    stock = AutoModelForCausalLM.from_pretrained(source("llama_gqa").folder, dtype=torch.float32).state_dict()
+    assert all(torch.equal(tensor, stock[name]) for name, tensor in refits.put_into(tensors))
+
+
+@pytest.mark.parametrize(("family", "unit"), [("llama_mha", "auto"), ("llama_bias", "query_head"), ("qwen3", "query_head")])
+def test_the_told_error_is_that_of_the_refitted_model(family, unit, source, database, tmp_path):
+    """Absent modules and padding included; hidden states of stock transformers are the truth."""
+    levels, opened, tokens = database(family, unit), source(family), pico.random_tokens(20, 24, seed=5)
+    genome = (2, 3, 1, levels.ladders()[3].top, levels.ladders()[4].top, 4)
+    refits = refitted(tmp_path, opened, levels, genome, tokens)
+    assert len(refits.matrices) == 4
+    assembler, checked = Assembler(opened, levels), tokens[CHECKED - 1 :: CHECKED]
+    dense = AutoModelForCausalLM.from_pretrained(opened.folder, dtype=torch.float32)
+    model, unrefitted = (assembler.model(genome, pico.CPU) for _ in range(2))
+    model.load_state_dict(dict(refits.put_into(assembler.tensors(genome))), strict=False)
+    streams = []
+    for one in (dense, model, unrefitted):
+        seen = []
+        one.model.norm.register_forward_pre_hook(lambda _, inputs, seen=seen: seen.append(inputs[0]))
+        with torch.no_grad():
+            one(checked)
+        streams += seen
+    errors = [(streams[0] - other).square().sum(-1).mean().item() for other in streams[1:]]
+    assert refits.at_the_end[1] == pytest.approx(errors[0], rel=1e-3)
+    assert errors[0] < errors[1]
+
+
+def test_a_run_without_a_refit_is_the_database_alone(checkpoint, text, tmp_path):
+    settings = {**pico.RUN, "search": {**pico.RUN["search"], "generations": 1}, "data": str(text)}
+    run = tmp_path / "run"
+    summary = darwinlm.prune(str(checkpoint("llama_tied")), output=str(run), refit={"tokens": 0}, **settings)
+    assert "before_refit" not in summary
+    assert not (run / "refit").exists()
+    with pytest.raises(RequestError, match=r"refit\.tokens is 0"):
+        darwinlm.refit_genome(str(run))
+    before = read_tensors(run / "model/model.safetensors")[0]
+    refits = darwinlm.refit_genome(str(run), refit={"tokens": 512})
+    assert refits.identity["tokens"] == 512
+    darwinlm.export_checkpoint(str(run))
+    after = read_tensors(run / "model/model.safetensors")[0]
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {name for name, one in refits.matrices.items() if one.damping is not None}
+    again = darwinlm.prune(output=str(run))
+    assert again["before_refit"] == summary["pruned"]
+
+
+def test_a_damaged_file_is_made_again(checkpoint, text, tmp_path):
+    run = tmp_path / "run"
+    darwinlm.prune(str(checkpoint("llama_tied")), data=str(text), output=str(run), **pico.RUN)
+    file = run / "refit/layer-1.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1])
+    darwinlm.refit_genome(str(run))
+    assert file.read_bytes() == whole
