@@ -15,8 +15,9 @@ from transformers import AutoModelForCausalLM
 
 import pico
 from darwinlm.errors import DamagedFileError, RequestError
-from darwinlm.models import source as source_module
+from darwinlm.models import hub
 from darwinlm.models.family import known_families
+from darwinlm.models.shape import ModelShape
 from darwinlm.models.source import ModelSource
 
 LLAMA3_ROPE = {
@@ -123,18 +124,133 @@ def test_unusable_checkpoints_are_refused_with_a_remedy(folder: Path, spoil, sai
     assert str(folder) in str(caught.value)
 
 
+def move_outside(folder: Path) -> None:
+    outside = folder.with_name("outside.safetensors")
+    (folder / WEIGHTS).rename(outside)
+    (folder / WEIGHTS).symlink_to(outside)
+
+
+def change_tensors(folder: Path, **changed: Any) -> None:
+    """Replace tensors (dots as double underscores), or add them."""
+    names = {name.replace("__", "."): tensor for name, tensor in changed.items()}
+    save_file(load_file(folder / WEIGHTS) | names, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (
+            lambda folder: change_tensors(folder, model__layers__1__mlp__up_proj__bias=torch.ones(48)),
+            "no place for.*mlp_bias",
+        ),
+        (lambda folder: change_tensors(folder, norm__weight=torch.ones(32)), "under two names, 'norm.weight'"),
+        (
+            lambda folder: change_tensors(folder, model__norm__weight=torch.ones(31)),
+            r"\[31\] in the file, \[32\].*import",
+        ),
+        (
+            lambda folder: change_tensors(folder, model__norm__weight=torch.ones(32, dtype=torch.int8)),
+            "as I8.*quantized",
+        ),
+        (move_outside, "link out of its folder"),
+        (lambda folder: (folder / "adapter_config.json").write_text("{}"), "an adapter"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(folder: Path, spoil, said: str) -> None:
+    spoil(folder)
+    with pytest.raises(RequestError, match=said):
+        ModelSource(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"num_hidden_layers": 10**8}, "num_hidden_layers is 100000000; .*from 1 to 4,096"),
+        ({"hidden_size": -32}, "hidden_size is -32"),
+        ({"num_attention_heads": 8, "num_key_value_heads": 3}, "no multiple of num_key_value_heads"),
+        ({"layer_types": ["full_attention"] * 4}, r"\(3\) must be equal to the number of `layer_types` \(4\)"),
+        ({"per_layer_config": {"7": {}}}, "a layer '7'"),
+        ({"head_dim": None, "hidden_size": 36}, "36.*not a multiple of the number of attention heads"),
+        ({"hidden_act": "foo"}, "cannot build such a layer"),
+        ({"num_local_experts": 8}, "mixture of experts"),
+        ({"quantization_config": {"bits": 4}}, "quantized"),
+        ({"model_type": "gemma3", "text_config": {"model_type": "gemma3_text"}}, "multimodal.*'gemma3_text'"),
+    ],
+)
+def test_impossible_configurations_are_refused_without_weights(
+    folder: Path, changes: dict[str, Any], said: str
+) -> None:
+    (folder / WEIGHTS).unlink()
+    rewrite_config(folder, **changes)
+    with pytest.raises(RequestError, match=said):
+        ModelSource(str(folder), weights=False)
+
+
+def test_the_index_decides_which_file_counts(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tensors = load_file(folder / WEIGHTS)
+    (folder / WEIGHTS).rename(folder / "model-00001-of-00001.safetensors")
+    save_file({name: tensor + 1 for name, tensor in tensors.items()}, folder / "model-00002-of-00002.safetensors")
+    index = {"metadata": {}, "weight_map": dict.fromkeys(tensors, "model-00001-of-00001.safetensors")}
+    path = folder / "model.safetensors.index.json"
+    path.write_text(json.dumps(index))
+    stock = AutoModelForCausalLM.from_pretrained(folder).state_dict()
+    for _ in range(2):
+        read = ModelSource(str(folder)).tensors(tensors)
+    assert all(torch.equal(read[name], stock[name]) for name in read)
+    assert [record.message.count("model-00002-of-00002") for record in caplog.records] == [1]
+    for wrong, said in (("../x.safetensors", "in its folder"), ("gone.safetensors", "lacks 1 .*'gone.safetensors'")):
+        path.write_text(json.dumps({**index, "weight_map": {**index["weight_map"], "model.norm.weight": wrong}}))
+        with pytest.raises(RequestError, match=said):
+            ModelSource(str(folder))
+
+
+def test_a_stored_head_that_differs_from_a_tied_embedding_counts(tmp_path: Path) -> None:
+    pico.make_checkpoint(tmp_path, "llama_tied")
+    change_tensors(tmp_path, lm_head__weight=torch.randn(pico.VOCABULARY, 32))
+    source = ModelSource(str(tmp_path))
+    assert torch.equal(source.head(), AutoModelForCausalLM.from_pretrained(tmp_path).lm_head.weight)
+    assert not source.shape.tied
+    assert not source.config.tie_word_embeddings
+
+
+def test_the_dtype_is_that_of_most_bytes(folder: Path) -> None:
+    tensors = load_file(folder / WEIGHTS)
+    mixed = {name: tensor if "norm" in name else tensor.bfloat16() for name, tensor in tensors.items()}
+    save_file(mixed, folder / WEIGHTS, metadata={"format": "pt"})
+    source = ModelSource(str(folder))
+    assert source.dtype == torch.bfloat16
+    assert source.dtype_of("model.norm.weight") == torch.float32
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_outlines_are_those_of_the_stock_model(variant: str) -> None:
+    model = pico.random_model(**VARIANTS[variant])
+    shape = ModelShape.of(known_families()[model.config.model_type], model.config)
+    assert shape.outlines() == {name: tuple(tensor.shape) for name, tensor in model.named_parameters()}
+
+
+def test_added_tokens_without_a_row_are_not_used(tmp_path: Path) -> None:
+    pico.make_checkpoint(tmp_path, "llama_gqa", vocab_size=257)
+    tokenizer = pico.tokenizer()
+    tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    tokenizer.save_pretrained(tmp_path)
+    found = ModelSource(str(tmp_path)).tokenizer
+    assert max(found("<pad> and text")["input_ids"]) < 257
+    assert found.pad_token is None
+
+
 def test_the_hub_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(*arguments: Any, **options: Any) -> str:
         raise LocalEntryNotFoundError("no connection")
 
-    monkeypatch.setattr(source_module, "snapshot_download", unreachable)
+    monkeypatch.setattr(hub, "snapshot_download", unreachable)
     with pytest.raises(RequestError, match=r"'someone/pico'.*Check the path or the connection"):
         ModelSource("someone/pico")
 
 
 def test_weights_that_lack_a_tensor(folder: Path) -> None:
     rewrite_config(folder, num_hidden_layers=4)
-    with pytest.raises(DamagedFileError, match=r"lacks 7 of its tensors, 'model\.layers\.3.*config\.json"):
+    with pytest.raises(DamagedFileError, match=r"lacks 9 of its tensors, 'model\.layers\.3.*config\.json"):
         ModelSource(str(folder))
 
 

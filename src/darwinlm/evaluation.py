@@ -20,6 +20,7 @@ from darwinlm.measure.task_list import read_tasks
 from darwinlm.measure.task_scores import TaskComparison
 from darwinlm.models.blocks import BlockStream
 from darwinlm.models.source import ModelSource
+from darwinlm.models.tokens import require_same_tokens
 from darwinlm.models.whole import load_whole
 from darwinlm.runtime.device import choose_device, choose_dtype
 from darwinlm.runtime.progress import log
@@ -135,8 +136,12 @@ def run_eval(config: RunConfig, against: str = "") -> dict[str, Quality]:
     source = sources["model"]
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
-    dense = BlockStream(sources["dense"], device, dtype) if against else None
-    held_out = HeldOut(_tokens(source, config), dense)
+    dense, rows = None, None
+    if against:
+        tokens = require_same_tokens(source, sources["dense"])
+        padded = source.shape.vocabulary != sources["dense"].shape.vocabulary
+        dense, rows = BlockStream(sources["dense"], device, dtype), tokens if padded else None
+    held_out = HeldOut(_tokens(source, config), dense, rows=rows)
     found = {"dense": held_out.dense_quality()} if dense else {}
     return {**found, "model": held_out.quality(BlockStream(source, device, dtype))}
 

@@ -40,6 +40,6 @@ def build_magnitude_database(database: Database, ladders: list[Ladder], stream: 
                 levels = prune_groups(
                     weight, identity, group_size=ladder.group_size, counts=ladder.removed, rounds=ladder.rounds
                 )
-                records.append(database.write(ladder, levels, stream.source.dtype, 0.0, 0))
+                records.append(database.write(ladder, levels, stream.source.dtype_of(ladder.output), 0.0, 0))
             database.admit(records, save=bool(records))
             advance(f"layer {layer}")

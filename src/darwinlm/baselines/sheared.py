@@ -206,7 +206,7 @@ def _keep(task: Task, model: Any, masks: Masks, genome: Genome) -> None:
     norms = [output_of(model, l).weight.detach().unflatten(1, (-1, l.group_size)).norm(dim=(0, 2)) for l in ladders]
     fold(model, ladders, masks.at_rest())
     stored = {
-        name: tensor.detach().to("cpu", source.dtype, copy=True).contiguous()
+        name: tensor.detach().to("cpu", source.dtype_of(name), copy=True).contiguous()
         for name, tensor in model.state_dict().items()
         if name in source.files
     }
@@ -220,7 +220,7 @@ def _keep(task: Task, model: Any, masks: Masks, genome: Genome) -> None:
         rungs = tuple(sorted({0, ladder.removed[level], ladder.removed[-1]}))
         own = Ladder(ladder.name, ladder.kind, ladder.layer, ladder.columns, ladder.group_size, rungs, ladder.rounds)
         levels = [_cut(weight, order[:count], ladder.group_size) for count in rungs]
-        records.append(database.write(own, levels, source.dtype, 0.0, 0))
+        records.append(database.write(own, levels, source.dtype_of(own.output), 0.0, 0))
     database.admit(records)
 
 

@@ -88,7 +88,7 @@ def _write_module(
         weight, hessian, group_size=ladder.group_size, counts=ladder.open_counts, rounds=ladder.rounds
     )
     try:
-        record = database.write(ladder, levels, stream.source.dtype, damping, dead)
+        record = database.write(ladder, levels, stream.source.dtype_of(ladder.output), damping, dead)
     except CalibrationError as fault:
         raise CalibrationError(f"{ladder.name}: {fault}") from fault
     if dead:

@@ -13,6 +13,7 @@ from darwinlm.database.levels import MODULE_OF_KIND, OUTPUT_OF_KIND, Kind
 from darwinlm.errors import CalibrationError
 from darwinlm.models.blocks import BlockStream
 from darwinlm.runtime import ranks
+from darwinlm.runtime.progress import log
 
 
 def block_hessians(
@@ -60,7 +61,7 @@ def damp(hessian: Tensor, rel_damp: float, name: str) -> float:
     """Add rel_damp * mean(diag H) to the diagonal, in place; returns what was added.
 
     Raises:
-        CalibrationError: the Hessian is not finite, or zero: nothing ever reached this module.
+        CalibrationError: the Hessian is not finite.
     """
     mean = hessian.diagonal().mean().item()
     if not torch.isfinite(hessian).all():
@@ -68,8 +69,10 @@ def damp(hessian: Tensor, rel_damp: float, name: str) -> float:
             f"{name}: the calibration inputs hold NaN or Inf. Run with --dtype float32, and check that the checkpoint "
             "itself gives finite logits."
         )
-    if mean == 0:
-        raise CalibrationError(f"{name}: all calibration inputs are zero. Check the checkpoint's weights and the data.")
+    if mean == 0:  # masked already, or never active: it adds nothing, and no level of it costs anything
+        log.warning("%s: all calibration inputs are zero; it adds nothing to this text.", name)
+        hessian.diagonal().add_(1.0)
+        return 1.0
     hessian.diagonal().add_(rel_damp * mean)
     return rel_damp * mean
 

@@ -44,6 +44,11 @@ class Ladder:
     """The level that the module has now, with its weights as they are; those below it are closed."""
 
     @property
+    def output(self) -> str:
+        """Full name of the output matrix's weight."""
+        return f"{self.name}.{OUTPUT_OF_KIND[self.kind]}.weight"
+
+    @property
     def open_counts(self) -> tuple[int, ...]:
         """`removed` from the present level on: strictly increasing, 0 first."""
         return self.removed[self.present :]

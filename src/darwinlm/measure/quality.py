@@ -33,10 +33,12 @@ class HeldOut:
         tokens: (S, T) ids.
         dense: the model to compare with; None where only perplexity is wanted.
         batch: sequences in a forward pass.
+        rows: of the heads that are tokens, where models of the same tokens have padded them to different sizes; the
+            others are left out of both distributions.
     """
 
-    def __init__(self, tokens: Tensor, dense: BlockStream | None, batch: int = 8) -> None:
-        self.tokens, self.dense, self.batch = tokens, dense, batch
+    def __init__(self, tokens: Tensor, dense: BlockStream | None, batch: int = 8, *, rows: int | None = None) -> None:
+        self.tokens, self.dense, self.batch, self.rows = tokens, dense, batch, rows
         if dense is not None:
             self.hidden = dense.final_hidden(tokens, batch)
             self.head = dense.source.head().to(dense.device, torch.float32)
@@ -54,7 +56,7 @@ class HeldOut:
             RequestError: it does not share the dense model's vocabulary.
         """
         shape = stream.source.shape
-        if self.dense is not None and shape.vocabulary != self.dense.source.shape.vocabulary:
+        if self.dense is not None and self.rows is None and shape.vocabulary != self.dense.source.shape.vocabulary:
             raise RequestError(
                 f"'{stream.source.name}' has {shape.vocabulary:,} tokens and '{self.dense.source.name}' "
                 f"{self.dense.source.shape.vocabulary:,}; their predictions cannot be compared. Give the model it was pruned from."
@@ -65,7 +67,7 @@ class HeldOut:
     def _of(self, parameters: int, hidden: Tensor, head: Tensor) -> Quality:
         kl = None
         if self.dense is not None:
-            kl = token_kl(self.hidden.flatten(0, 1), hidden.flatten(0, 1), self.head, head)
+            kl = token_kl(self.hidden.flatten(0, 1), hidden.flatten(0, 1), self.head[: self.rows], head[: self.rows])
         return Quality(parameters, self._perplexity(hidden, head), kl)
 
     @torch.no_grad()

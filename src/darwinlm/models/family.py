@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from darwinlm.errors import RequestError
+
+EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
+"""Fields that only configurations of experts have."""
 
 
 def _never(config: Any) -> bool:
@@ -44,16 +47,26 @@ def known_families() -> dict[str, Family]:
     return {family.model_type: family for family in (LLAMA, MISTRAL, QWEN2, QWEN3)}
 
 
-def family_of(model_type: str, name: str) -> Family:
-    """The family of a `model_type`.
+def family_of(values: Mapping[str, Any], name: str) -> Family:
+    """The family of a model by the fields of its config.json.
 
     Raises:
-        RequestError: we do not know it; lists those we do.
+        RequestError: we do not know it; says what stands in the way where that can be seen, and lists those we do.
     """
-    families = known_families()
-    if model_type not in families:
-        raise RequestError(
-            f"'{name}' is of the family '{model_type}', which DarwinLM does not know. "
-            f"It knows: {', '.join(sorted(families))}. A new family is one small file: see docs/architecture.md."
-        )
-    return families[model_type]
+    families, model_type = known_families(), str(values.get("model_type"))
+    if model_type in families:
+        return families[model_type]
+    raise RequestError(
+        f"'{name}' is of the family {model_type!r:.60}, which DarwinLM does not know{_obstacle(values)}. It knows: "
+        f"{', '.join(sorted(families))}. What a family must be: docs/architecture.md, Models."
+    )
+
+
+def _obstacle(values: Mapping[str, Any]) -> str:
+    """What is visibly different about a model, as the end of a sentence."""
+    inner = values.get("text_config")
+    if isinstance(inner, dict):
+        return f"; it is multimodal, and its text model is of the family {inner.get('model_type')!r:.60}"
+    if any(values.get(key) for key in EXPERTS):
+        return "; its layers have experts"
+    return ""

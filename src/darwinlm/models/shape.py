@@ -103,10 +103,42 @@ class ModelShape:
         biases = (2 * intermediate + self.hidden) * self.mlp_bias
         return 3 * intermediate * self.hidden + self.hidden + biases
 
+    def outlines(self) -> dict[str, tuple[int, ...]]:
+        """Full name -> shape of every tensor of the model; a tied head is none."""
+        found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocabulary, self.hidden)}
+        for index, widths in enumerate(self.layers):
+            tensors = {}
+            if widths.heads:
+                tensors |= self._attention_outlines(widths)
+            if widths.intermediate:
+                tensors |= self._mlp_outlines(widths.intermediate)
+            found |= {f"model.layers.{index}.{name}": sizes for name, sizes in tensors.items()}
+        found["model.norm.weight"] = (self.hidden,)
+        return found if self.tied else found | {"lm_head.weight": (self.vocabulary, self.hidden)}
+
+    def _attention_outlines(self, widths: LayerWidths) -> dict[str, tuple[int, ...]]:
+        found: dict[str, tuple[int, ...]] = {"input_layernorm.weight": (self.hidden,)}
+        for part, heads in (("q", widths.heads), ("k", widths.kv_heads), ("v", widths.kv_heads)):
+            found |= _linear(f"self_attn.{part}_proj", heads * self.head_dim, self.hidden, self.qkv_bias)
+        found |= _linear("self_attn.o_proj", self.hidden, widths.heads * self.head_dim, self.o_bias)
+        if self.family.qk_norm:
+            found |= {f"self_attn.{part}_norm.weight": (self.head_dim,) for part in "qk"}
+        return found
+
+    def _mlp_outlines(self, intermediate: int) -> dict[str, tuple[int, ...]]:
+        found: dict[str, tuple[int, ...]] = {"post_attention_layernorm.weight": (self.hidden,)}
+        for part in ("gate", "up"):
+            found |= _linear(f"mlp.{part}_proj", intermediate, self.hidden, self.mlp_bias)
+        return found | _linear("mlp.down_proj", self.hidden, intermediate, self.mlp_bias)
+
     @property
     def kv_cache_values_per_token(self) -> int:
         """Numbers that the KV cache holds for each token."""
         return sum(2 * widths.kv_heads * self.head_dim for widths in self.layers)
+
+
+def _linear(name: str, rows: int, columns: int, bias: bool) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.weight": (rows, columns), **({f"{name}.bias": (rows,)} if bias else {})}
 
 
 def _layer_widths(config: Any, padding: int) -> LayerWidths:

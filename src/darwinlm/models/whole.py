@@ -21,4 +21,5 @@ def load_whole(source: ModelSource, device: torch.device, dtype: torch.dtype) ->
     """
     ours = isinstance(source.config, modeling(source.family).DarwinLMConfig)
     loader: Any = modeling(source.family).DarwinLMForCausalLM if ours else AutoModelForCausalLM
-    return loader.from_pretrained(source.folder, dtype=dtype, use_safetensors=True).to(device).eval()
+    model = loader.from_pretrained(source.folder, config=source.config, dtype=dtype, use_safetensors=True)
+    return model.to(device).eval()

@@ -47,7 +47,7 @@ def _tensors(source: ModelSource, trained: dict[str, Tensor]) -> Iterator[tuple[
         found = trained.get(name, trained.get(tied.get(name, "")) if source.shape.tied else None)
         if found is None:
             raise RuntimeError(f"the training has no '{name}'")
-        yield name, found.to(source.dtype)
+        yield name, found.to(source.dtype_of(name))
 
 
 def _card(source: ModelSource, facts: dict[str, Any]) -> str:
