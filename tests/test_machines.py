@@ -171,6 +171,17 @@ def test_one_process_needs_no_other_variables(monkeypatch, world):
     assert ranks.world_size() == 1
 
 
+def test_a_rank_without_others_is_one_process(monkeypatch, said):
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    ranks.join()
+    assert "LOCAL_RANK" not in os.environ
+    assert said == ["LOCAL_RANK is set, but not what torchrun sets with it: this is one process."]
+    for name, value in {**WHOLE, "WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    ranks.join()
+    assert os.environ["LOCAL_RANK"] == "0"
+
+
 # Output
 
 

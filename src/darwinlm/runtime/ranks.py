@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from darwinlm.errors import RequestError
+from darwinlm.runtime.progress import log
 
 T = TypeVar("T")
 _TIMEOUT = timedelta(hours=2)
@@ -40,6 +41,11 @@ def _launched() -> int:
     given = {name: os.environ.get(name, "") for name in ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT")}
     world = given["WORLD_SIZE"] or "1"
     if world == "1":
+        alone = [name for name in ("LOCAL_RANK", "RANK") if os.environ.get(name)]
+        if alone and not (given["RANK"] and given["MASTER_ADDR"] and given["MASTER_PORT"]):
+            for name in alone:  # libraries would take this process for one of several
+                del os.environ[name]
+            log.warning("%s is set, but not what torchrun sets with it: this is one process.", " and ".join(alone))
         return 1
     wrong = [name for name, text in given.items() if not (text.isdecimal() or (name == "MASTER_ADDR" and text))]
     if not wrong and int(given["RANK"]) >= int(world):
