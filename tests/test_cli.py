@@ -76,7 +76,7 @@ def test_hub_id_that_cannot_be_had(capsys, text, tmp_path, monkeypatch):
     def offline(*arguments: object, **options: object) -> None:
         raise LocalEntryNotFoundError("no network")
 
-    monkeypatch.setattr("darwinlm.models.source.snapshot_download", offline)
+    monkeypatch.setattr("darwinlm.models.hub.snapshot_download", offline)
     said = refused(capsys, "prune", "nobody/nothing", "--data", text, "--output", tmp_path / "run")
     assert "the hub cannot be reached" in said
 
