@@ -16,8 +16,9 @@ from darwinlm.cost import database_need, plan_memory, search_need
 from darwinlm.database.build import build_database
 from darwinlm.database.store import MANIFEST, Database, damaged_files
 from darwinlm.errors import RequestError
+from darwinlm.export.folder import discard, record_of
 from darwinlm.export.forms import Form, Wanted, check_forms, discard_forms, write_forms
-from darwinlm.export.huggingface import RECORD, export_checkpoint
+from darwinlm.export.huggingface import export_checkpoint
 from darwinlm.genome import Genome
 from darwinlm.measure.pictures import draw_errors
 from darwinlm.measure.quality import HeldOut
@@ -25,7 +26,7 @@ from darwinlm.refit import Refits, refit_blocks
 from darwinlm.results import card_facts, evaluation_stage, report_stage
 from darwinlm.run import Run, opened
 from darwinlm.runtime import ranks
-from darwinlm.runtime.files import read_json, sha256_of, write_json
+from darwinlm.runtime.files import sha256_of, write_json
 from darwinlm.runtime.placement import Placement, free_host_memory
 from darwinlm.runtime.rundir import RunDirectory
 from darwinlm.search.evolution import SearchState, evolve, finished
@@ -133,7 +134,8 @@ def cache_bytes() -> int:
 
 def _discard_search(run: Run) -> None:
     discard_forms(run.directory.model)
-    for path in (run.directory.search, run.directory.refit, run.directory.model):
+    discard(run.directory.model)
+    for path in (run.directory.search, run.directory.refit):
         shutil.rmtree(path, ignore_errors=True)
     for path in (run.directory.genome, run.directory.summary, run.directory.report):
         path.unlink(missing_ok=True)
@@ -158,11 +160,10 @@ def refit_stage(run: Run, database: Database, genome: Genome) -> Refits | None:
 
 def export_stage(run: Run, database: Database, genome: Genome, refits: Refits | None = None) -> None:
     """Write the genome's checkpoint to `model/`, with refitted matrices where there are, unless it lies there already."""
-    marker = run.directory.model / RECORD
     made_from = {"genome": run.space.named(genome), "database": sha256_of(database.identity)}
     if refits:
         made_from["refit"] = sha256_of(refits.identity)
-    if marker.exists() and read_json(marker) == made_from:
+    if record_of(run.directory.model) == made_from:
         return
     discard_forms(run.directory.model)
     with run.directory.timed("export"):

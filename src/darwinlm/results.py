@@ -9,6 +9,7 @@ from darwinlm.assemble import Assembler
 from darwinlm.config import described, to_dict
 from darwinlm.database.store import Database
 from darwinlm.errors import DamagedFileError
+from darwinlm.export.card import without_places
 from darwinlm.genome import Genome
 from darwinlm.measure.quality import HeldOut, Quality
 from darwinlm.measure.report import write_report
@@ -32,12 +33,12 @@ QUALITIES = {
 def card_facts(run: Run, refits: Refits | None = None) -> dict[str, Any]:
     """What the model card says of how the checkpoint was made."""
     config = run.config
-    tokens = config.blocks.hessian * config.blocks.sequence_length
+    tokens, data = config.blocks.hessian * config.blocks.sequence_length, without_places(config.data)
     before = run.source.shape.parameters / run.source.shape.whole.parameters
     return {
         **({"pruned before": f"to {before:.1%} of its parameters"} if any(run.space.present) else {}),
         "target": described(config.target, config.database.levels),
-        "Hessians": f"{tokens:,} tokens of `{config.data}`, relative damping {config.database.rel_damp:g}",
+        "Hessians": f"{tokens:,} tokens of `{data}`, relative damping {config.database.rel_damp:g}",
         "attention unit": config.database.attention_unit,
         "search": f"{config.search.generations} generations of {config.search.offspring} offspring",
         "survivors": config.search.survivors,

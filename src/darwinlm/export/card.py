@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import re
+from pathlib import Path
 from typing import Any
 
 import yaml
 
+from darwinlm.export.folder import RECORD
+from darwinlm.export.words import read_card
 from darwinlm.models.shape import ModelShape
 from darwinlm.models.source import ModelSource
 
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+_FRONT = re.compile(r"\s*---[ \t]*\r?\n(.{0,65536}?)\r?\n---[ \t]*(?:\r?\n|$)", re.DOTALL)
 _TOLD = """pruned by [DarwinLM](https://arxiv.org/abs/2502.07780): second-order structured pruning of attention heads,
 MLP columns and whole modules, with the level of each module found by training-aware evolutionary search.
 The weights are really smaller; nothing is masked. It has had no training after the search."""
@@ -55,27 +62,15 @@ def model_card(
         facts: what is told of the making, a line each.
         told: what was done to the dense model, after its name.
     """
-    title = (
-        source.folder.name
-        if source.folder.is_dir() and "/" not in source.name.strip("/")
-        else source.name.rstrip("/").split("/")[-1]
-    )
-    front: dict[str, Any] = {
-        "library_name": "transformers",
-        "tags": ["darwinlm", "pruned"],
-        "pipeline_tag": "text-generation",
-    }
-    if _is_hub_id(source.name):
-        front["base_model"] = source.name
-    front |= _licence(source)
+    title = title_of(source)
     rows = []
     for layer, widths in enumerate(shape.layers):
         attention, mlp = (levels.get(f"model.layers.{layer}.{module}", "-") for module in ("self_attn", "mlp"))
         rows.append(f"| {layer} | {attention} | {widths.heads} | {widths.kv_heads} | {mlp} | {widths.intermediate} |")
     return _TEMPLATE.format(
-        front=yaml.safe_dump(front, sort_keys=True),
+        front=front_matter(source, "pruned"),
         title=f"{title}, pruned",
-        dense=f"`{source.name if _is_hub_id(source.name) else title}`",
+        dense=f"`{_hub_id(source) or title}`",
         told=told,
         dense_parameters=source.shape.parameters,
         parameters=shape.parameters,
@@ -88,17 +83,65 @@ def model_card(
     )
 
 
-def _is_hub_id(name: str) -> bool:
-    return name.count("/") == 1 and not name.startswith((".", "/", "~"))
+def title_of(source: ModelSource) -> str:
+    """The name of a model without the place where it lies."""
+    return (_hub_id(source) or Path(source.name).expanduser().name or source.folder.resolve().name).split("/")[-1]
 
 
-def _licence(source: ModelSource) -> dict[str, Any]:
-    """What the dense model's own card says of its licence; `unknown` where it says nothing."""
-    card = source.folder / "README.md"
-    text = card.read_text(encoding="utf-8") if card.is_file() else ""
+def front_matter(source: ModelSource, *tags: str) -> str:
+    """The card's YAML: how it is found on the hub, its licence, and the model on the hub that it goes back to.
+
+    Args:
+        source: the model that the checkpoint is made from.
+        tags: besides `darwinlm`.
+    """
+    front = {
+        "library_name": "transformers",
+        "tags": ["darwinlm", *tags],
+        "pipeline_tag": "text-generation",
+        **_told_by(source),
+    }
+    if hub_id := _hub_id(source):
+        front["base_model"] = hub_id
+    return yaml.safe_dump(front, sort_keys=True)
+
+
+def without_places(typed: str) -> str:
+    """A model or text as a card names it: hub ids and names as they were typed, of local files and folders the name alone."""
+    if _is_local(typed):
+        return Path(typed).expanduser().resolve().name
+    parts = [part.rpartition("=") for part in typed.split(",")]
+    return ",".join(f"{Path(name).name if _is_local(name) else name}{equals}{share}" for name, equals, share in parts)
+
+
+def _is_local(name: str) -> bool:
+    return name.startswith((".", "/", "~")) or (bool(name) and os.path.exists(name))
+
+
+def _hub_id(source: ModelSource) -> str:
+    """The model's name on the hub; empty for one that lies on this machine alone."""
+    snapshots = source.folder.resolve().parent
+    if snapshots.name == "snapshots" and snapshots.parent.name.startswith("models--"):
+        return snapshots.parent.name.removeprefix("models--").replace("--", "/", 1)
+    return source.name if _HUB_ID.fullmatch(source.name) and not Path(source.name).exists() else ""
+
+
+def _told_by(source: ModelSource) -> dict[str, Any]:
+    """What the model's own card says of its licence, `unknown` where it says nothing; of a model of ours, its origin, too."""
+    front = _FRONT.match(read_card(source))
     try:
-        front = yaml.safe_load(text.split("---")[1]) if text.startswith("---") else {}
-    except yaml.YAMLError:
-        front = {}
-    named = front if isinstance(front, dict) and front.get("license") else {"license": "unknown"}
-    return {key: named[key] for key in ("license", "license_name", "license_link") if key in named}
+        told = yaml.safe_load(front[1]) if front else {}
+    except Exception:  # somebody else's YAML may raise anything: it is no reason to lose a run
+        told = {}
+    words = {key: value for key, value in told.items() if _is_plain(value)} if isinstance(told, dict) else {}
+    keys = ["license", "license_name", "license_link"] if words.get("license") else []
+    if (source.folder / RECORD).is_file() and _HUB_ID.fullmatch(str(words.get("base_model"))):
+        keys.append("base_model")
+    return {"license": "unknown"} | {key: words[key] for key in keys if key in words}
+
+
+def _is_plain(value: Any) -> bool:
+    """A word, or a short list of words."""
+    if isinstance(value, list):
+        return 0 < len(value) <= 20 and all(isinstance(part, str) and len(part) <= 200 for part in value)
+    return isinstance(value, str) and len(value) <= 200

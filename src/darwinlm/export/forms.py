@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from darwinlm.errors import RequestError
+from darwinlm.export.folder import RECORD, discard
 from darwinlm.export.gguf.file import DTYPES, check_gguf, default_dtype, write_gguf
-from darwinlm.export.huggingface import RECORD
 from darwinlm.export.portable import write_portable
 from darwinlm.models.source import ModelSource
 from darwinlm.models.stubs import stubbed
@@ -90,7 +90,7 @@ def write_forms(checkpoint: Path, wanted: Wanted, stub_heads: int = 1) -> list[F
     source = ModelSource(str(checkpoint))
     check_forms(source, wanted)
     forms = [_folder_form("canonical", source)]
-    here = checkpoint.resolve()
+    here = Path(os.path.abspath(checkpoint))  # beside a link, not beside what it leads to
     if wanted.portable:
         folder = _portable(here)
         write_portable(source, folder, stub_heads)
@@ -106,7 +106,7 @@ def write_forms(checkpoint: Path, wanted: Wanted, stub_heads: int = 1) -> list[F
 def discard_forms(checkpoint: Path) -> None:
     """Remove the other forms of a checkpoint that goes, so that none is taken for a form of the next one."""
     if (_portable(checkpoint) / RECORD).is_file():
-        shutil.rmtree(_portable(checkpoint))
+        discard(_portable(checkpoint))
     for dtype in DTYPES:
         _gguf(checkpoint, dtype).unlink(missing_ok=True)
 

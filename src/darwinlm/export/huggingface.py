@@ -7,42 +7,31 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from transformers import GenerationConfig
 
 from darwinlm.assemble import Assembler
 from darwinlm.errors import RequestError
 from darwinlm.export.card import model_card
+from darwinlm.export.folder import check_replaceable, partial_of, put_in_place, record_of
+from darwinlm.export.words import copy_words
 from darwinlm.genome import Genome
 from darwinlm.models.heterogeneous import modeling_source
 from darwinlm.models.source import ModelSource
 from darwinlm.refit import Refits
-from darwinlm.runtime.files import flush, read_json, write_json, write_tensors, write_text
+from darwinlm.runtime.files import write_json, write_tensors, write_text
 
 SHARD_BYTES = 4 << 30
 """Largest weight file."""
-RECORD = "darwinlm.json"
-"""What a checkpoint was made from."""
 _CODE = "modeling_darwinlm"
 _AUTO_MAP = {
     "AutoConfig": f"{_CODE}.DarwinLMConfig",
     "AutoModel": f"{_CODE}.DarwinLMModel",
     "AutoModelForCausalLM": f"{_CODE}.DarwinLMForCausalLM",
 }
-_TOKENIZER_FILES = (
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.*",
-    "merges.txt",
-    "chat_template*",
-    "*.tiktoken",
-)
 
 
 def export_checkpoint(
@@ -98,33 +87,14 @@ def write_checkpoint(
         RequestError: the folder holds something that is not ours.
     """
     check_replaceable(folder)
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    partial = partial_of(folder)
     _write_weights(partial, tensors)
     write_json(partial / "config.json", _config_values(config, source))
     if _is_ours(config):
         write_text(partial / f"{_CODE}.py", modeling_source(source.family))
-    _copy_words(source, partial)
+    copy_words(source, partial)
     write_text(partial / "README.md", card)
-    write_json(partial / RECORD, made_from)
-    for path in partial.iterdir():
-        flush(path)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(partial, folder)
-    flush(folder.parent)
-
-
-def check_replaceable(folder: Path) -> None:
-    """Check that a checkpoint may be written to a folder: it is not there, empty, or holds one of ours.
-
-    Raises:
-        RequestError: it holds something else.
-    """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not (folder / RECORD).is_file():
-        raise RequestError(
-            f"'{folder}' holds something that DarwinLM has not made. Choose another --output, or move it away."
-        )
+    put_in_place(partial, folder, made_from)
 
 
 def require_canonical(source: ModelSource) -> None:
@@ -133,8 +103,7 @@ def require_canonical(source: ModelSource) -> None:
     Raises:
         RequestError: it is the portable form.
     """
-    record = source.folder / RECORD
-    if record.is_file() and "portable" in read_json(record):
+    if "portable" in (record_of(source.folder) or {}):
         raise RequestError(
             f"'{source.name}' is the portable form of a checkpoint, with zero stubs for modules that are gone. Take the "
             "checkpoint that it was made from; it lies beside it, without '-portable' in its name."
@@ -149,7 +118,7 @@ def _is_ours(config: Any) -> bool:
 def _config_values(config: Any, source: ModelSource) -> dict[str, Any]:
     values = json.loads(config.to_json_string())
     if not _is_ours(config):
-        return values
+        return {key: value for key, value in values.items() if key != "auto_map"}  # that code is not copied
     dtype = str(source.dtype).removeprefix("torch.")
     return {"architectures": ["DarwinLMForCausalLM"], "auto_map": _AUTO_MAP, **values, "dtype": dtype}
 
@@ -186,16 +155,3 @@ def _shards(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]
 
 def _bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
-
-
-def _copy_words(source: ModelSource, folder: Path) -> None:
-    """Tokenizer and licence as they are; the generation settings, made from the configuration where there are none."""
-    for pattern in (*_TOKENIZER_FILES, "LICENSE*", "NOTICE*"):
-        for path in sorted(source.folder.glob(pattern)):
-            if path.is_file():
-                shutil.copyfile(path, folder / path.name)
-    generation = source.folder / "generation_config.json"
-    if generation.is_file():
-        shutil.copyfile(generation, folder / generation.name)
-    else:
-        GenerationConfig.from_model_config(source.config).save_pretrained(folder)

@@ -11,11 +11,13 @@ from pathlib import Path
 
 from torch import Tensor
 
-from darwinlm.export.huggingface import RECORD, write_checkpoint
+from darwinlm.export.folder import record_of
+from darwinlm.export.huggingface import write_checkpoint
+from darwinlm.export.words import read_card
 from darwinlm.models.heterogeneous import heterogeneous_config
 from darwinlm.models.source import ModelSource
 from darwinlm.models.stubs import stubbed, stubbed_layer
-from darwinlm.runtime.files import read_json, require_room
+from darwinlm.runtime.files import require_room
 
 _NOTE = """
 ## Portable form
@@ -38,7 +40,6 @@ def write_portable(source: ModelSource, folder: Path, heads: int = 1) -> None:
     shape = stubbed(source.shape, heads)
     require_room(folder.parent, shape.parameters * source.dtype.itemsize, "This checkpoint")
     config = heterogeneous_config(source.family, source.config, shape.layers)
-    card, record = source.folder / "README.md", source.folder / RECORD
     note = _NOTE.format(
         heads=heads,
         stubs=sum((widths.heads == 0) + (widths.intermediate == 0) for widths in source.shape.layers),
@@ -50,8 +51,8 @@ def write_portable(source: ModelSource, folder: Path, heads: int = 1) -> None:
         source,
         config,
         _tensors(source, heads),
-        card=(card.read_text(encoding="utf-8") if card.is_file() else "") + note,
-        made_from={**(read_json(record) if record.is_file() else {}), "portable": heads},
+        card=read_card(source) + note,
+        made_from={**(record_of(source.folder) or {}), "portable": heads},
     )
 
 

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from darwinlm.database.levels import MODULE_OF_KIND, NORM_OF_KIND, OUTPUT_OF_KIND
 from darwinlm.errors import RequestError
-from darwinlm.export.card import model_card
-from darwinlm.export.huggingface import check_replaceable, write_checkpoint
+from darwinlm.export.card import model_card, without_places
+from darwinlm.export.folder import check_replaceable
+from darwinlm.export.huggingface import write_checkpoint
 from darwinlm.foreign.authors import chosen_files, is_authors_database, read_matrix
 from darwinlm.models.attention import lay_out
 from darwinlm.models.heterogeneous import heterogeneous_config
@@ -83,7 +84,10 @@ def _write(model: ModelSource, files: Mapping[str, Path], folder: Path, origin: 
     after = model.shape.with_layers([_widths(model, layer, found) for layer, found in enumerate(live)])
     if after == model.shape:
         raise RequestError(f"'{origin}' has no zero heads or columns: there is nothing to cut out.")
-    facts = {"origin": f"`{origin}`", "levels": f"{len(files)} matrices of a level database" if files else "masked"}
+    facts = {
+        "origin": f"`{without_places(origin)}`",
+        "levels": f"{len(files)} matrices of a level database" if files else "masked",
+    }
     write_checkpoint(
         folder,
         model,
@@ -91,7 +95,7 @@ def _write(model: ModelSource, files: Mapping[str, Path], folder: Path, origin: 
         _tensors(model, files, live),
         card=model_card(model, after, {}, facts, told=_TOLD),
         made_from={
-            "imported": origin,
+            "imported": without_places(origin),
             "files": {name: f"{path.parent.name}/{path.name}" for name, path in files.items()},
         },
     )

@@ -9,14 +9,20 @@ from typing import Any
 from torch import Tensor
 
 from darwinlm.config import TrainConfig
+from darwinlm.export.card import front_matter, title_of
+from darwinlm.export.folder import record_of
 from darwinlm.export.forms import discard_forms
 from darwinlm.export.huggingface import write_checkpoint
+from darwinlm.export.words import read_card
 from darwinlm.models.source import ModelSource
 from darwinlm.recovery.adapters import merged_weights
 from darwinlm.recovery.state import saved_weights
 
 _UNTRAINED = "It has had no training after the search."
 _TRAINED = "After the search it was trained: see Post-training."
+_TRAINED_STOCK = (
+    "`{title}`, trained further by DarwinLM. Layers and widths are those of the model; stock code loads it."
+)
 
 
 def write_result(
@@ -51,8 +57,10 @@ def _tensors(source: ModelSource, trained: dict[str, Tensor]) -> Iterator[tuple[
 
 
 def _card(source: ModelSource, facts: dict[str, Any]) -> str:
-    """The checkpoint's own card and what was done to it."""
-    path = source.folder / "README.md"
-    card = path.read_text(encoding="utf-8").rstrip() if path.is_file() else f"# {source.name}, trained"
+    """The card of a checkpoint of ours and what was done to it; a stock model's tells of other weights, so it gets a new one."""
+    card = read_card(source).strip() if record_of(source.folder) is not None else ""
+    if not card:
+        title = title_of(source)
+        card = f"---\n{front_matter(source, 'trained')}---\n# {title}, trained\n\n{_TRAINED_STOCK.format(title=title)}"
     lines = "\n".join(f"- {name}: {value}" for name, value in facts.items())
     return f"{card.replace(_UNTRAINED, _TRAINED)}\n\n## Post-training\n{lines}\n"

@@ -14,6 +14,7 @@ from darwinlm.config import RunConfig, to_dict
 from darwinlm.data.lineage import RANGES
 from darwinlm.data.stream import TextEnds
 from darwinlm.errors import RequestError
+from darwinlm.export.card import without_places
 from darwinlm.models.blocks import BlockStream
 from darwinlm.models.source import ModelSource
 from darwinlm.models.whole import load_whole
@@ -181,9 +182,9 @@ def _finish(request: Request, directory: RunDirectory, last: Path, watch: Watch)
 
 
 def _facts(request: Request) -> dict[str, Any]:
-    train, rhythm = request.train, request.rhythm
+    train, rhythm, data = request.train, request.rhythm, without_places(request.config.data)
     facts: dict[str, Any] = {
-        "tokens": f"{rhythm.steps * train.batch_tokens:,} of `{request.config.data}`, in sequences of {train.sequence_length:,}",
+        "tokens": f"{rhythm.steps * train.batch_tokens:,} of `{data}`, in sequences of {train.sequence_length:,}",
         "batch": f"{train.batch_tokens:,} tokens, {rhythm.steps:,} steps",
         "optimizer": f"AdamW, learning rate {train.learning_rate:g}, {train.schedule}, {train.warmup_steps} steps of "
         f"warm-up, weight decay {train.weight_decay:g}",
@@ -194,5 +195,5 @@ def _facts(request: Request) -> dict[str, Any]:
     if train.teacher:
         names = ("distill_weight", "temperature", "top_k", "hidden_weight")
         told = ", ".join(f"{name} {value:g}" for name, value in dataclasses.asdict(train).items() if name in names)
-        facts["teacher"] = f"`{train.teacher}`: {told}"
+        facts["teacher"] = f"`{without_places(train.teacher)}`: {told}"
     return facts
