@@ -27,6 +27,7 @@ from darwinlm.results import card_facts, evaluation_stage, report_stage
 from darwinlm.run import Run, opened
 from darwinlm.runtime import ranks
 from darwinlm.runtime.files import sha256_of, write_json
+from darwinlm.runtime.output import pasted
 from darwinlm.runtime.placement import Placement, free_host_memory
 from darwinlm.runtime.rundir import RunDirectory
 from darwinlm.search.evolution import SearchState, evolve, finished
@@ -208,7 +209,7 @@ def _require_database(config: RunConfig) -> None:
     if not config.output or not (RunDirectory(config.path).database / MANIFEST).exists():
         raise RequestError(
             f"'{config.output}' holds no database yet. Run `darwinlm database MODEL --data DATA --output "
-            f"{config.output or 'RUN'}` first."
+            f"{pasted(config.output or 'RUN')}` first."
         )
 
 

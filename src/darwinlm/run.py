@@ -29,6 +29,7 @@ from darwinlm.runtime import ranks
 from darwinlm.runtime.device import choose_device, choose_dtype
 from darwinlm.runtime.files import read_json, read_tensors, require_room, sha256_of, write_tensors
 from darwinlm.runtime.memory import Need, require_memory
+from darwinlm.runtime.output import pasted
 from darwinlm.runtime.progress import log
 from darwinlm.runtime.rundir import RunDirectory, require_same
 from darwinlm.runtime.seeds import python_random
@@ -230,7 +231,7 @@ class Run:
             RequestError: there is none, or it is not finished, or damaged.
         """
         folder = self.directory.database
-        hint = f"Run `darwinlm database --output {self.directory.path}` first."
+        hint = f"Run `darwinlm database --output {pasted(self.directory.path)}` first."
         if not (folder / MANIFEST).exists():
             raise RequestError(f"'{self.directory.path}' holds no database yet. {hint}")
         database = Database.open(folder)
@@ -248,7 +249,7 @@ class Run:
         """
         if not self.directory.genome.exists():
             raise RequestError(
-                f"'{self.directory.path}' holds no genome yet. Run `darwinlm search --output {self.directory.path}` first."
+                f"'{self.directory.path}' holds no genome yet. Run `darwinlm search --output {pasted(self.directory.path)}` first."
             )
         try:
             genome = self.space.genome(read_json(self.directory.genome)["levels"])

@@ -6,12 +6,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from darwinlm.config import RunConfig, as_flags, with_shortcuts
 from darwinlm.runtime import ranks
+from darwinlm.runtime.output import PlainConsole, pasted
 
-console = Console(width=None if sys.stdout and sys.stdout.isatty() else 110)
+console = PlainConsole(width=None if sys.stdout and sys.stdout.isatty() else 110)
 
 
 def prune(config: RunConfig, flags: dict[str, Any]) -> None:
@@ -25,9 +24,9 @@ def prune(config: RunConfig, flags: dict[str, Any]) -> None:
 
     summary = run_prune(config, rebuild=flags["rebuild"], restart=flags["restart"])
     if ranks.is_first():
-        console.print(tables.summary(summary))
-        console.print(f"The report lies in {config.output}/report.html.", highlight=False, soft_wrap=True)
-        next_command(f"darwinlm eval {config.output}/model --against {config.model} --data OTHER_TEXT")
+        console.show(tables.summary(summary))
+        console.show(f"The report lies in {pasted(config.path / 'report.html')}")
+        next_command("eval", f"{config.output}/model", "--against", config.model, "--data", "OTHER_TEXT")
 
 
 def family(config: RunConfig, flags: dict[str, Any]) -> None:
@@ -37,9 +36,9 @@ def family(config: RunConfig, flags: dict[str, Any]) -> None:
 
     members = run_family(config, flags["targets"], rebuild=flags["rebuild"], restart=flags["restart"])
     if ranks.is_first():
-        console.print(tables.family(members))
-        console.print(f"Numbers and picture lie in {config.path / 'family'}.", highlight=False, soft_wrap=True)
-        next_command(f"darwinlm eval {members[-1].folder}/model --against {config.model} --data OTHER_TEXT")
+        console.show(tables.family(members))
+        console.show(f"Numbers and picture lie in {pasted(config.path / 'family')}")
+        next_command("eval", f"{members[-1].folder}/model", "--against", config.model, "--data", "OTHER_TEXT")
 
 
 def database(config: RunConfig, flags: dict[str, Any]) -> None:
@@ -49,13 +48,13 @@ def database(config: RunConfig, flags: dict[str, Any]) -> None:
 
     if flags["check"] or flags["show"]:
         database, picture = check_database(config, draw=bool(flags["show"]))
-        console.print(f"All {len(database.modules)} files of '{database.folder}' are whole.")
+        console.show(f"All {len(database.modules)} files of '{database.folder}' are whole.")
         if picture:
-            console.print(tables.database(database))
-            console.print(f"The picture lies in {picture}")
+            console.show(tables.database(database))
+            console.show(f"The picture lies in {pasted(picture)}")
         return
-    console.print(tables.database(run_database(config, rebuild=flags["rebuild"])))
-    next_command(f"darwinlm search --output {config.output} {as_flags(config.target)}")
+    console.show(tables.database(run_database(config, rebuild=flags["rebuild"])))
+    next_command("search", "--output", config.output, *as_flags(config.target))
 
 
 def search(config: RunConfig, flags: dict[str, Any]) -> None:
@@ -63,8 +62,8 @@ def search(config: RunConfig, flags: dict[str, Any]) -> None:
     from darwinlm import tables
     from darwinlm.pipeline import run_search
 
-    console.print(tables.genome(run_search(config, restart=flags["restart"])))
-    next_command(f"darwinlm export --output {config.output}")
+    console.show(tables.genome(run_search(config, restart=flags["restart"])))
+    next_command("export", "--output", config.output)
 
 
 def refit(config: RunConfig, flags: dict[str, Any]) -> None:
@@ -72,8 +71,8 @@ def refit(config: RunConfig, flags: dict[str, Any]) -> None:
     from darwinlm import tables
     from darwinlm.pipeline import run_refit
 
-    console.print(tables.refits(run_refit(config)))
-    next_command(f"darwinlm export --output {config.output}")
+    console.show(tables.refits(run_refit(config)))
+    next_command("export", "--output", config.output)
 
 
 def export(config: RunConfig, flags: dict[str, Any]) -> None:
@@ -84,10 +83,9 @@ def export(config: RunConfig, flags: dict[str, Any]) -> None:
 
     wanted = Wanted(bool(flags["portable"]), flags["format"] or "", flags["dtype"] or "")
     if forms := run_export(config, wanted):
-        for line in tables.forms(forms):
-            console.print(line)
+        console.show(*tables.forms(forms))
         dense = config.model if config.output else "MODEL"
-        next_command(f"darwinlm eval {forms[0].path} --against {dense}")
+        next_command("eval", forms[0].path, "--against", dense)
 
 
 def import_(config: RunConfig, flags: dict[str, Any]) -> None:
@@ -98,8 +96,8 @@ def import_(config: RunConfig, flags: dict[str, Any]) -> None:
     imported = import_model(
         flags["source"] or "", config.output, model=config.model, configuration=flags["configuration"] or ""
     )
-    console.print(tables.imported(imported))
-    next_command(f"darwinlm eval {imported.folder} --against MODEL --data TEXT")
+    console.show(*tables.imported(imported))
+    next_command("eval", imported.folder, "--against", "MODEL", "--data", "TEXT")
 
 
 def train(config: RunConfig, flags: dict[str, Any]) -> None:
@@ -109,9 +107,9 @@ def train(config: RunConfig, flags: dict[str, Any]) -> None:
 
     summary = run_train(with_shortcuts(config, flags["tokens"], flags["teacher"], bool(flags["lora"])))
     if ranks.is_first():
-        console.print(tables.trained(summary))
+        console.show(tables.trained(summary))
         dense = config.train.teacher or flags["teacher"] or "MODEL"
-        next_command(f"darwinlm eval {summary['model']} --against {dense}")
+        next_command("eval", summary["model"], "--against", dense)
 
 
 def evaluate(config: RunConfig, flags: dict[str, Any]) -> None:
@@ -122,12 +120,12 @@ def evaluate(config: RunConfig, flags: dict[str, Any]) -> None:
     given = {name: value or "" for name, value in flags.items() if name != "output"}
     found = run_evaluation(config, Asked.typed(**given))
     if found.qualities:
-        console.print(tables.qualities(found.qualities, found.text))
+        console.show(tables.qualities(found.qualities, found.text))
     if found.tasks:
-        console.print(tables.tasks(found.tasks))
+        console.show(tables.tasks(found.tasks))
     if folder := eval_folder(config, flags["output"] or ""):
         found.save(folder)
-        console.print(f"Numbers and tables lie in {folder}/eval.json and eval.md.", highlight=False, soft_wrap=True)
+        console.show(f"Numbers and tables lie in {pasted(folder / 'eval.json')} and eval.md.")
 
 
 def recipe(config: RunConfig, flags: dict[str, Any]) -> None:
@@ -141,8 +139,8 @@ def recipe(config: RunConfig, flags: dict[str, Any]) -> None:
         raise RequestError("No recipe is given: a file such as recipes/llama2_7b_to_2.7b.yaml.")
     results = run_recipe(read_recipe(flags["file"], flags["typed"]))
     if ranks.is_first():
-        console.print(tables.recipe_results(results))
-        next_command(f"darwinlm eval {results[-1]['model']} --against MODEL --data OTHER_TEXT")
+        console.show(*tables.recipe_results(results))
+        next_command("eval", results[-1]["model"], "--against", "MODEL", "--data", "OTHER_TEXT")
 
 
 def plan(config: RunConfig, flags: dict[str, Any]) -> None:
@@ -153,15 +151,13 @@ def plan(config: RunConfig, flags: dict[str, Any]) -> None:
         from darwinlm.recipes.prediction import predict_recipe
         from darwinlm.recipes.recipe import read_recipe
 
-        for table in tables.recipe_plan(predict_recipe(read_recipe(flags["recipe"], flags["typed"]).resolved())):
-            console.print(table, highlight=False)
+        console.show(*tables.recipe_plan(predict_recipe(read_recipe(flags["recipe"], flags["typed"]).resolved())))
         return
     from darwinlm.planning import make_plan
     from darwinlm.recipes.prediction import predict_pruning
 
-    for table in tables.plan(make_plan(config)):
-        console.print(table)
-    console.print(tables.hours(predict_pruning(config)), highlight=False)
+    console.show(*tables.plan(make_plan(config)))
+    console.show(tables.hours(predict_pruning(config)))
 
 
 def bench(config: RunConfig, flags: dict[str, Any]) -> None:
@@ -178,12 +174,11 @@ def bench(config: RunConfig, flags: dict[str, Any]) -> None:
     predicting = LatencyTable.load(Path(flags["latency_table"]).expanduser()) if flags["latency_table"] else None
     models = [flags["against"], config.model] if flags["against"] else [config.model]
     result = run_bench(models, config)
-    for table in tables.bench(result):
-        console.print(table, highlight=False)
+    console.show(*tables.bench(result))
     if predicting:
-        console.print(tables.predictions(predictions(result, predicting)), highlight=False)
+        console.show(tables.predictions(predictions(result, predicting)))
     numbers, picture = save_bench(result, folder)
-    console.print(f"The numbers lie in {numbers}, their picture in {picture}.", highlight=False, soft_wrap=True)
+    console.show(f"The numbers lie in {pasted(numbers)} and their picture in {pasted(picture)}")
 
 
 def latency_table(config: RunConfig, folder: Path) -> None:
@@ -193,9 +188,8 @@ def latency_table(config: RunConfig, folder: Path) -> None:
 
     table = measure_table(config)
     path = save_table(table, folder)
-    for line in tables.latency(table):
-        console.print(line, highlight=False)
-    next_command(f"darwinlm prune {config.model} --target.speedup 2x --target.latency_table {path}")
+    console.show(*tables.latency(table))
+    next_command("prune", config.model, "--target.speedup", "2x", "--target.latency_table", path)
 
 
 def compare(config: RunConfig, flags: dict[str, Any]) -> None:
@@ -205,9 +199,8 @@ def compare(config: RunConfig, flags: dict[str, Any]) -> None:
 
     given = {name: value for name, value in flags.items() if value is not None}
     comparison, folder = run_compare(config, asked(config, **given))
-    for table in tables.comparison(comparison):
-        console.print(table, highlight=False)
-    console.print(f"Tables, numbers and pictures lie in {folder}.", highlight=False, soft_wrap=True)
+    console.show(*tables.comparison(comparison))
+    console.show(f"Tables, numbers and pictures lie in {pasted(folder)}")
 
 
 def report(config: RunConfig, flags: dict[str, Any]) -> None:
@@ -220,7 +213,7 @@ def report(config: RunConfig, flags: dict[str, Any]) -> None:
     if not flags["run"]:
         raise RequestError("No run is given: darwinlm report RUN, with the folder that a command wrote by --output.")
     written = write_report(Path(flags["run"]).expanduser())
-    console.print(f"The report lies in {written}.", highlight=False, soft_wrap=True)
+    console.show(f"The report lies in {pasted(written)}")
 
 
 def demo(config: RunConfig, flags: dict[str, Any]) -> None:
@@ -228,13 +221,11 @@ def demo(config: RunConfig, flags: dict[str, Any]) -> None:
     from darwinlm import tables
     from darwinlm.demonstration import run_demo
 
-    for table in tables.demo(run_demo(config)):
-        console.print(table)
-    next_command(
-        f"darwinlm prune MODEL --data DATA --preset quick --output runs/mine   (this run lies in {config.output})"
-    )
+    console.show(*tables.demo(run_demo(config)))
+    console.show(f"This run lies in {pasted(config.output)}")
+    next_command("prune", "MODEL", "--data", "DATA", "--preset", "quick", "--output", "runs/mine")
 
 
-def next_command(command: str) -> None:
+def next_command(*words: Any) -> None:
     """What to type next."""
-    console.print(f"Next: {command}", highlight=False, soft_wrap=True)
+    console.show(f"Next: {pasted('darwinlm', *words)}")

@@ -13,7 +13,7 @@ from darwinlm.errors import InterruptedReading, RequestError
 from darwinlm.runtime import ranks
 from darwinlm.runtime.files import disk_faults_told
 from darwinlm.runtime.memory import out_of_memory
-from darwinlm.runtime.output import lasting_output
+from darwinlm.runtime.output import harmless, lasting_output
 from darwinlm.runtime.progress import never_silent, show_log
 
 
@@ -28,12 +28,12 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _main(arguments: list[str]) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
-        console.print(overview(), highlight=False)
+        console.show(overview())
         return
     if arguments[0] == "--version":
         from darwinlm import __version__
 
-        console.print(f"darwinlm {__version__}", highlight=False)
+        console.show(f"darwinlm {__version__}")
         return
     try:
         command = _command(arguments[0])
@@ -61,7 +61,7 @@ def _main(arguments: list[str]) -> None:
 
 def _fail(code: int, *messages: str) -> NoReturn:
     for message in messages:
-        print(f"darwinlm: {message}", file=sys.stderr)
+        print(f"darwinlm: {harmless(message)}", file=sys.stderr)
     sys.exit(code)
 
 

@@ -112,10 +112,10 @@ def described(target: TargetConfig, levels: int) -> str:
     return ", ".join(parts + [f"{n} {v}{notes[n]}" for n, v in written(target)])
 
 
-def as_flags(target: TargetConfig) -> str:
+def as_flags(target: TargetConfig) -> list[str]:
     """The flags that ask for the same."""
-    words = [] if target.level is None else [f"--target.level {target.level:g}"]
-    return " ".join(words + [f"--target.{name} {value}" for name, value in written(target)])
+    words = [] if target.level is None else ["--target.level", f"{target.level:g}"]
+    return words + [word for name, value in written(target) for word in (f"--target.{name}", value)]
 
 
 def written(target: TargetConfig) -> list[tuple[Unit, str]]:

@@ -13,8 +13,9 @@ from darwinlm.runtime.files import flush, read_json, write_json
 from darwinlm.runtime.progress import log
 
 RECORD = "darwinlm.json"
-"""What a checkpoint was made from, and a digest of each file."""
-_WRITTEN = "written"
+"""What a checkpoint was made from."""
+_DIGESTS = ".written.json"
+"""A digest of each file that was written, so that files of others are known."""
 _OURS = ("config.json", "model*.safetensors*", "modeling_darwinlm.py", "README.md", RECORD, *PATTERNS)
 _SAMPLES, _SAMPLE_BYTES = 16, 1 << 16
 
@@ -25,9 +26,7 @@ def record_of(folder: Path) -> dict[str, Any] | None:
     Raises:
         DamagedFileError: its record cannot be read.
     """
-    if not (folder / RECORD).is_file():
-        return None
-    return {key: value for key, value in read_json(folder / RECORD).items() if key != _WRITTEN}
+    return read_json(folder / RECORD) if (folder / RECORD).is_file() else None
 
 
 def check_replaceable(folder: Path) -> None:
@@ -59,11 +58,11 @@ def put_in_place(partial: Path, folder: Path, record: dict[str, Any]) -> None:
         folder: where it goes.
         record: what it was made from.
     """
+    write_json(partial / RECORD, record)
     files = [path for path in sorted(partial.rglob("*")) if path.is_file()]
-    digests = {str(path.relative_to(partial)): _digest(path) for path in files}
-    write_json(partial / RECORD, {**record, _WRITTEN: digests})
-    for path in [*files, partial / RECORD]:
+    for path in files:
         flush(path)
+    write_json(partial / _DIGESTS, {str(path.relative_to(partial)): _digest(path) for path in files})
     discard(folder)
     place = folder.resolve()
     if place.is_dir():
@@ -95,14 +94,13 @@ def discard(folder: Path) -> None:
 def _not_ours(folder: Path) -> list[str]:
     """Files that somebody has added or changed; hidden ones are those of systems and tools."""
     try:
-        record = read_json(folder / RECORD)
-        written: dict[str, str] | None = record.get(_WRITTEN) if isinstance(record, dict) else {}
+        written = read_json(folder / _DIGESTS) if (folder / _DIGESTS).is_file() else None
     except DamagedFileError:
         written = {}
     found = []
     for path in sorted(path for path in folder.rglob("*") if not path.is_dir()):
         name = path.relative_to(folder)
-        if any(part.startswith((".", "__pycache__")) for part in name.parts) or str(name) == RECORD:
+        if any(part.startswith((".", "__pycache__")) for part in name.parts):
             continue
         named_so = any(name.match(pattern) for pattern in _OURS)  # all that is known where an older version wrote it
         if not (named_so if written is None else written.get(str(name)) == _digest(path)):

@@ -24,6 +24,7 @@ from darwinlm.runtime import ranks
 from darwinlm.runtime.device import choose_device, choose_dtype
 from darwinlm.runtime.files import read_json, read_tensors, require_room, sha256_of
 from darwinlm.runtime.memory import require_memory
+from darwinlm.runtime.output import pasted
 from darwinlm.runtime.progress import log
 from darwinlm.runtime.rundir import RunDirectory, require_same
 
@@ -102,7 +103,7 @@ class Request:
         if asked > done:
             raise RequestError(
                 f"'{self.path}' holds a training that has ended after {done} steps ({summary['tokens']:,} tokens); {asked} are "
-                f"asked. Train its result further: darwinlm train {self.path / 'model'}."
+                f"asked. Train its result further: darwinlm train {pasted(self.path / 'model')}."
             )
         if asked < done:
             log.info("The training in '%s' has ended after %d steps already.", self.path, done)

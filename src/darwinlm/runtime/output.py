@@ -1,13 +1,51 @@
-"""Standard output and error that outlive their reader: what cannot be shown is lost, the work is not."""
+"""Standard output and error that outlive their reader, and text as it is: names are neither markup nor escape codes."""
 
 from __future__ import annotations
 
 import os
+import shlex
 import sys
+import unicodedata
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+
+class PlainConsole(Console):
+    """A console for text of others: square brackets and colons mean nothing, control characters are escaped."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, highlight=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """As of any console."""
+        return super().render_str(harmless(text), **options)
+
+    def show(self, *things: Any) -> None:
+        """Print tables and sentences; a path in a sentence is never broken into lines."""
+        for thing in things:
+            self.print(thing, soft_wrap=isinstance(thing, str))
+
+
+def harmless(text: str) -> str:
+    """Text whose control characters, which could steer a terminal or hide letters, are written as escapes."""
+    if text.isprintable():
+        return text
+    return "".join(
+        letter.encode("unicode_escape").decode()
+        if letter not in "\n\t\u200c\u200d" and unicodedata.category(letter) in ("Cc", "Cf", "Cs", "Zl", "Zp")
+        else letter
+        for letter in text
+    )
+
+
+def pasted(*words: Any) -> str:
+    """Words of a command, or a path, as a shell takes them."""
+    return shlex.join(str(word) for word in words)
 
 
 class Lasting:

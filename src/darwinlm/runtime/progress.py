@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 
 from rich.console import Console
@@ -15,7 +16,17 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from darwinlm.runtime.output import harmless
+
+
+def _harmless(record: logging.LogRecord) -> bool:
+    """Names that a message holds may hold anything."""
+    record.msg, record.args = harmless(record.getMessage()), ()
+    return True
+
+
 log = logging.getLogger("darwinlm")
+log.addFilter(_harmless)
 console = Console(stderr=True)
 Advance = Callable[[str], None]
 SILENCE, RUSH = 30.0, 1.0
@@ -29,12 +40,17 @@ def show_log(*, speak: bool = True) -> None:
         speak: False leaves warnings alone; for all ranks but the first.
     """
     if not any(isinstance(handler, RichHandler) for handler in log.handlers):
-        handler = RichHandler(
-            console=console, show_path=False, show_level=False, omit_repeated_times=False, log_time_format="[%X]"
-        )
-        log.addHandler(handler)
+        log.addHandler(_Lines(console=console))
     log.setLevel(logging.INFO if speak else logging.WARNING)
     log.propagate = False
+
+
+class _Lines(RichHandler):
+    """A line for each message, above the bar; however long it is, the terminal alone breaks it, so its paths can be copied."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        clock = datetime.fromtimestamp(record.created).strftime("[%X]")
+        self.console.print(Text(f"{clock} {self.format(record)}"), soft_wrap=True)
 
 
 class _LogFile(logging.FileHandler):
@@ -170,7 +186,7 @@ def _bar() -> Progress:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         _TimeLeft(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
     return Progress(*columns, console=console, transient=True)
 

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from typing import Any
 
 from rich.table import Table
-from rich.text import Text
 
 from darwinlm.planning import Plan, SizeRow
 from darwinlm.tables.cells import count, empty_table, gigabytes
@@ -46,7 +45,7 @@ def plan(values: Plan) -> Iterable[Any]:
         f"Memory for {values.machine}; plan for another machine by --device {other}. Steps from dense to gone: {steps}"
     )
     yield cost
-    yield from (Text(f"Does not fit: {sentence}") for sentence in values.misfits)
+    yield from (f"Does not fit: {sentence}" for sentence in values.misfits)
 
 
 def _limits(values: Plan) -> Table:

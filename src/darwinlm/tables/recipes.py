@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from rich.table import Table
-
 from darwinlm.recipes.prediction import RecipePrediction, Work
+from darwinlm.runtime.output import pasted
 from darwinlm.tables.cells import count, empty_table, gigabytes, kl_cell
 
 
@@ -49,13 +48,11 @@ def _cells(piece: Work) -> tuple[str, str, str]:
     return f"{piece.tokens / 1e6:,.0f} M", f"{piece.flops:.1e}", _hours(piece)
 
 
-def recipe_results(results: list[dict[str, Any]]) -> Table:
+def recipe_results(results: list[dict[str, Any]]) -> Iterable[Any]:
     """The end of `darwinlm recipe`."""
     table = empty_table("Steps, each scored on its own held-out text", "step", "parameters", "perplexity", "KL")
     for row in results:
         table.add_row(row["step"], f"{row['parameters']:,}", f"{row['perplexity']:.2f}", kl_cell(row["kl"]))
-    table.caption = (
-        "KL to the model that a pruning began with, or to the teacher of a training. The last model lies in "
-        f"{results[-1]['model']}"
-    )
-    return table
+    table.caption = "KL to the model that a pruning began with, or to the teacher of a training."
+    yield table
+    yield f"The last model lies in {pasted(results[-1]['model'])}"

@@ -16,6 +16,7 @@ from darwinlm.foreign.masked import Imported
 from darwinlm.nested import Member
 from darwinlm.refit import Refits
 from darwinlm.results import QUALITIES
+from darwinlm.runtime.output import pasted
 from darwinlm.runtime.progress import duration
 from darwinlm.tables.cells import empty_table, gigabytes, kl_cell
 
@@ -81,25 +82,26 @@ def refits(made: Refits) -> Table:
 
 def forms(written: list[Form]) -> Iterable[Any]:
     """The end of `darwinlm export`."""
-    table = empty_table("Written", "form", "parameters", "weights", "path")
+    table = empty_table("Written", "form", "parameters", "weights")
     for form in written:
-        table.add_row(form.name, f"{form.parameters:,}", gigabytes(form.bytes), str(form.path))
+        table.add_row(form.name, f"{form.parameters:,}", gigabytes(form.bytes))
     yield table
     for form in written:
+        yield f"{form.name}: {pasted(form.path)}"
         for note in form.notes:
             yield f"{form.name}: {note}"
     yield "The folders load with transformers alone (trust_remote_code=True)."
 
 
-def imported(found: Imported) -> Table:
+def imported(found: Imported) -> Iterable[Any]:
     """The end of `darwinlm import`: what was there, and what is left."""
     table = empty_table("Kept", "layer", "query heads", "KV heads", "MLP columns")
     for layer, (old, new) in enumerate(zip(found.before.layers, found.after.layers)):
         pairs = ((old.heads, new.heads), (old.kv_heads, new.kv_heads), (old.intermediate, new.intermediate))
         table.add_row(str(layer), *(f"{after} of {before}" for before, after in pairs))
-    sizes = f"{found.after.parameters:,} of {found.before.parameters:,} parameters"
-    table.caption = f"{sizes}; the checkpoint lies in {found.folder}"
-    return table
+    table.caption = f"{found.after.parameters:,} of {found.before.parameters:,} parameters"
+    yield table
+    yield f"The checkpoint lies in {pasted(found.folder)}"
 
 
 def demo(rows: list[DemoRow]) -> Iterable[Any]:

@@ -18,6 +18,7 @@ from darwinlm.errors import DamagedFileError, RequestError
 from darwinlm.models.shape import LayerWidths, ModelShape
 from darwinlm.runtime.device import device_name
 from darwinlm.runtime.files import read_json, write_json
+from darwinlm.runtime.output import pasted
 
 FORMAT = 1
 PICOSECONDS = 10**12
@@ -112,7 +113,7 @@ class LatencyTable:
         """
         if not path.is_file():
             raise RequestError(
-                f"There is no latency table '{path}'. Make one by `darwinlm bench MODEL --table --output {path.parent}`."
+                f"There is no latency table '{path}'. Make one by `darwinlm bench MODEL --table --output {pasted(path.parent)}`."
             )
         saved = read_json(path)
         try:
