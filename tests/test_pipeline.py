@@ -75,7 +75,7 @@ KILLERS = {
     "history": ("darwinlm.search.evolution", "write_json", 3),
     "refit": ("darwinlm.refit", "write_tensors", 2),
     "trial": ("darwinlm.search.selection", "token_kls_to_teacher", 11),
-    "export": ("darwinlm.export.huggingface", "_copy_words", 1),
+    "export": ("darwinlm.export.huggingface", "copy_words", 1),
     "summary": ("darwinlm.results", "peak_memory_bytes", 1),
 }
 

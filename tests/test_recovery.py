@@ -93,7 +93,7 @@ def test_the_held_out_text_is_what_stock_transformers_measure(pruned, trained, t
 def test_the_folder_tells_its_story(trained, text):
     card = (trained / "model/README.md").read_text()
     assert "It has had no training" not in card
-    assert f"{STEPS * BATCH * LENGTH:,} of `{text}`" in card
+    assert f"{STEPS * BATCH * LENGTH:,} of `{text.name}`" in card
     assert (trained / "model/modeling_darwinlm.py").exists()
     assert (trained / "train/curves.png").read_bytes().startswith(b"\x89PNG")
     assert not list((trained / "train").glob("state-*"))

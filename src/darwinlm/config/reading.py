@@ -113,7 +113,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as fault:
         raise RequestError(f"Cannot read the settings in '{path}': {fault.strerror}.") from fault
-    except (yaml.YAMLError, UnicodeDecodeError) as fault:
+    except (yaml.YAMLError, ValueError, RecursionError) as fault:
         raise RequestError(f"'{path}' is not valid YAML: {fault}") from fault
     if not isinstance(values, dict):
         raise RequestError(f"'{path}' must hold settings as `name: value` lines.")

@@ -9,9 +9,12 @@ from typing import Any
 import jinja2
 
 from darwinlm.errors import RequestError
-from darwinlm.measure.report_sections import Section, run_sections
+from darwinlm.measure.report_others import is_training, training_tiles
+from darwinlm.measure.report_parts import Section, told_of
+from darwinlm.measure.report_sections import run_sections
 from darwinlm.measure.report_tables import percent
 from darwinlm.runtime.files import read_json, write_text
+from darwinlm.runtime.output import pasted
 from darwinlm.runtime.progress import duration
 from darwinlm.runtime.rundir import RunDirectory
 
@@ -38,18 +41,37 @@ def write_report(path: Path) -> Path:
         DamagedFileError: a file of the run is damaged.
     """
     directory = RunDirectory(path)
-    if not directory.config.exists():
-        raise RequestError(f"'{path}' holds no run (no config.yaml). Give a folder that a command wrote by --output.")
-    write_text(directory.report, render(gather(directory)))
+    family = RunDirectory(path.absolute().parent.parent)
+    if directory.config.exists():
+        settings = directory.settings()
+    elif path.absolute().parent.name == "family" and family.config.exists() and path.is_dir():
+        directory.database, settings = family.database, family.settings()  # shared by the models of a family
+    else:
+        raise RequestError(f"'{path}' holds no run (no config.yaml). {_instead(path)}")
+    write_text(directory.report, render(gather(directory, settings)))
     return directory.report
 
 
-def gather(directory: RunDirectory) -> Report:
-    """Read a run directory."""
-    settings = directory.settings()
+def _instead(path: Path) -> str:
+    """Which folder to give in place of one that holds no run."""
+    if steps := sorted(file.parent for file in path.glob("*-*/config.yaml") if (path / "recipe.json").exists()):
+        return f"It is a recipe's, and each step has a report: darwinlm report {pasted(steps[-1])}"
+    above = [folder for folder in path.absolute().parents if (folder / "config.yaml").exists()]
+    if above and path.exists():
+        return f"The run that it is a part of does: darwinlm report {pasted(above[0])}"
+    return "Give a folder that a command wrote by --output."
+
+
+def gather(directory: RunDirectory, settings: dict[str, Any]) -> Report:
+    """Read a run directory with these settings."""
+    with told_of(directory.summary):
+        summary = read_json(directory.summary) if directory.summary.exists() else {}
+        tiles = (training_tiles if is_training(directory) else _tiles)(summary) if summary else []
+        settings = {**settings, **({"target": summary["settings"]["target"]} if "settings" in summary else {})}
     name = Path(str(settings.get("model", ""))).name or directory.path.resolve().name
-    summary = read_json(directory.summary) if directory.summary.exists() else {}
-    return Report(f"{name}, pruned", _status(directory), _tiles(summary), run_sections(directory, settings, summary))
+    done = "trained" if is_training(directory) else "pruned"
+    sections = run_sections(directory, settings, summary)
+    return Report(f"{name}, {done}", _status(directory), tiles, sections)
 
 
 def render(report: Report) -> str:
@@ -61,14 +83,8 @@ def render(report: Report) -> str:
 
 
 def _status(directory: RunDirectory) -> str:
-    done = [
-        ("database", (directory.database / "manifest.json").exists()),
-        ("search", directory.genome.exists()),
-        ("checkpoint", (directory.model / "config.json").exists()),
-        ("evaluation", directory.summary.exists()),
-    ]
-    there = [stage for stage, exists in done if exists]
-    missing = [stage for stage, exists in done if not exists]
+    there = [stage for stage, exists in _stages(directory) if exists]
+    missing = [stage for stage, exists in _stages(directory) if not exists]
     taken = sum(directory.seconds().values())
     parts = [f"There: {', '.join(there) or 'settings alone'}"]
     parts += [f"not yet: {', '.join(missing)}"] if missing else []
@@ -76,9 +92,18 @@ def _status(directory: RunDirectory) -> str:
     return f"{'; '.join(parts)}. Run directory: {directory.path}"
 
 
+def _stages(directory: RunDirectory) -> list[tuple[str, bool]]:
+    """What the folder's command makes, and whether it is there."""
+    end = [("checkpoint", (directory.model / "config.json").exists()), ("evaluation", directory.summary.exists())]
+    if is_training(directory):
+        return [("training", directory.summary.exists()), *end]
+    folders = [(title, directory.path / name) for title, name in (("family", "family"), ("comparison", "compare"))]
+    others = [(title, (folder / f"{folder.name}.json").exists()) for title, folder in folders if folder.is_dir()]
+    search = [] if others and not directory.genome.exists() else [("search", directory.genome.exists()), *end]
+    return [("database", (directory.database / "manifest.json").exists()), *search, *others]
+
+
 def _tiles(summary: dict[str, Any]) -> list[tuple[str, str]]:
-    if not summary:
-        return []
     dense, pruned = summary["dense"], summary["pruned"]
     tiles = [
         ("parameters left", percent(pruned["parameters"] / dense["parameters"])),

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +10,10 @@ import yaml
 from markupsafe import Markup
 
 from darwinlm.database.store import MANIFEST, Database
-from darwinlm.errors import DamagedFileError
 from darwinlm.measure.bench_picture import bench_figure
 from darwinlm.measure.pictures import errors_figure
+from darwinlm.measure.report_others import family_sections, is_training, training_sections
+from darwinlm.measure.report_parts import Section, image, told_of
 from darwinlm.measure.report_pictures import as_svg, genome_figure, search_figure
 from darwinlm.measure.report_tables import (
     Table,
@@ -38,20 +37,6 @@ tokenizer = AutoTokenizer.from_pretrained({folder!r})
 _LABELS = {"dense": "dense", "uniform": "uniform, same level", "before_refit": "before its refit", "pruned": "DarwinLM"}
 
 
-@dataclass(frozen=True)
-class Section:
-    """One card of the page."""
-
-    name: str
-    title: str
-    text: str = ""
-    pictures: list[Markup] = field(default_factory=list)
-    tables: list[Table] = field(default_factory=list)
-    code: str = ""
-    fold_code: str = ""
-    """What to click on to see the code; empty shows it."""
-
-
 def run_sections(directory: RunDirectory, settings: dict[str, Any], summary: dict[str, Any]) -> list[Section]:
     """All sections that a run has the files for.
 
@@ -60,24 +45,42 @@ def run_sections(directory: RunDirectory, settings: dict[str, Any], summary: dic
         settings: its `config.yaml`.
         summary: its `summary.json`; empty where there is none yet.
     """
-    genome = read_json(directory.genome) if directory.genome.exists() else {}
-    exists = (directory.database / MANIFEST).exists()
-    database = Database.open(directory.database) if exists else None
-    found = [Section("asked", "Asked and got", tables=[asked_table(settings, summary, genome)])]
-    if summary:
-        rows = {label: summary[name] for name, label in _LABELS.items() if name in summary}
-        text = "On held-out text. The uniform model takes the same share from every module."
-        found.append(Section("quality", "Quality", text, tables=[quality_table(rows, ours=("DarwinLM",))]))
-    found += _genome(genome, database, settings)
-    found += _search(directory)
-    found += _errors(database)
+    if is_training(directory):
+        found = list(training_sections(directory, settings, summary))
+    else:
+        found = _of_a_search(directory, settings, summary)
+        found += family_sections(directory.path)
     found += _measured(directory.path)
     found += _compared(directory.path)
-    if seconds := directory.seconds():
-        found.append(Section("time", "Time", tables=[seconds_table(seconds)]))
+    with told_of(directory.timings):
+        if seconds := directory.seconds():
+            found.append(Section("time", "Time", tables=[seconds_table(seconds)]))
     found += _load(directory)
     code = yaml.safe_dump(settings, sort_keys=False)
     found.append(Section("settings", "Settings", code=code, fold_code="config.yaml, complete"))
+    return found
+
+
+def _of_a_search(directory: RunDirectory, settings: dict[str, Any], summary: dict[str, Any]) -> list[Section]:
+    with told_of(directory.database / MANIFEST):
+        exists = (directory.database / MANIFEST).exists()
+        database = Database.open(directory.database) if exists else None
+    with told_of(directory.config):
+        asked_table(settings, {}, {})
+    with told_of(directory.summary):
+        found = [Section("asked", "Asked and got", tables=[asked_table(settings, summary, {})])]
+        if summary:
+            rows = {label: summary[name] for name, label in _LABELS.items() if name in summary}
+            text = "On held-out text. The uniform model takes the same share from every module."
+            found.append(Section("quality", "Quality", text, tables=[quality_table(rows, ours=("DarwinLM",))]))
+    with told_of(directory.genome):
+        genome = read_json(directory.genome) if directory.genome.exists() else {}
+        found[0].tables[:] = [asked_table(settings, summary, genome)]
+        found += _genome(genome, database, settings)
+    with told_of(directory.search / "history.jsonl"):
+        found += _search(directory)
+    with told_of(directory.database / MANIFEST):
+        found += _errors(database)
     return found
 
 
@@ -122,18 +125,10 @@ def _measured(path: Path) -> Iterator[Section]:
     for name, make in (("eval", _evaluated), ("bench", _benched)):
         for file in (path / f"{name}.json", path / name / f"{name}.json"):
             if file.exists():
-                yield _from(file, make)
+                with told_of(file):
+                    section = make(read_json(file))
+                yield section
                 break
-
-
-def _from(file: Path, make: Callable[[dict[str, Any]], Section]) -> Section:
-    try:
-        return make(read_json(file))
-    except (KeyError, TypeError, IndexError) as fault:
-        raise DamagedFileError(
-            f"'{file}' is not what this version of DarwinLM writes ({type(fault).__name__}: {fault}). Make it again, or "
-            "move it out of the run directory."
-        ) from fault
 
 
 def _evaluated(values: dict[str, Any]) -> Section:
@@ -154,25 +149,26 @@ def _compared(path: Path) -> Iterator[Section]:
     if not (folder / "compare.json").exists():
         return
     drawn = [folder / "tradeoff.png", *sorted(folder.glob("allocations_level*.png"))]
-    pictures = [_image(file) for file in drawn if file.exists()]
+    pictures = [image(file) for file in drawn if file.exists()]
 
     def section(values: dict[str, Any]) -> Section:
         text = f"By darwinlm compare. Dense: perplexity {values['dense']['perplexity']:.2f}."
         return Section("compare", "Methods side by side", text, pictures, [comparison_table(values)])
 
-    yield _from(folder / "compare.json", section)
-
-
-def _image(file: Path) -> Markup:
-    data = base64.b64encode(file.read_bytes()).decode()
-    return Markup('<img alt="{}" src="data:image/png;base64,{}">').format(file.stem.replace("_", " "), data)
+    with told_of(folder / "compare.json"):
+        found = section(read_json(folder / "compare.json"))
+    yield found
 
 
 def _load(directory: RunDirectory) -> Iterator[Section]:
     if not (directory.model / "config.json").exists():
         return
     beside = sorted(directory.path.glob("model-*"))
-    text = "The folder loads with transformers alone; it ships one modeling file."
+    code, text = _LOAD.format(folder=str(directory.model)), "The folder loads with transformers alone"
+    if (directory.model / "modeling_darwinlm.py").exists():
+        text += "; it ships one modeling file."
+    else:  # layers of one shape are stock code
+        code, text = code.replace(", trust_remote_code=True", ""), f"{text}."
     if beside:
         text += f" Beside it: {', '.join(form.name for form in beside)}."
-    yield Section("load", "How to load it", text, code=_LOAD.format(folder=str(directory.model)))
+    yield Section("load", "How to load it", text, code=code)

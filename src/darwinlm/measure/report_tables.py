@@ -34,7 +34,9 @@ def _words(key: str) -> str:
     return key.replace("_", " ").replace("mlp", "MLP")
 
 
-def quality_table(named: dict[str, dict[str, Any]], caption: str = "", ours: tuple[str, ...] = ()) -> Table:
+def quality_table(
+    named: dict[str, dict[str, Any]], caption: str = "", ours: tuple[str, ...] = (), to: str = "dense"
+) -> Table:
     """{label: {parameters, perplexity, kl}}, and the part of the first one's parameters."""
     whole = next(iter(named.values()))["parameters"]
     rows = [
@@ -43,11 +45,11 @@ def quality_table(named: dict[str, dict[str, Any]], caption: str = "", ours: tup
             f"{row['parameters']:,}",
             percent(row["parameters"] / whole),
             f"{row['perplexity']:.2f}",
-            "-" if row["kl"] is None else f"{row['kl']:.4f}",
+            "-" if row.get("kl") is None else f"{row['kl']:.4f}",
         ]
         for label, row in named.items()
     ]
-    return Table(rows, ["model", "parameters", "share", "perplexity", "KL to dense"], caption, ours)
+    return Table(rows, ["model", "parameters", "share", "perplexity", f"KL to {to}"], caption, ours)
 
 
 def asked_table(settings: dict[str, Any], summary: dict[str, Any], genome: dict[str, Any]) -> Table:

@@ -37,7 +37,13 @@ def read_history(path: Path) -> list[dict[str, Any]]:
 
 
 def draw_curves(lines: list[dict[str, Any]], path: Path) -> None:
-    """Loss and held-out quality against tokens, as PNG."""
+    """`curves_figure` as PNG."""
+    with written_whole(path) as partial:
+        curves_figure(lines).savefig(partial, format="png", dpi=150)
+
+
+def curves_figure(lines: list[dict[str, Any]]) -> Figure:
+    """Loss and held-out quality against tokens."""
     losses = [line for line in lines if "loss" in line]
     looks = [line for line in lines if "held_out" in line]
     series = [("training loss", losses, lambda line: line["loss"])]
@@ -52,5 +58,4 @@ def draw_curves(lines: list[dict[str, Any]], path: Path) -> None:
         axis.set(title=title, xlabel="tokens")
         axis.grid(alpha=0.3, linewidth=0.5)
         axis.spines[["top", "right"]].set_visible(False)
-    with written_whole(path) as partial:
-        figure.savefig(partial, format="png", dpi=150)
+    return figure

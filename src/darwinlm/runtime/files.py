@@ -124,7 +124,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as fault:
         raise DamagedFileError(f"'{path}' is missing.") from fault
-    except (OSError, ValueError) as fault:
+    except (OSError, ValueError, RecursionError) as fault:
         raise DamagedFileError(f"'{path}' is damaged: {fault}.") from fault
 
 
