@@ -37,7 +37,7 @@ def told_of(file: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as fault:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as fault:
         raise DamagedFileError(
             f"'{file}' is not what this version of DarwinLM writes ({type(fault).__name__}: {fault}). Make it again, or "
             "move it out of the run directory."
