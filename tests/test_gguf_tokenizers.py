@@ -189,3 +189,27 @@ def test_an_ignored_merge_matters_only_where_a_word_cannot_be_reached(tmp_path):
     checkpoint_with(Tokenizer.from_str(json.dumps(stored)), tmp_path / "other")
     with pytest.raises(RequestError, match="ignore_merges"):
         vocabulary(ModelSource(str(tmp_path / "other")))
+
+
+@pytest.mark.parametrize("form", ["list", "only one", "files"])
+def test_all_chat_templates_are_written(form, tmp_path):
+    gguf = pytest.importorskip("gguf")
+    path = pico.make_checkpoint(tmp_path / "model", "llama_gqa")
+    templates = {"default": "{{ messages }}", **({} if form == "only one" else {"tool_use": "{{ tools }}"})}
+    if form == "files":
+        pico_tokenizer = AutoTokenizer.from_pretrained(path)
+        pico_tokenizer.chat_template = templates
+        pico_tokenizer.save_pretrained(path)
+    else:
+        values = json.loads((path / "tokenizer_config.json").read_text())
+        listed = [{"name": name, "template": template} for name, template in templates.items()]
+        (path / "tokenizer_config.json").write_text(json.dumps({**values, "chat_template": listed}))
+    write_gguf(ModelSource(str(path)), tmp_path / "model.gguf", "f32")
+    reader = gguf.GGUFReader(tmp_path / "model.gguf")
+    fields = {name: field.contents() for name, field in reader.fields.items() if "chat_template" in name}
+    assert fields.pop("tokenizer.chat_template") == templates["default"]
+    assert fields == (
+        {}
+        if form == "only one"
+        else {"tokenizer.chat_templates": ["tool_use"], "tokenizer.chat_template.tool_use": "{{ tools }}"}
+    )

@@ -34,7 +34,8 @@ class Vocabulary:
     add_bos: bool
     add_eos: bool
     add_space_prefix: bool
-    chat_template: str | None
+    chat_template: str | list[dict[str, str]] | None
+    """One, or several as {`name`, `template`}."""
     notes: list[str] = field(default_factory=list)
     """What llama.cpp does otherwise on rare text."""
 
@@ -74,7 +75,7 @@ def vocabulary(source: ModelSource) -> Vocabulary:
         add_bos=add_bos,
         add_eos=add_eos,
         add_space_prefix=cut.add_space_prefix,
-        chat_template=tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else None,
+        chat_template=_chat_template(tokenizer.chat_template),
         notes=cut.notes,
     )
 
@@ -119,6 +120,17 @@ def _special(source: ModelSource, tokenizer: Any) -> dict[str, int]:
         raise _refusal(source, "neither it nor config.json names an end token (eos_token_id)")
     found.setdefault("bos", found["eos"])
     return found
+
+
+def _chat_template(stored: Any) -> str | list[dict[str, str]] | None:
+    """Several templates come from transformers by name, or as a list; the only one is taken for the usual one."""
+    if isinstance(stored, Mapping):
+        stored = [{"name": str(name), "template": template} for name, template in stored.items()]
+    if not isinstance(stored, list):
+        return stored if isinstance(stored, str) else None
+    found = [one for one in stored if isinstance(one, Mapping) and isinstance(one.get("template"), str)]
+    named = [{"name": str(one.get("name", "default")), "template": one["template"]} for one in found]
+    return named[0]["template"] if len(named) == 1 else named
 
 
 def _template(source: ModelSource, tokenizer: Any) -> tuple[bool, bool]:
