@@ -158,6 +158,14 @@ def test_places_of_this_machine_are_not_told(tmp_path, typed, told):
     assert without_places(typed.format(here=tmp_path)) == told
 
 
+def test_a_hostile_name_is_one_line_of_plain_text(checkpoint, tmp_path):
+    folder = shutil.copytree(checkpoint("llama_gqa"), tmp_path / "a\n---\n\x1b[31m# b")
+    card = _card(opened(folder), {})
+    assert "\x1b" not in card
+    assert "\n# a --- \\x1b[31m# b, trained\n" in card
+    assert ModelCard(card).data.license == "unknown"
+
+
 def test_links_that_lead_out_are_not_copied(model, tmp_path, caplog):
     secret = tmp_path / "secret"
     secret.write_text("secret")

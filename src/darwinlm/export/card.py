@@ -13,6 +13,7 @@ from darwinlm.export.folder import RECORD
 from darwinlm.export.words import read_card
 from darwinlm.models.shape import ModelShape
 from darwinlm.models.source import ModelSource
+from darwinlm.runtime.output import harmless
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 _FRONT = re.compile(r"\s*---[ \t]*\r?\n(.{0,65536}?)\r?\n---[ \t]*(?:\r?\n|$)", re.DOTALL)
@@ -85,7 +86,8 @@ def model_card(
 
 def title_of(source: ModelSource) -> str:
     """The name of a model without the place where it lies."""
-    return (_hub_id(source) or Path(source.name).expanduser().name or source.folder.resolve().name).split("/")[-1]
+    name = _hub_id(source).split("/")[-1] or Path(source.name).expanduser().name or source.folder.resolve().name
+    return " ".join(harmless(name).split())
 
 
 def front_matter(source: ModelSource, *tags: str) -> str:
