@@ -5,7 +5,7 @@
                                  [--seeds 3 --seed-levels 4] [--start-tokens 8192] [--runs FOLDER]
 
 As pruned, and after the same short post-training. Then both DarwinLM, trained selection on and off, with several seeds.
-pep-llama runs with recipes/pep_llama_reference.yaml, the embedded model with preset demo, both from the measured start,
+pep-llama runs with recipes/pep_llama_reference.yaml, the embedded model with preset demo, both from the linearized start,
 with fewer generations and held-out blocks than there.
 Prints the Markdown tables of docs/benchmarks.md and keeps tables, numbers and pictures in
 benchmarks/results/compare_MODEL/ and compare_MODEL_seeds/. With --runs a killed comparison goes on from where it was.
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--levels", default="2,3,4,5", help="of 8")
     parser.add_argument("--methods", default="all")
     parser.add_argument("--generations", type=int, default=3, help="of the searches")
-    parser.add_argument("--start-tokens", type=int, default=8192, help="that the measured start scores on")
+    parser.add_argument("--start-tokens", type=int, default=8192, help="that the linearized start scores on")
     parser.add_argument("--train-tokens", type=int, default=16384, help="of the post-training")
     parser.add_argument("--learning-rate", default="3e-5", help="of the post-training")
     parser.add_argument("--held-out", type=int, default=80, help="blocks of held-out text")
@@ -60,7 +60,7 @@ def compare(model: str, args: argparse.Namespace, run: Path) -> None:
         if model == "pep-llama"
         else {"model": str(DEMO_MODEL), "preset": "demo"}
     )
-    search = {"generations": args.generations, "start": "measured", "start_tokens": args.start_tokens}
+    search = {"generations": args.generations, "start": "linearized", "start_tokens": args.start_tokens}
     settings["search"] = {**settings.get("search", {}), **search}
     settings["blocks"] = {**settings.get("blocks", {}), "held_out": args.held_out}
     asked = {"train_tokens": args.train_tokens, "learning_rate": args.learning_rate, "output": str(run)}

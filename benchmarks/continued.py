@@ -26,6 +26,7 @@ from darwinlm.run import Run, opened
 from darwinlm.runtime.progress import show_log
 from darwinlm.runtime.rundir import settled
 from darwinlm.runtime.seeds import python_random
+from darwinlm.search.evolution import Step
 from darwinlm.search.mutation import level_switch, offspring
 from darwinlm.search.selection import TrainedFitness
 from subjects import pep_llama
@@ -69,19 +70,21 @@ def families(run: Run, parents: int, children: int) -> Iterator[dict[str, list[f
         "other tokens": (run.splits.train.flip(0), {}, steps[-1:]),  # the same numbers are other blocks
         "untrained": (run.splits.train, {"learning_rate": 0.0}, steps[-1:]),
     }
-    parent = run.uniform_genome
+    parent, budget = run.uniform(assembler.module_widths), run.budget(assembler.module_widths)
     for generation in range(parents):
-        candidates = offspring(parent, children, run.space, search.switches, rng)
+        candidates = offspring(parent, children, budget, search.switches, rng)
         found: dict[str, list[float]] = {}
         for rule, (pool, changed, visited) in rules.items():
             config = dataclasses.replace(search, **changed)
             fitness = TrainedFitness(assembler, pool, teacher, config, run.config.seed, run.dtype)
             for index in visited:
                 everyone = dataclasses.replace(search.stages[index], survivors=children)
-                found[rule] = fitness(candidates, parent, everyone, generation, index)
+                last = index == len(search.stages) - 1
+                step = Step(candidates, parent, everyone, generation, index, last)
+                found[rule] = fitness(step).mean(1).tolist()
         yield found
         for _ in range(SWITCHES_APART):
-            parent = level_switch(parent, run.space, rng)
+            parent = level_switch(parent, budget, rng)
 
 
 def spearman(first: list[float], second: list[float]) -> float:

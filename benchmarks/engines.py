@@ -32,7 +32,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from darwinlm.assemble import Assembler
-from darwinlm.baselines.uniform import uniform
+from darwinlm.baselines.task import uniform_at
 from darwinlm.config import BenchConfig, DatabaseConfig, RunConfig
 from darwinlm.database.build import build_database
 from darwinlm.database.levels import ladders
@@ -82,7 +82,7 @@ def pruned_models(dense: Path, unit: str, scratch: Path) -> Iterator[Path]:
     build_database(database, rungs, BlockStream(source, torch.device("cpu"), torch.float32), tokens, settings)
     assembler = Assembler(source, database, keep_dense=False)
     space = Space(tuple(rungs))
-    genomes = {f"level {level}": uniform(space, level / STEPS) for level in LEVELS}
+    genomes = {f"level {level}": uniform_at(space, level / STEPS, 0) for level in LEVELS}
     for name, genome in {**genomes, "floor": tuple(ladder.top - 1 for ladder in rungs)}.items():
         export_checkpoint(assembler, genome, scratch / name, {}, {})
         yield scratch / name

@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--shared", type=Path, default=pep_llama.SHARED)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--level", type=int, default=4)
-    parser.add_argument("--start", choices=["uniform", "measured"], default="uniform")
+    parser.add_argument("--start", choices=["uniform", "linearized"], default="uniform")
     parser.add_argument("--generations", type=int, default=12)
     parser.add_argument("--runs", type=Path, help="where the runs are kept; by default nowhere")
     parser.add_argument("--rivals", nargs="+", choices=["with", "without"], default=["without", "with"])

@@ -27,13 +27,13 @@ from transformers.utils import logging
 
 import darwinlm
 from darwinlm.assemble import Assembler
-from darwinlm.baselines.uniform import uniform
 from darwinlm.demonstration import DEMO_MODEL
 from darwinlm.export.forms import Form
 from darwinlm.export.gguf.file import DTYPES
 from darwinlm.export.huggingface import export_checkpoint
 from darwinlm.models.source import ModelSource
 from darwinlm.search.mutation import level_switch
+from darwinlm.target.budget import level_budget, uniform
 
 HERE = Path(__file__).parent
 
@@ -44,10 +44,10 @@ def prune(run: Path, level: float) -> dict[str, int]:
     settings = {"blocks": blocks, "search": {"train_tokens": [64] * 3, "select_tokens": [64] * 3}}
     database = darwinlm.build_database(str(DEMO_MODEL), output=str(run), preset="demo", **settings)
     assembler = Assembler(ModelSource(str(DEMO_MODEL)), database, keep_dense=False)
-    genome = uniform(assembler.space, level / 8)
-    rng = random.Random(0)
+    budget, rng = level_budget(assembler.space, level / 8), random.Random(0)
+    genome = uniform(budget, rng)
     while sum(map(operator.eq, genome, (ladder.top for ladder in assembler.space.ladders))) < 2:
-        genome = level_switch(genome, assembler.space, rng)
+        genome = level_switch(genome, budget, rng)
     levels = assembler.space.named(genome)
     export_checkpoint(assembler, genome, run / "model", {"levels": "drawn at random"}, {"levels": levels})
     return levels

@@ -32,7 +32,7 @@ from subjects import pep_llama
 
 HERE = Path(__file__).parent
 SEARCH = {
-    "start": "measured",
+    "start": "linearized",
     "start_tokens": 1024,
     "start_rounds": 2,
     "generations": 4,

@@ -22,17 +22,18 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 
+from darwinlm.baselines.task import uniform_at
 from darwinlm.config import RunConfig, preset_values, resolve
 from darwinlm.cost import nominal_widths, trial_memory
 from darwinlm.database.levels import ladders
-from darwinlm.genome import Space, uniform_genome
+from darwinlm.genome import Space
 from darwinlm.models.heterogeneous import heterogeneous_config, modeling
 from darwinlm.models.source import ModelSource
-from darwinlm.runtime.seeds import python_random
 from darwinlm.search.trial import Trial
 
 HERE = Path(__file__).parent
 SHAPES = [HERE.parent / "recipes/shapes" / name for name in ("llama-2-7b", "llama-3.1-8b", "qwen2.5-14b")]
+LEVEL = 5
 
 
 @contextmanager
@@ -45,9 +46,7 @@ def without_values() -> Iterator[None]:
 def measured(source: ModelSource, config: RunConfig, weights: torch.dtype) -> int:
     """Bytes at the peak of the second training step."""
     rungs = ladders(source.shape, config.database)
-    genome = uniform_genome(
-        Space(tuple(rungs)), config.target.level / config.database.levels, python_random(0, "start")
-    )
+    genome = uniform_at(Space(tuple(rungs)), LEVEL / config.database.levels, 0)
     widths = nominal_widths(source.shape, rungs, genome)
     model_config = heterogeneous_config(source.family, source.config, widths)
     with without_values():
@@ -87,9 +86,7 @@ def main() -> None:
 
 def compare(source: ModelSource, name: str, config: RunConfig, weights: torch.dtype, checkpointing: bool) -> dict:
     rungs = ladders(source.shape, config.database)
-    genome = uniform_genome(
-        Space(tuple(rungs)), config.target.level / config.database.levels, python_random(0, "start")
-    )
+    genome = uniform_at(Space(tuple(rungs)), LEVEL / config.database.levels, 0)
     pruned = source.shape.with_layers(nominal_widths(source.shape, rungs, genome))
     plan, counted = (
         trial_memory(pruned, config.search, config.blocks.sequence_length, weights),

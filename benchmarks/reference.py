@@ -1,10 +1,10 @@
 """DarwinLM on pep-llama with the settings that the authors' public code was measured with, beside its results.
 
-    python benchmarks/reference.py [--shared ../shared] [--seeds 0 1 2] [--level 4] [--start measured]
+    python benchmarks/reference.py [--shared ../shared] [--seeds 0 1 2] [--level 4] [--start linearized]
                                    [--set search.confidence=2 database.rel_damp=1.0e-3]
 
-Prints a table and writes benchmarks/results/reference_level<N>.json, or reference_level<N>_measured.json with --start
-measured, which also prints how soon it is where the uniform start was at its end, if that was run before. Quality, not
+Prints a table and writes benchmarks/results/reference_level<N>.json, or reference_level<N>_linearized.json with --start
+linearized, which also prints how soon it is where the uniform start was at its end, if that was run before. Quality, not
 speed: seconds are those of this machine and are only to be read against each other.
 """
 
@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--shared", type=Path, default=pep_llama.SHARED)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--level", type=int, default=4)
-    parser.add_argument("--start", choices=["uniform", "measured"], default="uniform")
+    parser.add_argument("--start", choices=["uniform", "linearized"], default="uniform")
     parser.add_argument("--generations", type=int, default=12)
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="other settings than the recipe's")
     parser.add_argument("--runs", type=Path, help="where the runs are kept; by default nowhere")
@@ -58,7 +58,7 @@ def main() -> None:
             qualities = {key: summary[key] for key in ("dense", "uniform", "pruned", "seconds")}
             rows.append({"seed": seed, **qualities, "rounds": rounds(folder), "trace": trace(folder)})
     authors = json.loads((args.shared / "reference/results.json").read_text())
-    name = f"level{args.level}{'' if args.start == 'uniform' else '_measured'}"
+    name = f"level{args.level}{'' if args.start == 'uniform' else '_linearized'}"
     report(args.level, rows, authors)
     results = HERE / "results"
     results.mkdir(exist_ok=True)
@@ -66,7 +66,7 @@ def main() -> None:
     asked = {"level": args.level, "start": args.start, "set": args.set}
     (results / f"reference_{name}.json").write_text(json.dumps({**asked, "rows": rows}, indent=2) + "\n")
     rival = results / f"reference_level{args.level}.json"
-    if args.start == "measured" and rival.exists():
+    if args.start == "linearized" and rival.exists():
         report_reached(rows, json.loads(rival.read_text())["rows"])
 
 
@@ -87,7 +87,7 @@ def trace(folder: Path) -> list[list[float]]:
 
 
 def rounds(folder: Path) -> list[list[float]]:
-    """(seconds, held-out KL) of every genome on the way to the measured start."""
+    """(seconds, held-out KL) of every genome on the way to the linearized start."""
     found = json.loads((folder / "start.json").read_text())["rounds"]
     return [[line["seconds"], line["held_out"]["kl"]] for line in found]
 
@@ -114,9 +114,9 @@ def report(level: int, rows: list[dict], authors: dict) -> None:
 
 
 def report_reached(rows: list[dict], uniform: list[dict]) -> None:
-    """When the measured start was where the uniform start ended."""
+    """When the linearized start was where the uniform start ended."""
     print(
-        "| seed | KL, uniform start, end | its generations, seconds | measured start: reached after | of the seconds |"
+        "| seed | KL, uniform start, end | its generations, seconds | linearized start: reached after | of the seconds |"
     )
     print("|---|---|---|---|---|")
     for row, other in (

@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax
 from transformers import AutoModelForCausalLM
 
@@ -44,12 +45,15 @@ from darwinlm.runtime import ranks
 from darwinlm.runtime.rundir import settled
 from darwinlm.runtime.seeds import python_random
 from darwinlm.search import selection
+from darwinlm.search.evolution import Step
 from darwinlm.search.mutation import offspring
 from darwinlm.search.samples import draw, draw_parts
+from darwinlm.target.budget import level_budget
+from darwinlm.target.target import share_of
 from subjects import pep_llama
 
 HERE = Path(__file__).parent
-Fitness = Callable[..., list[float]]
+Fitness = Callable[[Step], Tensor]
 SECONDS: dict[str, float] = defaultdict(float)
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 VARIANTS = {
@@ -78,8 +82,9 @@ class FullSize:
         with torch.no_grad():
             self.logits = [self.dense(block[None]).logits for block in run.splits.select]
 
-    def __call__(self, candidates, parent, stage, generation: int, index: int) -> list[float]:
-        return [self._score(genome, stage, generation, index) for genome in candidates]
+    def __call__(self, step: Step) -> Tensor:
+        kls = [self._score(genome, step.stage, step.generation, step.index) for genome in step.candidates]
+        return torch.tensor(kls)[:, None]
 
     def _score(self, genome, stage, generation: int, index: int) -> float:
         run, seed = self.run, self.run.config.seed
@@ -98,9 +103,11 @@ class FullSize:
             with timed("optimizer"):
                 optimizer.step()
                 optimizer.zero_grad()
-        total, count = 0.0, 0
+        total, count, sequence = 0.0, 0, run.config.search.sequence_tokens
         with timed("score"), torch.no_grad():
-            for block, length in draw(run.splits.select, stage.select_tokens, seed, "select", generation, index):
+            for block, length in draw(
+                run.splits.select, stage.select_tokens, seed, "select", generation, index, sequence
+            ):
                 ours = log_softmax(model(run.splits.select[block : block + 1, :length]).logits, -1)
                 truth = log_softmax(self.logits[block][:, :length], -1)
                 total += kl_div(ours, truth, reduction="sum", log_target=True).item()
@@ -116,7 +123,7 @@ def ours(run: Run) -> Fitness:
         (Assembler, "model", "assemble"),
         (selection.Trial, "train", "train"),
         (torch.optim.AdamW, "step", "optimizer"),
-        (selection, "token_kls_to_teacher", "score"),
+        (selection, "kls_to_teacher", "score"),
     ):
         setattr(owner, name, timing(getattr(owner, name), part))
     return selection.TrainedFitness(
@@ -134,12 +141,15 @@ def timing(function: Callable, part: str) -> Callable:
 
 def generation(run: Run, fitness: Fitness) -> list[float]:
     """The first generation from the uniform start; the scores of its last step."""
-    config, parent = run.config.search, run.uniform_genome
-    candidates = offspring(parent, config.offspring, run.space, config.switches, python_random(0, "mutation", 0))
+    config, budget = run.config.search, level_budget(run.space, share_of(run.config) or 0.0)
+    parent = run.uniform_genome
+    rng = python_random(0, "mutation", 0)
+    candidates = offspring(parent, config.offspring, budget, config.switches, rng)
     scores: list[float] = []
     for index, stage in enumerate(config.stages):
-        candidates = [*candidates, parent] if index == len(config.stages) - 1 else candidates
-        scores = fitness(candidates, parent, stage, 0, index)
+        last = index == len(config.stages) - 1
+        candidates = [*candidates, parent] if last else candidates
+        scores = fitness(Step(candidates, parent, stage, 0, index, last)).mean(1).tolist()
         best = sorted(range(len(candidates)), key=lambda i: (scores[i], i))[: stage.survivors]
         candidates = [candidates[i] for i in best]
     return sorted(scores)

@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--generations", type=int, default=6)
-    parser.add_argument("--start", choices=["uniform", "measured"], default="measured")
+    parser.add_argument("--start", choices=["uniform", "linearized"], default="linearized")
     parser.add_argument(
         "--hessian", type=int, default=BLOCKS["hessian"], help="blocks; fewer for a trial of this script"
     )

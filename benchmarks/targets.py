@@ -29,9 +29,9 @@ from darwinlm.models.source import ModelSource
 from darwinlm.runtime.device import choose_device, choose_dtype
 from darwinlm.runtime.progress import show_log
 from darwinlm.runtime.seeds import python_random
-from darwinlm.search.mutation import offspring_within
-from darwinlm.target.budget import uniform_within
-from darwinlm.target.wanted import wanted_from
+from darwinlm.search.mutation import offspring
+from darwinlm.target.budget import uniform
+from darwinlm.target.target import target_of
 from subjects import pep_llama
 
 HERE = Path(__file__).parent
@@ -89,14 +89,13 @@ def from_configuration(shape: str, asked: str, unit: str) -> dict[str, Any]:
     database = DatabaseConfig(attention_unit=unit)
     config = RunConfig(database=database, target=TargetConfig(None, parameters=asked))
     space, device = Space(tuple(ladders(source.shape, database))), choose_device("cpu")
-    wanted = wanted_from(config, source.shape, space, 2, device, choose_dtype("auto", device))
-    assert wanted is not None
-    budget = wanted.budget(lambda ladder, level: nominal_module(source.shape, ladder, level))
+    target = target_of(config, source.shape, space, 2, device, choose_dtype("auto", device))
+    budget = target.budget(lambda ladder, level: nominal_module(source.shape, ladder, level))
     rng = python_random(0, "benchmark")
-    genome = start = uniform_within(budget, space, rng)
+    genome = start = uniform(budget, rng)
     sizes = []
     for _ in range(DESCENDANTS):
-        (genome,) = offspring_within(genome, 1, space, 3, rng, budget=budget)
+        (genome,) = offspring(genome, 1, budget, 3, rng)
         sizes.append(budget.limits[0].spent(genome))
     found = {"start": budget.limits[0].spent(start), "least": min(sizes), "most": max(sizes)}
     return {"model": shape, "unit": unit, "asked": budget.limits[0].most, **found}

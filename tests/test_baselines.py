@@ -10,8 +10,6 @@ from collections import Counter
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 from transformers import AutoModelForCausalLM
@@ -32,9 +30,8 @@ from darwinlm.config import SearchConfig
 from darwinlm.database.store import Database
 from darwinlm.errors import RequestError
 from darwinlm.genome import is_valid
-from darwinlm.search import allocation
-from darwinlm.search.allocation import cheapest
 from darwinlm.search.fitness import Teacher
+from darwinlm.target.budget import Budget, level_limits
 
 TOKENS = pico.random_tokens(4, 16, seed=5)
 SEARCH = {
@@ -89,34 +86,6 @@ def residuals(model) -> list[torch.Tensor]:
 
 def all_genomes(task: Task):
     return itertools.product(*(range(ladder.top + 1) for ladder in task.space.ladders))
-
-
-@given(st.integers(0, 10**6))
-def test_the_dynamic_programme_finds_what_trying_everything_finds(seed):
-    rng = random.Random(seed)
-    errors = [[rng.random() for _ in range(rng.randint(2, 4))] for _ in range(rng.randint(1, 4))]
-    costs = [[7 * rng.randint(0, 30) for _ in row[1:]] + [0] for row in errors]
-    budget = rng.randint(0, 7 * 60)
-    found = cheapest(errors, costs, budget)
-    best = min(
-        sum(row[level] for row, level in zip(errors, levels))
-        for levels in itertools.product(*(range(len(row)) for row in errors))
-        if sum(row[level] for row, level in zip(costs, levels)) <= budget
-    )
-    assert sum(row[level] for row, level in zip(costs, found)) <= budget
-    assert sum(row[level] for row, level in zip(errors, found)) == pytest.approx(best)
-
-
-@given(st.integers(0, 10**6))
-def test_a_coarse_count_never_exceeds_the_budget(seed):
-    rng = random.Random(seed)
-    errors = [[0.0, 0.5, 1.0] for _ in range(5)]
-    costs = [[rng.randint(100, 1000), rng.randint(10, 100), 0] for _ in range(5)]
-    budget = rng.randint(0, 5000)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(allocation, "UNITS", 16)
-        found = cheapest(errors, costs, budget)
-    assert sum(row[level] for row, level in zip(costs, found)) <= budget
 
 
 @pytest.mark.parametrize("share", [0.25, 0.5, 0.75])
@@ -257,7 +226,7 @@ def test_evopress_with_one_module_to_drop_tries_them_all(task, checkpoint):
     asked = task(generations=6, offspring=2, survivors=[1], train_tokens=[0], select_tokens=[64])
     space = dense_or_gone(asked.space)
     ways = [tuple(int(i == mlp) for i in range(len(space.ladders))) for mlp in space.members("mlp")]
-    found = evolve_dropped(asked, lambda: ways[0])
+    found = evolve_dropped(asked, Budget(level_limits(space, space.totals(ways[0])), space.present), lambda: ways[0])
     kls = stock_kls(asked, ways, checkpoint)
     assert found == min(kls, key=lambda genome: kls[genome])
     assert len(set(kls.values())) == 3
@@ -282,13 +251,13 @@ def test_every_method_ends_within_the_budget(name, family, task):
 
 
 def test_what_methods_share_is_found_once_and_counts_in_each(task, monkeypatch):
-    one = task(generations=1, start="measured")
+    one = task(generations=1)
     other = dataclasses.replace(one, folder=one.folder / "other", borrowed=[])
     first = METHODS["darwinlm_untrained"].find(one)
     monkeypatch.setattr("darwinlm.baselines.darwin.first_parent", None)
     METHODS["darwinlm"].find(other)
     assert not one.borrowed
-    assert other.borrowed == [one.found["start", one.share, one.seed][1]]
+    assert other.borrowed == [one.found["start attention steps", one.share, one.seed][1]]
     alone = dataclasses.replace(one, folder=one.folder / "alone", found={})
     monkeypatch.undo()
     assert METHODS["darwinlm_untrained"].find(alone) == first

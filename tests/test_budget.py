@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from darwinlm.genome import Genome, Space, is_valid
-from darwinlm.search.mutation import ATTEMPTS, offspring_within
-from darwinlm.target.budget import Budget, Limit, uniform_within
+from darwinlm.search.mutation import ATTEMPTS, offspring
+from darwinlm.target.budget import Budget, Limit, uniform
 from test_genome import space_of
 
 SEEDS = st.integers(0, 2**32)
@@ -85,7 +85,7 @@ def test_repair_brings_any_genome_within_and_up_to_every_limit(place) -> None:
 def test_every_child_keeps_every_limit_and_is_new(place, count: int, switches: int) -> None:
     space, budget, rng = place
     parent = budget.repair(any_genome(space, budget, rng), rng.choice)
-    children = offspring_within(parent, count, space, switches, rng, budget=budget)
+    children = offspring(parent, count, budget, switches, rng)
     assert len({parent, *children}) == len(children) + 1
     assert len(children) <= count
     for child in children:
@@ -96,14 +96,14 @@ def test_every_child_keeps_every_limit_and_is_new(place, count: int, switches: i
 @THOUSANDS
 def test_the_uniform_start_keeps_every_limit(place) -> None:
     space, budget, rng = place
-    assert_full(space, budget, uniform_within(budget, space, rng))
+    assert_full(space, budget, uniform(budget, rng))
 
 
 def test_the_uniform_start_is_uniform() -> None:
     space = space_of(attention=[8] * 6, mlp=[10] * 6)
     costs = tuple(tuple(100 * (l.top - level) for level in range(l.top + 1)) for l in space.ladders)
     budget = Budget((Limit("steps", 50 * (8 + 10) * 6, 0, costs),), (0,) * 12)
-    genome = uniform_within(budget, space, random.Random(0))
+    genome = uniform(budget, random.Random(0))
     assert genome == tuple(l.top // 2 for l in space.ladders)
 
 
@@ -117,7 +117,7 @@ def test_where_few_genomes_are_full_those_near_are_found_and_it_ends(attention, 
     every = itertools.product(*(range(ladder.top + 1) for ladder in space.ladders))
     full = {genome for genome in every if budget.is_full(genome)}
     parent = rng.choice(sorted(full))
-    children = offspring_within(parent, 50, space, 3, rng, budget=budget)
+    children = offspring(parent, 50, budget, 3, rng)
     assert set(children) <= full - {parent}
 
 
@@ -126,7 +126,7 @@ def test_a_switch_may_be_between_attention_and_mlp() -> None:
     costs = tuple(tuple((30 if l.kind == "mlp" else 10) * (4 - level) for level in range(5)) for l in space.ladders)
     budget = Budget((Limit("parameters", 240, 0, costs),), (0,) * 6)
     parent: Genome = (2,) * 6
-    children = offspring_within(parent, 64, space, 1, random.Random(0), budget=budget)
+    children = offspring(parent, 64, budget, 1, random.Random(0))
     assert len(children) > 30
     totals = {tuple(space.totals(child).values()) for child in children}
     assert len(totals) > 1  # the kinds exchange
@@ -136,14 +136,13 @@ def test_a_switch_may_be_between_attention_and_mlp() -> None:
 
 
 def test_uneven_tables_conserve_the_quantity_and_not_the_index() -> None:
-    space = space_of(mlp=[3, 3])
     budget = Budget((Limit("parameters", 100, 0, ((90, 80, 20, 0), (90, 80, 20, 0))),), (0, 0))
     assert budget.is_full((1, 2))
-    children = offspring_within((1, 2), 10, space, 2, random.Random(1), budget=budget)
+    children = offspring((1, 2), 10, budget, 2, random.Random(1))
     assert set(children) == {(2, 1), (0, 3), (3, 0)}
     assert {sum(child) for child in children} == {3}
     uneven = Budget((Limit("parameters", 60, 0, ((60, 50, 40, 0), (60, 20, 10, 0))),), (0, 0))
-    found = offspring_within((2, 1), 20, space, 3, random.Random(1), budget=uneven)
+    found = offspring((2, 1), 20, uneven, 3, random.Random(1))
     assert {(0, 3), (1, 2), (3, 0)} == set(found)
 
 
@@ -153,7 +152,7 @@ def test_where_nothing_can_move_it_ends_at_once(attention, mlp, most) -> None:
     space = space_of(attention=attention, mlp=mlp)
     costs = tuple(tuple(l.top - level for level in range(l.top + 1)) for l in space.ladders)
     budget = Budget((Limit("steps", most, 0, costs),), (0,) * len(costs))
-    parent = uniform_within(budget, space, random.Random(0))
+    parent = uniform(budget, random.Random(0))
     drawn = 0
 
     class Counting(random.Random):
@@ -162,6 +161,6 @@ def test_where_nothing_can_move_it_ends_at_once(attention, mlp, most) -> None:
             drawn += 1
             return super().randint(low, high)
 
-    for child in offspring_within(parent, 16, space, 3, Counting(0), budget=budget):
+    for child in offspring(parent, 16, budget, 3, Counting(0)):
         assert_full(space, budget, child)
     assert drawn <= 2 * 16 * ATTEMPTS

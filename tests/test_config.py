@@ -14,13 +14,30 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonargparse import ArgumentParser
 
-from darwinlm.config import PRESETS, RunConfig, Stage, faults, merge, preset_values, read_yaml, resolve, to_dict
+from darwinlm.config import (
+    PRESETS,
+    RunConfig,
+    Stage,
+    TargetConfig,
+    faults,
+    merge,
+    preset_values,
+    read_yaml,
+    resolve,
+    to_dict,
+)
 from darwinlm.errors import RequestError
 
 NAMED = {"model": "a/model", "data": "text", "output": "run"}
 SOUND = {  # settings without a fault, which a test spoils one by one
     "blocks": {"sequence_length": 16, "train": 10, "select": 10},
-    "search": {"offspring": 8, "survivors": [4, 1], "train_tokens": [16, 160], "select_tokens": [16, 160]},
+    "search": {
+        "generations": 4,
+        "offspring": 8,
+        "survivors": [4, 1],
+        "train_tokens": [16, 160],
+        "select_tokens": [16, 160],
+    },
 }
 
 
@@ -38,8 +55,8 @@ def test_presets_resolve_without_faults(preset: str) -> None:
 
 
 def test_the_defaults_have_no_faults() -> None:
-    assert faults(RunConfig()) == []
-    assert resolve({}) == RunConfig()
+    assert faults(resolve({})) == []
+    assert resolve({}) == RunConfig(target=TargetConfig(parameters="60%"))
 
 
 def test_the_paper_preset_is_the_paper() -> None:
@@ -90,7 +107,8 @@ def test_unknown_and_ill_typed_settings_are_named(spoilt: dict[str, Any], named:
     [
         *(({"blocks": {name: 0}}, [f"blocks.{name} is 0"]) for name in ("hessian", "held_out", "pool_tokens")),
         *(({"database": {name: 0}}, [f"database.{name} is 0"]) for name in ("multiple_of", "batch_sequences")),
-        *(({"search": {name: 0}}, [f"search.{name} is 0"]) for name in ("generations", "batch_sequences", "switches")),
+        *(({"search": {name: 0}}, [f"search.{name} is 0"]) for name in ("batch_sequences", "switches")),
+        *(({"search": {name: -1}}, [f"search.{name} is -1"]) for name in ("generations", "sequence_tokens")),
         (
             {"blocks": {"sequence_length": 1}, "search": {"train_tokens": [1, 2], "select_tokens": [2, 2]}},
             ["sequence_length is 1"],

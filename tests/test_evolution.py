@@ -10,14 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from darwinlm.config import SearchConfig, Stage
 from darwinlm.errors import DamagedFileError
 from darwinlm.genome import Genome, Space
-from darwinlm.search import evolution
-from darwinlm.search.evolution import SearchRecord, SearchState, evolve
+from darwinlm.search import loop, record
+from darwinlm.search.evolution import Evolution, Step
+from darwinlm.search.record import SearchRecord, SearchState
+from darwinlm.target.budget import Budget, level_limits
 from test_genome import space_of
 
 SPACE = space_of(attention=[4] * 3, mlp=[4] * 3)
@@ -35,21 +39,17 @@ class Landscape:
     def of(self, genome: Genome) -> float:
         return sum(w * (level - hidden) ** 2 for w, level, hidden in zip(self.weights, genome, self.hidden))
 
-    def __call__(
-        self, candidates: list[Genome], parent: Genome, stage: Stage, generation: int, index: int
-    ) -> list[float]:
-        self.asked.append((list(candidates), stage, generation, index))
-        return [self.of(genome) for genome in candidates]
+    def __call__(self, step: Step) -> Tensor:
+        self.asked.append((list(step.candidates), step.stage, step.generation, step.index))
+        return torch.tensor([[self.of(genome)] for genome in step.candidates], dtype=torch.float64)
 
 
 class Noisy(Landscape):
     """Another landscape in every selection step, as with other tokens, but the same whenever the step is repeated."""
 
-    def __call__(
-        self, candidates: list[Genome], parent: Genome, stage: Stage, generation: int, index: int
-    ) -> list[float]:
-        scores = super().__call__(candidates, parent, stage, generation, index)
-        return [score + (hash((genome, generation, index)) % 1000) / 50 for score, genome in zip(scores, candidates)]
+    def __call__(self, step: Step) -> Tensor:
+        noise = [[(hash((genome, step.generation, step.index)) % 1000) / 50] for genome in step.candidates]
+        return super().__call__(step) + torch.tensor(noise, dtype=torch.float64)
 
 
 class Stopping(Noisy):
@@ -59,10 +59,10 @@ class Stopping(Noisy):
         super().__init__(hidden)
         self.at, self.fault = at, fault
 
-    def __call__(self, *asked: Any) -> list[float]:
+    def __call__(self, step: Step) -> Tensor:
         if len(self.asked) == self.at:
             raise self.fault
-        return super().__call__(*asked)
+        return super().__call__(step)
 
 
 def config(generations: int, **changes: Any) -> SearchConfig:
@@ -80,9 +80,11 @@ def search(
     seed: int = 0,
     **changes: Any,
 ):
-    return evolve(
-        lambda: start, space, config(generations, **changes), seed, fitness, SearchRecord(folder, IDENTITY, space)
+    budget, kept = (
+        Budget(level_limits(space, space.totals(start)), space.present),
+        SearchRecord(folder, IDENTITY, space),
     )
+    return loop.search(lambda: start, space, budget, fitness, config(generations, **changes), seed, kept)
 
 
 def history(folder: Path) -> list[dict[str, Any]]:
@@ -134,7 +136,7 @@ def test_a_selection_step_passes_its_best_on_to_the_next(tmp_path: Path) -> None
     assert [len(candidates) for candidates, *_ in asked] == [8, 4, 2 + 1] * 3
     for (before, stage, generation, index), (after, *_) in itertools.pairwise(asked):
         if index < 2:
-            scores = dict(zip(before, noisy(before, START, stage, generation, index)))
+            scores = dict(zip(before, noisy(Step(before, START, stage, generation, index, False))[:, 0].tolist()))
             assert sorted(map(scores.get, after[: stage.survivors])) == sorted(scores.values())[: stage.survivors]
 
 
@@ -171,9 +173,9 @@ def test_a_line_without_its_state_is_dropped_and_made_again(
             raise KeyboardInterrupt
         write_json(*written)
 
-    write_json, folder = evolution.write_json, tmp_path / "killed"
+    write_json, folder = record.write_json, tmp_path / "killed"
     with monkeypatch.context() as patched:
-        patched.setattr(evolution, "write_json", killed)
+        patched.setattr(record, "write_json", killed)
         with pytest.raises(KeyboardInterrupt):
             search(folder, 3, Noisy(hidden))
     text = (folder / "history.jsonl").read_text()
@@ -253,3 +255,21 @@ def test_a_damaged_state_is_said_so(tmp_path: Path, damage: Callable[[dict[str, 
     file.write_text(damage(json.loads(file.read_text())))
     with pytest.raises(DamagedFileError, match=r"state\.json"):
         search(tmp_path, 4, Landscape(START))
+
+
+@pytest.mark.parametrize(
+    ("gap", "confidence", "wins"), [(0.5, 0.0, True), (0.5, 2.0, True), (0.1, 2.0, False), (0.1, 0.0, True)]
+)
+def test_a_child_must_lead_by_standard_errors_over_sequences(gap: float, confidence: float, wins: bool) -> None:
+    """The differences of 16 sequences scatter by 0.4 around the gap: a standard error of 0.1."""
+    one_step = config(1, survivors=[1], train_tokens=[0], select_tokens=[8], confidence=confidence)
+    budget = Budget(level_limits(SPACE, SPACE.totals(START)), (0,) * 6)
+    evolution = Evolution(SearchState(0, START, math.inf, 0.0), one_step, budget, 0)
+    step = next(iter(evolution))
+    scores = torch.rand(len(step.candidates), 16, dtype=torch.float64) + 10
+    scatter = torch.tensor([1.0, -1.0] * 8, dtype=torch.float64)
+    scores[3] = scores[-1] - gap + 0.4 * scatter / scatter.std()
+    scores[[i for i in range(len(scores)) if i not in (3, len(scores) - 1)]] += 100
+    evolution.tell(step, scores)
+    assert (evolution.state.parent == step.candidates[3]) == wins
+    assert evolution.line["improved"] == wins

@@ -59,7 +59,7 @@ def test_the_same_command_does_nothing_again_and_another_family_is_refused(famil
     common = {"data": str(text), "output": str(output), **pico.RUN}
     with pytest.raises(RequestError, match="nested_in"):
         darwinlm.prune_family(str(checkpoint("llama_gqa")), targets=["50%", "80%"], **common)
-    monkeypatch.setattr("darwinlm.pipeline.evolve", lambda *arguments: pytest.fail("searched again"))
+    monkeypatch.setattr("darwinlm.pipeline.search", lambda *arguments: pytest.fail("searched again"))
     again = darwinlm.prune_family(str(checkpoint("llama_gqa")), targets=["80%", "65%", "50%"], **common)
     assert again == members
 

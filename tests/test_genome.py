@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from darwinlm.database.levels import Kind, Ladder
-from darwinlm.genome import Space, is_valid, uniform_genome
+from darwinlm.genome import Space, is_valid
+from darwinlm.target.budget import level_budget, uniform
 
 
 def ladder(layer: int, kind: Kind, top: int) -> Ladder:
@@ -34,9 +35,10 @@ SHARES = st.floats(0, 1) | st.fractions(0, 1, max_denominator=12).map(float)
 
 @given(SPACES, SHARES, st.integers(0, 2**32))
 def test_a_uniform_genome_removes_its_share_of_each_kind(space: Space, share: float, seed: int) -> None:
-    genome = uniform_genome(space, share, random.Random(seed))
+    genome = uniform(level_budget(space, share), random.Random(seed))
     assert is_valid(space, genome)
-    assert all(abs(level - share * ladder.top) < 1 + 1e-6 for level, ladder in zip(genome, space.ladders, strict=True))
+    coarsest = 1 / min(ladder.top for ladder in space.ladders)
+    assert all(abs(level / l.top - share) <= coarsest + 1e-6 for level, l in zip(genome, space.ladders, strict=True))
     for kind in ("attention", "mlp"):
         pairs = [(level, ladder.top) for level, ladder in zip(genome, space.ladders) if ladder.kind == kind]
         exact = share * sum(top for _, top in pairs)
@@ -49,16 +51,18 @@ def test_a_share_of_whole_levels_is_uniform() -> None:
     """0.29 * 100 is less than 29 in floating point, and 0.29 * 300 is 87, but both are whole levels."""
     tops = (100, 300, 200, 300)
     for percent, seed in itertools.product(range(101), range(3)):
-        genome = uniform_genome(space_of(mlp=tops), percent / 100, random.Random(seed))
+        genome = uniform(level_budget(space_of(mlp=tops), percent / 100), random.Random(seed))
         assert genome == tuple(top * percent // 100 for top in tops)
 
 
 def test_a_fractional_level_is_spread_at_random() -> None:
     space = space_of(attention=[10] * 8)
-    found = {uniform_genome(space, 0.525, random.Random(seed)) for seed in range(40)}
+    found = {uniform(level_budget(space, 0.525), random.Random(seed)) for seed in range(40)}
     assert {tuple(sorted(genome)) for genome in found} == {(5,) * 6 + (6,) * 2}
     assert len(found) > 14  # of 8 over 2 = 28
-    assert uniform_genome(space, 0.525, random.Random(3)) == uniform_genome(space, 0.525, random.Random(3))
+    assert uniform(level_budget(space, 0.525), random.Random(3)) == uniform(
+        level_budget(space, 0.525), random.Random(3)
+    )
 
 
 @given(SPACES, st.data())

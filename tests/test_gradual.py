@@ -20,7 +20,6 @@ from transformers import AutoModelForCausalLM
 import darwinlm
 import pico
 from darwinlm.assemble import Assembler
-from darwinlm.baselines.uniform import uniform
 from darwinlm.cli import main
 from darwinlm.config import DatabaseConfig, TargetConfig
 from darwinlm.cost import nominal_module
@@ -29,10 +28,10 @@ from darwinlm.errors import RequestError
 from darwinlm.export.huggingface import export_checkpoint
 from darwinlm.genome import Genome, Space, is_valid
 from darwinlm.models.source import ModelSource
-from darwinlm.search.mutation import offspring, offspring_within
-from darwinlm.target.budget import uniform_within
+from darwinlm.search.mutation import offspring
+from darwinlm.target.budget import level_budget, uniform
 from darwinlm.target.shapes import possible_shapes
-from darwinlm.target.wanted import Wanted
+from darwinlm.target.target import Target
 from test_genome import SHARES, TOPS, space_of
 
 TOKENS = pico.random_tokens(2, 24, seed=1)
@@ -128,14 +127,14 @@ def test_hard_targets_of_a_pruned_model_count_what_is_there(family, unit, source
     for number, genome in enumerate(first_genomes(levels)):
         again = export(Assembler(source(family), levels), genome, tmp_path / str(number))
         assembler = Assembler(again, pico.make_database(tmp_path / f"levels{number}", again, unit))
-        wanted = Wanted(TargetConfig(level=None, parameters="90%"), None, again.shape, assembler.space, 4)
+        wanted = Target(TargetConfig(level=None, parameters="90%"), None, again.shape, assembler.space, 4)
         for widths in (assembler.module_widths, functools.partial(nominal_module, again.shape)):
             budget = wanted.budget(widths)
             assert budget.lowest == genome
             assert budget.limits[0].spent(genome) == again.shape.parameters
         budget, rng = wanted.budget(assembler.module_widths), random.Random(number)
-        parent = uniform_within(budget, assembler.space, rng)
-        for child in offspring_within(parent, 8, assembler.space, 3, rng, budget=budget):
+        parent = uniform(budget, rng)
+        for child in offspring(parent, 8, budget, 3, rng):
             model = assembler.model(child, pico.CPU)
             assert sum(p.numel() for p in model.parameters()) == budget.limits[0].spent(child) <= budget.limits[0].most
             assert all(now <= level for now, level in zip(genome, child))
@@ -253,13 +252,14 @@ def test_the_start_adds_what_is_lacking(space: Space, share: float, seed: int) -
     totals, targets = space.totals(space.present), space.targets(share)
     if any(targets[kind] < totals[kind] for kind in space.kinds):
         return
-    start = uniform(space, share, seed)
+    budget = level_budget(space, share)
+    start = uniform(budget, random.Random(seed))
     assert is_valid(space, start)
     assert space.totals(start) == targets
-    for kind in space.kinds if any(space.present) else ():
-        steps = {start[i] - space.ladders[i].present for i in space.members(kind) if start[i] < space.ladders[i].top}
-        assert not steps or max(steps) - min(steps) <= 1
-    for child in offspring(start, 4, space, 3, random.Random(seed)):
+    coarsest = 1 / min((ladder.top for ladder in space.ladders), default=1)
+    parts = [(level - l.present) / l.top for level, l in zip(start, space.ladders) if level < l.top]
+    assert not parts or max(parts) - min(parts) <= 2 * coarsest + 1e-6  # of what stays, as much goes everywhere
+    for child in offspring(start, 4, budget, 3, random.Random(seed)):
         assert is_valid(space, child)
         assert space.totals(child) == targets
 
@@ -294,10 +294,10 @@ def test_what_is_gone_does_not_come_back(stages, text, tmp_path):
     for level in (1, 2):
         further = {**pico.RUN, "target": {"level": level}}
         with pytest.raises(
-            RequestError, match=r"pruned already, 50.0% of attention and 50.0% of mlp is gone.*raise target"
+            RequestError, match=r"holds the target as it is: it has 6 attention steps.*Ask for a smaller one"
         ):
             darwinlm.prune(model, data=str(text), output=str(tmp_path / "run"), **further)
-        with pytest.raises(RequestError, match="pruned already"):
+        with pytest.raises(RequestError, match="holds the target as it is"):
             darwinlm.plan(model, **further)
     assert not (tmp_path / "run/database").exists()
     with pytest.raises(RequestError, match="compared from a whole model"):

@@ -23,10 +23,10 @@ from darwinlm.measure.probes import Probes
 from darwinlm.measure.table import rising, solved
 from darwinlm.models.shape import LayerWidths
 from darwinlm.models.source import ModelSource
-from darwinlm.target.budget import uniform_within
+from darwinlm.target.budget import uniform
 from darwinlm.target.latency import LatencyTable, StageTimes, Work, model_key, times_for
 from darwinlm.target.shapes import Shapes, possible_shapes
-from darwinlm.target.wanted import Wanted
+from darwinlm.target.target import Target
 
 FAST = {"context_lengths": [8], "decode_tokens": 2, "repeats": 1, "warmups": 0}
 
@@ -154,9 +154,9 @@ def test_a_speedup_is_met_as_the_table_predicts(speedup, source, database) -> No
     assembler = Assembler(source("llama_gqa"), database("llama_gqa", "kv_group"))
     times = made_up(source("llama_gqa"), assembler.space.ladders)
     target = TargetConfig(None, speedup=speedup, latency_table="made up")
-    wanted = Wanted(target, None, source("llama_gqa").shape, assembler.space, 4, times)
+    wanted = Target(target, None, source("llama_gqa").shape, assembler.space, 4, times)
     budget = wanted.budget(assembler.module_widths)
-    genome = uniform_within(budget, assembler.space, random.Random(0))
+    genome = uniform(budget, random.Random(0))
     assert budget.is_full(genome)
     predicted = times.predicted(assembler.shape(genome))
     assert times.dense / predicted >= float(speedup[:-1])
@@ -170,7 +170,7 @@ def test_a_speedup_out_of_reach_is_refused_with_the_fastest(source, database) ->
     assembler = Assembler(source("llama_gqa"), database("llama_gqa", "kv_group"))
     times = made_up(source("llama_gqa"), assembler.space.ladders)
     target = TargetConfig(None, speedup="100x", latency_table="made up")
-    wanted = Wanted(target, None, source("llama_gqa").shape, assembler.space, 4, times)
+    wanted = Target(target, None, source("llama_gqa").shape, assembler.space, 4, times)
     with pytest.raises(
         RequestError, match=r"target\.speedup 100x cannot be met: .* every module gone 500\.00 ms are left"
     ):
@@ -180,7 +180,7 @@ def test_a_speedup_out_of_reach_is_refused_with_the_fastest(source, database) ->
 def test_a_model_that_is_fast_enough_is_refused_in_milliseconds(source, database) -> None:
     assembler = Assembler(source("llama_gqa"), database("llama_gqa", "kv_group"))
     times = replace(made_up(source("llama_gqa"), assembler.space.ladders), dense=99.0)
-    wanted = Wanted(TargetConfig(None, speedup="1.1x"), None, source("llama_gqa").shape, assembler.space, 4, times)
+    wanted = Target(TargetConfig(None, speedup="1.1x"), None, source("llama_gqa").shape, assembler.space, 4, times)
     with pytest.raises(RequestError, match=r"as it is: it has 25,940\.00 ms, and up to 90,000\.00 ms are asked"):
         wanted.require_reachable(assembler.module_widths)
 

@@ -72,9 +72,9 @@ def test_the_summary_says_what_stock_transformers_measure(finished, checkpoint):
 KILLERS = {
     "database": ("darwinlm.database.store", "write_tensors", 3),
     "manifest": ("darwinlm.database.store", "write_json", 2),
-    "history": ("darwinlm.search.evolution", "write_json", 3),
+    "history": ("darwinlm.search.record", "write_json", 3),
     "refit": ("darwinlm.refit", "write_tensors", 2),
-    "trial": ("darwinlm.search.selection", "token_kls_to_teacher", 11),
+    "trial": ("darwinlm.search.selection", "kls_to_teacher", 11),
     "export": ("darwinlm.export.huggingface", "copy_words", 1),
     "summary": ("darwinlm.results", "peak_memory_bytes", 1),
 }
@@ -128,7 +128,7 @@ def test_other_held_out_blocks_are_scored_on_the_same_model(finished, tmp_path, 
     output = tmp_path / "other"
     subprocess.run(["cp", "-r", finished, output], check=True)
     before = answer(output)
-    for name in ("evolve", "export_checkpoint"):
+    for name in ("search", "export_checkpoint"):
         monkeypatch.delattr(f"darwinlm.pipeline.{name}")
     summary = again(output, held_out=12)
     tensors, _ = read_tensors(output / "blocks.safetensors")
@@ -192,16 +192,16 @@ def naive_kl(run: Path, checkpoint: Path, levels: dict[str, int], split: str) ->
     return kl_div(q, p, log_target=True, reduction="none").sum(-1).mean().item()
 
 
-def test_both_starts_run_and_the_measured_one_is_better(finished, checkpoint, tmp_path, monkeypatch):
-    starts, totals, evolve = {}, set(), pipeline.evolve
+def test_both_starts_run_and_the_linearized_one_is_better(finished, checkpoint, tmp_path, monkeypatch):
+    starts, totals, search = {}, set(), pipeline.search
 
     def noted(start, space, *rest):
         first = start()
         starts[asked] = space.named(first)
-        return evolve(lambda: first, space, *rest)
+        return search(lambda: first, space, *rest)
 
-    monkeypatch.setattr(pipeline, "evolve", noted)
-    for asked in ("uniform", "measured"):
+    monkeypatch.setattr(pipeline, "search", noted)
+    for asked in ("uniform", "linearized"):
         output = tmp_path / asked
         subprocess.run(["cp", "-r", finished, output], check=True)
         darwinlm.search_genome(str(output), restart=True, search={"start": asked, "generations": 1})
@@ -209,7 +209,7 @@ def test_both_starts_run_and_the_measured_one_is_better(finished, checkpoint, tm
     assert len(totals) == 1
     assert {abs(level - 2) for name, level in starts["uniform"].items() if name.endswith("mlp")} == {0}
     kl = {name: naive_kl(finished, checkpoint("llama_gqa"), start, "select") for name, start in starts.items()}
-    assert kl["measured"] < kl["uniform"]
+    assert kl["linearized"] < kl["uniform"]
 
 
 def test_what_ends_or_watches_a_search_may_change(finished, checkpoint, tmp_path):
@@ -227,7 +227,7 @@ def test_what_ends_or_watches_a_search_may_change(finished, checkpoint, tmp_path
 
 @pytest.mark.parametrize(
     ("setting", "value", "there"),
-    [("start", "uniform", "measured"), ("learning_rate", 0.5, "0.001"), ("start_rounds", 2, "8")],
+    [("start", "uniform", "linearized"), ("learning_rate", 0.5, "0.001"), ("start_rounds", 2, "8")],
 )
 def test_another_search_is_refused_by_name(finished, setting, value, there):
     with pytest.raises(RequestError, match=rf"search\.{setting}: there {there}, asked {value}.*--restart"):
@@ -246,7 +246,7 @@ def test_a_finished_run_does_nothing_again(finished, checkpoint, text, monkeypat
     def again(*arguments, **options):
         raise AssertionError("done twice")
 
-    for name in ("evolve", "export_checkpoint", "HeldOut"):
+    for name in ("search", "export_checkpoint", "HeldOut"):
         monkeypatch.setattr(f"darwinlm.pipeline.{name}", again)
     summary = darwinlm.prune(checkpoint("llama_gqa"), data=text, output=finished, **pico.RUN)
     assert summary == json.loads((finished / "summary.json").read_text())

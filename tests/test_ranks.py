@@ -63,9 +63,9 @@ def test_two_ranks_build_the_same_database(one_rank, tmp_path):
 
 
 def test_two_ranks_search_line_by_line_alike(one_rank, tmp_path):
-    """From a start that they measured together, with looks at the held-out text by one of them."""
+    """From a start that they linearized together, with looks at the held-out text by one of them."""
     run, asked = one_rank
-    assert yaml.safe_load((run / "config.yaml").read_text())["search"]["start"] == "measured"
+    assert yaml.safe_load((run / "config.yaml").read_text())["search"]["start"] == "linearized"
     assert ["held_out" in line for line in history(run)] == [False, False, True, False]
     without_search(run, tmp_path / "run")
     done = torchrun("search", *asked, "--output", tmp_path / "run")
@@ -102,14 +102,14 @@ def history(run: Path) -> list[dict]:
 FATAL = """
 import os, signal, sys
 from darwinlm.search import selection
-scored, calls = selection.token_kls_to_teacher, 0
+scored, calls = selection.kls_to_teacher, 0
 def fatal(*asked):
     global calls
     calls += 1
     if os.environ["RANK"] == sys.argv[1] and calls == 7:  # of 3 or 4 in a generation
         os.kill(os.getpid(), signal.SIGKILL)
     return scored(*asked)
-selection.token_kls_to_teacher = fatal
+selection.kls_to_teacher = fatal
 from darwinlm.cli import main
 main(sys.argv[2:])
 """
@@ -140,7 +140,7 @@ def test_two_ranks_prune_to_the_end(one_rank, tmp_path):
     _, (_, model, *asked) = one_rank
     done = torchrun("prune", model, *asked, "--output", tmp_path / "run")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("DarwinLM") == 1
+    assert done.stdout.count("Held-out text") == 1
     assert (tmp_path / "run/summary.json").exists()
 
 
@@ -156,11 +156,11 @@ import os, sys
 from unittest import mock
 import torch
 from darwinlm.runtime import ranks
-from darwinlm.search import selection
+from darwinlm.search import evolution, selection
 mean, std, share_out = torch.Tensor.mean, torch.Tensor.std, ranks.share_out
 second = os.environ["RANK"] == "1"
-def steered(method):
-    original = getattr(selection.TrainedFitness, method)
+def steered(kind, method):
+    original = getattr(kind, method)
     def call(*asked):
         off = 1 + second * 2.0**-40
         with (
@@ -169,9 +169,9 @@ def steered(method):
             mock.patch.object(ranks, "share_out", lambda costs: [rank ^ second for rank in share_out(costs)]),
         ):
             return original(*asked)
-    setattr(selection.TrainedFitness, method, call)
-steered("__call__")
-steered("uncertainty")
+    setattr(kind, method, call)
+steered(selection.TrainedFitness, "__call__")
+steered(evolution.Evolution, "tell")
 from darwinlm.cli import main
 main(sys.argv[1:])
 """

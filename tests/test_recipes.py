@@ -222,7 +222,7 @@ def test_another_recipe_in_the_same_folder_is_refused_by_name(finished, recipe, 
         ({"model": None}, "No model is given.*--model"),
         ({"steps": [{"prune": {"target": {"level": 4}}}]}, r"step 1-prune: target.level is 4"),
         ({"steps": [{"prune": {"serach": {}}}]}, "step 1-prune: There is no setting 'serach'"),
-        ({"steps": [STEPS[2], STEPS[0]]}, "Step 2-prune: The model is pruned already"),
+        ({"steps": [STEPS[2], STEPS[0]]}, "Step 2-prune: The model holds the target as it is"),
         (
             {"steps": [{"prune": {"target": {"level": 2}, "database": {"multiple_of": 7}}}]},
             "Step 1-prune: The MLP has 48 columns",

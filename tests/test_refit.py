@@ -91,7 +91,9 @@ def test_the_dense_genome_stays_as_it_is(source, database, tmp_path):
     assert all(torch.equal(tensor, stock[name]) for name, tensor in refits.put_into(tensors))
 
 
-@pytest.mark.parametrize(("family", "unit"), [("llama_mha", "auto"), ("llama_bias", "query_head"), ("qwen3", "query_head")])
+@pytest.mark.parametrize(
+    ("family", "unit"), [("llama_mha", "auto"), ("llama_bias", "query_head"), ("qwen3", "query_head")]
+)
 def test_the_told_error_is_that_of_the_refitted_model(family, unit, source, database, tmp_path):
     """Absent modules and padding included; hidden states of stock transformers are the truth."""
     levels, opened, tokens = database(family, unit), source(family), pico.random_tokens(20, 24, seed=5)

@@ -1,8 +1,9 @@
-"""Untrained scores from a reference's activations against all logits of the masked stock model, in float64."""
+"""Untrained scores of many candidates at once against all logits of the masked stock model, in float64."""
 
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,8 @@ from darwinlm.genome import Genome
 from darwinlm.losses import token_kl
 from darwinlm.models.source import ModelSource
 from darwinlm.search import fitness
-from darwinlm.search.fitness import Targets, Teacher, kl_to_teacher
-from darwinlm.search.screen import Screen
+from darwinlm.search.fitness import Targets, Teacher, kls_to_teacher
+from darwinlm.search.screen import untrained_kls
 
 DRAWN = [(3, 24), (0, 24), (5, 24), (2, 9), (1, 24)]
 TOKENS = pico.random_tokens(6, 24, seed=1)
@@ -60,11 +61,9 @@ def teacher_of(source: ModelSource) -> Teacher:
     return Teacher(TOKENS, pico.stream(source).final_hidden(TOKENS), source.head())
 
 
-def screen_of(
-    source: ModelSource, levels: Database, drawn: Sequence[tuple[int, int]] = DRAWN, **options: Any
-) -> Screen:
-    assembler = Assembler(source, levels, keep_dense=True, cache_bytes=1 << 20)
-    return Screen(assembler, Targets(teacher_of(source), list(drawn)), torch.float32, **options)
+def scores_of(source: ModelSource, levels: Database, genomes: Sequence[Genome]) -> list[float]:
+    targets = Targets(teacher_of(source), list(DRAWN))
+    return [kls.mean().item() for kls in untrained_kls(Assembler(source, levels), genomes, targets, torch.float32)]
 
 
 def close(kl: float) -> Any:
@@ -88,29 +87,20 @@ def family_of_genomes(levels: Database, reference: Genome) -> list[Genome]:
 
 
 @pytest.mark.parametrize(("family", "unit"), SOME)
-def test_the_score_is_that_of_all_logits(family: str, unit: str, checkpoint, source, database) -> None:
+def test_scores_are_those_of_all_logits(family: str, unit: str, checkpoint, source, database) -> None:
     levels = database(family, unit)
-    truth, screen = truth_of(checkpoint(family), levels), screen_of(source(family), levels)
-    for reference in (half(levels), half(levels, 1, 4)):
-        assert screen.refer(reference) == close(truth(reference))
-        for genome in family_of_genomes(levels, reference):
-            assert screen(genome) == close(truth(genome))
+    truth, genomes = truth_of(checkpoint(family), levels), family_of_genomes(levels, half(levels, 1, 4))
+    genomes += [genomes[0], (0,) * 6, tuple(ladder.top for ladder in levels.ladders())]  # one of them twice
+    assert scores_of(source(family), levels, genomes) == [close(truth(genome)) for genome in genomes]
 
 
-def test_the_reference_does_not_matter(checkpoint, source, database) -> None:
-    """References in turn, each made from the one before; every genome scores the same after each of them, or alone."""
+def test_company_does_not_matter(source, database) -> None:
+    """Bit for bit: a genome scores the same alone, and beside others that begin as it does."""
     levels = database("llama_gqa", "query_head")
-    screen, alone = screen_of(source("llama_gqa"), levels), screen_of(source("llama_gqa"), levels)
-    everything = tuple(ladder.top for ladder in levels.ladders())
-    dense = (0,) * len(everything)
-    genomes = [*family_of_genomes(levels, half(levels, 2)), everything, dense]
-    scores = list(map(alone, genomes))  # without any reference
-    truth = truth_of(checkpoint("llama_gqa"), levels)
-    assert scores == [close(truth(genome)) for genome in genomes]
-    assert scores[-1] == pytest.approx(0, abs=1e-6)
-    for place in (3, 5, 0, 7, 8, 1, 1):
-        assert screen.refer(genomes[place]) == scores[place]
-        assert [screen(genome) for genome in genomes] == scores
+    genomes = family_of_genomes(levels, half(levels, 2))
+    alone = [scores_of(source("llama_gqa"), levels, [genome])[0] for genome in genomes]
+    assert scores_of(source("llama_gqa"), levels, genomes) == alone
+    assert scores_of(source("llama_gqa"), levels, genomes[::-1]) == alone[::-1]
 
 
 @pytest.mark.parametrize(
@@ -124,76 +114,43 @@ def test_layers_keep_their_sliding_windows(family: str, overrides: dict, tmp_pat
     folder = pico.make_checkpoint(tmp_path / "dense", family, **overrides)
     source = ModelSource(str(folder))
     levels = pico.make_database(tmp_path / "database", source)
-    truth, screen = truth_of(folder, levels), screen_of(source, levels)
-    screen.refer(half(levels))
-    for genome in family_of_genomes(levels, half(levels)):
-        assert screen(genome) == close(truth(genome))
+    truth, genomes = truth_of(folder, levels), family_of_genomes(levels, half(levels))
+    assert scores_of(source, levels, genomes) == [close(truth(genome)) for genome in genomes]
 
 
 def test_small_batches_and_chunks_score_alike(checkpoint, source, database, monkeypatch) -> None:
     levels = database("qwen3_bias", "balanced")
     monkeypatch.setattr(fitness, "SCORING_TOKENS", 48)
     monkeypatch.setattr(losses, "CACHED_VALUES", 1)  # 16 tokens at a time: no divisor of a batch
-    screen, truth = screen_of(source("qwen3_bias"), levels), truth_of(checkpoint("qwen3_bias"), levels)
-    assert len(screen.targets.batches) == 4
-    screen.refer(half(levels))
-    for genome in family_of_genomes(levels, half(levels)):
-        assert screen(genome) == close(truth(genome))
+    truth, genomes = truth_of(checkpoint("qwen3_bias"), levels), family_of_genomes(levels, half(levels))
+    assert scores_of(source("qwen3_bias"), levels, genomes) == [close(truth(genome)) for genome in genomes]
 
 
-class Counting:
-    """Counts which layers of an assembler are made and which are run."""
-
-    def __init__(self, assembler: Assembler, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.made: list[int] = []
-        self.run: list[int] = []
-        original = assembler.block
-
-        def block(genome: Genome, layer: int, *where: Any) -> nn.Module:
-            self.made.append(layer)
-            made = original(genome, layer, *where)
-            made.register_forward_hook(lambda *_: self.run.append(layer))
-            return made
-
-        monkeypatch.setattr(assembler, "block", block)
-
-    def during(self, call: Callable[[Genome], float], genome: Genome) -> tuple[list[int], list[int]]:
-        """Layers run and made while a genome is scored."""
-        self.run.clear()
-        self.made.clear()
-        call(genome)
-        return self.run.copy(), self.made.copy()
-
-
-def test_only_layers_from_the_first_change_on_are_run(source, database, monkeypatch) -> None:
+def test_layers_that_are_alike_are_made_and_run_once(source, database, monkeypatch) -> None:
+    """One batch; every layer once for all genomes that are the same up to it."""
     levels = database("llama_gqa", "kv_group")
-    screen, genome = screen_of(source("llama_gqa"), levels, DRAWN[:2]), half(levels)  # a single batch
-    count = Counting(screen.assembler, monkeypatch)
-    assert count.during(screen.refer, genome)[0] == [0, 1, 2]
-    for place, layers in [(0, [0, 1, 2]), (1, [0, 1, 2]), (2, [1, 2]), (3, [1, 2]), (4, [2]), (5, [2])]:
-        other = changed(levels, genome, place)
-        assert count.during(screen, other) == (layers, layers[:1])  # only the changed layer is made
-        assert count.during(screen, other) == (layers, [])
-    assert count.during(screen, genome) == ([], [])
-    assert count.during(screen.refer, changed(levels, genome, 4)) == ([2], [])
-    assert count.during(screen, genome) == ([2], [])
-    assert count.during(screen, changed(levels, changed(levels, genome, 4), 2)) == ([1, 2], [])
+    assembler, made, run = Assembler(source("llama_gqa"), levels), Counter(), Counter()
+    original = assembler.block
+
+    def block(genome: Genome, layer: int, *where: Any) -> nn.Module:
+        made[layer] += 1
+        found = original(genome, layer, *where)
+        found.register_forward_hook(lambda *_: run.update([layer]))
+        return found
+
+    monkeypatch.setattr(assembler, "block", block)
+    genomes = [half(levels), *(changed(levels, half(levels), place) for place in (0, 2, 3, 5))]
+    targets = Targets(teacher_of(source("llama_gqa")), DRAWN[:2])
+    untrained_kls(assembler, genomes, targets, torch.float32)
+    assert run == {0: 2, 1: 4, 2: 5}
+    assert made == {0: 2, 1: 3, 2: 2}
 
 
-def test_without_memory_layers_are_made_anew(source, database, monkeypatch) -> None:
-    levels = database("llama_gqa", "kv_group")
-    rich, poor = (screen_of(source("llama_gqa"), levels, cache_bytes=limit) for limit in (1 << 30, 0))
-    count = Counting(poor.assembler, monkeypatch)
-    for genome in family_of_genomes(levels, half(levels)):
-        assert poor(genome) == rich(genome)
-        assert count.during(poor, genome)[1] == [0, 1, 2]
-
-
-def hidden_of(screen: Screen, genome: Genome) -> list[Tensor]:
+def hidden_of(assembler: Assembler, targets: Targets, genome: Genome) -> list[Tensor]:
     """Final hidden states of a genome's whole model, for each batch."""
-    model = screen.assembler.model(genome, pico.CPU)
+    model = assembler.model(genome, pico.CPU)
     with torch.no_grad():
-        return [model.model(input_ids=ids, use_cache=False).last_hidden_state for ids in screen.targets.tokens()]
+        return [model.model(input_ids=ids, use_cache=False).last_hidden_state for ids in targets.tokens()]
 
 
 @pytest.mark.parametrize("chunked", [False, True])
@@ -202,9 +159,8 @@ def test_kept_distributions_and_those_made_again_give_the_same(source, database,
     if chunked:
         monkeypatch.setattr(losses, "CACHED_VALUES", 1)
     levels, teacher = database("qwen3", "kv_group"), teacher_of(source("qwen3"))
-    screen, genome = screen_of(source("qwen3"), levels), half(levels, 1)
-    hidden, head = hidden_of(screen, genome), screen.head
-    kept = Targets(teacher, DRAWN)
+    assembler, genome, kept = Assembler(source("qwen3"), levels), half(levels, 1), Targets(teacher, DRAWN)
+    hidden, head = hidden_of(assembler, kept, genome), teacher.head
     monkeypatch.setattr(fitness, "KEPT_BYTES", 0)
     made_again = Targets(teacher, DRAWN)
     scores = [targets.kl(hidden, head) for targets in (kept, kept, made_again, made_again)]
@@ -212,7 +168,8 @@ def test_kept_distributions_and_those_made_again_give_the_same(source, database,
     theirs = torch.cat([teacher.hidden[block, :length] for block, length in DRAWN])
     ours = torch.cat([batch.flatten(0, 1) for batch in hidden])
     assert scores[0] == pytest.approx(token_kl(theirs, ours, head, head), rel=1e-6)
-    assert kl_to_teacher(screen.assembler.model(genome, pico.CPU), made_again, torch.float32) == scores[0]
+    parts = kls_to_teacher(assembler.model(genome, pico.CPU), made_again, torch.float32)
+    assert parts.mean().item() == pytest.approx(scores[0], rel=1e-12)
 
 
 def test_distributions_are_made_once_where_they_are_kept(source, monkeypatch) -> None:

@@ -12,7 +12,9 @@ import pytest
 
 from darwinlm.errors import DamagedFileError
 from darwinlm.genome import Genome
-from darwinlm.search.evolution import SearchRecord, SearchState, evolve
+from darwinlm.search import loop
+from darwinlm.search.record import SearchRecord, SearchState
+from darwinlm.target.budget import Budget, level_limits
 from test_evolution import IDENTITY, SPACE, START, Landscape, Noisy, Stopping, config, history, result
 
 HIDDEN: Genome = (4, 0, 1, 3, 4, 0)
@@ -20,8 +22,9 @@ Check = Callable[[Genome], dict[str, float]]
 
 
 def search(folder: Path, generations: int, fitness: Any, check: Check | None = None, **changes: Any) -> SearchState:
-    record = SearchRecord(folder, IDENTITY, SPACE)
-    return evolve(lambda: START, SPACE, config(generations, **changes), 0, fitness, record, check)
+    budget = Budget(level_limits(SPACE, SPACE.totals(START)), SPACE.present)
+    asked = (budget, fitness, config(generations, **changes), 0, SearchRecord(folder, IDENTITY, SPACE), check)
+    return loop.search(lambda: START, SPACE, *asked)
 
 
 def parents(lines: list[dict[str, Any]]) -> list[Genome]:
@@ -126,38 +129,3 @@ def test_a_continued_search_looks_where_it_would_have_looked(tmp_path: Path) -> 
         search(tmp_path / str(first), first, Noisy(HIDDEN), check, check_every=2)
         search(tmp_path / str(first), 7, Noisy(HIDDEN), check, check_every=2)
         assert history(tmp_path / str(first)) == history(tmp_path / "whole")
-
-
-@pytest.mark.parametrize("confidence", [0.0, 1.0, 2.5])
-def test_a_child_must_beat_the_parent_by_what_is_asked(tmp_path: Path, confidence: float) -> None:
-    """On a landscape whose leads are known; a lead of just that much does not do."""
-    landscape, doubted = Landscape(HIDDEN), []
-
-    def uncertainty(winner: Genome, parent: Genome) -> float:
-        doubted.append((winner, parent))
-        return 4.0
-
-    settings = config(12, confidence=confidence)
-    record = SearchRecord(tmp_path, IDENTITY, SPACE)
-    evolve(lambda: START, SPACE, settings, 0, landscape, record, uncertainty=uncertainty)
-    lines, parent, refused = history(tmp_path), START, 0
-    for line, after in zip(lines, parents(lines), strict=True):
-        lasts = [
-            c
-            for c, stage, generation, _ in landscape.asked
-            if (stage, generation) == (settings.stages[-1], line["generation"])
-        ]
-        best = min(lasts[0], key=landscape.of)
-        lead = landscape.of(parent) - landscape.of(best)
-        assert after == (best if best == parent or lead > 4.0 * confidence else parent)
-        assert (line["kl"], line["improved"]) == (landscape.of(after), after != parent)
-        refused += best != parent and after == parent
-        parent = after
-    assert bool(refused) == bool(confidence)
-    assert bool(doubted) == bool(confidence)
-
-
-def test_without_an_uncertainty_any_lead_will_do(tmp_path: Path) -> None:
-    for name, confidence in (("plain", 0.0), ("asked", 9.0)):
-        search(tmp_path / name, 8, Landscape(HIDDEN), confidence=confidence)
-    assert history(tmp_path / "plain") == history(tmp_path / "asked")

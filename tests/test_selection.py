@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -16,7 +15,8 @@ from darwinlm.config import SearchConfig, Stage
 from darwinlm.cost import generation_tokens, survivors_tokens
 from darwinlm.genome import Genome
 from darwinlm.search import selection
-from darwinlm.search.fitness import Targets, Teacher, kl_to_teacher
+from darwinlm.search.evolution import Step
+from darwinlm.search.fitness import Targets, Teacher, kls_to_teacher
 from darwinlm.search.samples import draw, draw_parts
 from darwinlm.search.selection import TrainedFitness
 from darwinlm.search.trial import Trial
@@ -29,6 +29,7 @@ CONFIG = SearchConfig(
     survivors=[3, 2, 1],
     train_tokens=[24, 60, 120],
     select_tokens=[30, 48, 72],
+    sequence_tokens=0,
     learning_rate=RATE,
 )
 ANEW = replace(CONFIG, continue_training=False)
@@ -70,7 +71,18 @@ def trained_at_once(setting: Any, genome: Genome, generation: int, index: int, d
     model = setting[0].model(genome, pico.CPU, dtype)
     trial = Trial(model, RATE, 1, dtype)
     trial.train(TRAIN, blocks)
-    return kl_to_teacher(model, target(setting, generation, index), dtype)
+    return kls_to_teacher(model, target(setting, generation, index), dtype).mean().item()
+
+
+def scores_of(fitness: Any, candidates: list[Genome], stage: Stage, generation: int, index: int) -> list[float]:
+    """Means of the parts that a fitness gives."""
+    last = index == len(fitness.config.stages) - 1
+    parts = fitness(Step(candidates, PARENT, stage, generation, index, last))
+    return [each.mean().item() for each in parts]
+
+
+def kl_to_teacher(model: Any, targets: Targets, dtype: Any) -> float:
+    return kls_to_teacher(model, targets, dtype).mean().item()
 
 
 def generation_of(fitness: Any, generation: int = 0) -> list[tuple[list[Genome], list[float]]]:
@@ -79,7 +91,7 @@ def generation_of(fitness: Any, generation: int = 0) -> list[tuple[list[Genome],
     for index, stage in enumerate(fitness.config.stages):
         if index == len(fitness.config.stages) - 1:
             candidates = [*candidates, PARENT]
-        scores = fitness(candidates, PARENT, stage, generation, index)
+        scores = scores_of(fitness, candidates, stage, generation, index)
         steps.append((candidates, scores))
         best = sorted(range(len(candidates)), key=lambda i: scores[i])[: stage.survivors]
         candidates = [candidates[i] for i in best]
@@ -118,7 +130,7 @@ def test_survivors_go_on_and_are_not_trained_anew(setting: Any, steps_taken: Cal
     """Blocks of 24: the steps add 24, 36 (two blocks) and 60 tokens (three), so 1, 2 and 3 optimizer steps."""
     fitness, taken = fitness_of(setting), []
     for index, stage in enumerate(CONFIG.stages):
-        fitness(CHILDREN[: (5, 3, 2)[index]], PARENT, stage, 0, index)
+        scores_of(fitness, CHILDREN[: (5, 3, 2)[index]], stage, 0, index)
         taken.append(steps_taken())
         assert len(fitness._survivors) <= stage.survivors  # of the others the memory is free
     # the first three need not be the three best: those that were forgotten catch up
@@ -132,11 +144,11 @@ def test_survivors_go_on_and_are_not_trained_anew(setting: Any, steps_taken: Cal
 def test_the_forgotten_are_trained_anew_to_the_same_score(setting: Any) -> None:
     """As when a rank gets a candidate that another one trained so far."""
     whole, (first, second, third) = fitness_of(setting), CONFIG.stages
-    whole(CHILDREN, PARENT, first, 0, 0)
-    everyone = whole([*CHILDREN, PARENT], PARENT, second, 0, 1)
-    assert everyone == fitness_of(setting)([*CHILDREN, PARENT], PARENT, second, 0, 1)
-    last = whole(CHILDREN, PARENT, third, 0, 2)
-    assert last == fitness_of(setting)(CHILDREN, PARENT, third, 0, 2)
+    scores_of(whole, CHILDREN, first, 0, 0)
+    everyone = scores_of(whole, [*CHILDREN, PARENT], second, 0, 1)
+    assert everyone == scores_of(fitness_of(setting), [*CHILDREN, PARENT], second, 0, 1)
+    last = scores_of(whole, CHILDREN, third, 0, 2)
+    assert last == scores_of(fitness_of(setting), CHILDREN, third, 0, 2)
     assert last == [trained_at_once(setting, genome, 0, 2) for genome in CHILDREN]
 
 
@@ -159,7 +171,7 @@ def test_training_anew_gives_the_same_scores(setting: Any, steps_taken: Callable
     ]
     steps_taken()
     for index, expected in [(0, 1), (1, 3), (2, 6), (0, 1)]:
-        anew(CHILDREN[:2], PARENT, CONFIG.stages[index], 0, index)
+        scores_of(anew, CHILDREN[:2], CONFIG.stages[index], 0, index)
         assert (steps_taken(), anew._survivors) == (2 * expected, {})
 
 
@@ -174,14 +186,14 @@ def test_memory_says_who_is_kept_and_not_what_comes_out(setting: Any) -> None:
     for room in ((0, 0), (one, 0), (0, one), (one, one), None):
         fitness = fitness_of(setting, survivor_bytes=room)
         assert generation_of(fitness) == truth
-        fitness(CHILDREN, PARENT, CONFIG.stages[0], 1, 0)
+        scores_of(fitness, CHILDREN, CONFIG.stages[0], 1, 0)
         waiting = [survivor.trial.waits for survivor in fitness._survivors.values()]
         kept[room] = (waiting.count(False), waiting.count(True))
     assert list(kept.values()) == [(0, 0), (1, 0), (0, 1), (1, 1), (CONFIG.survivors[0], 0)]
 
 
 def test_a_space_without_children_has_nothing_to_score(setting: Any) -> None:
-    assert fitness_of(setting)([], PARENT, CONFIG.stages[0], 0, 0) == []
+    assert scores_of(fitness_of(setting), [], CONFIG.stages[0], 0, 0) == []
 
 
 def test_steps_may_be_as_long_as_the_one_before_or_shorter(setting: Any, steps_taken: Callable[[], int]) -> None:
@@ -189,9 +201,9 @@ def test_steps_may_be_as_long_as_the_one_before_or_shorter(setting: Any, steps_t
     config = replace(CONFIG, train_tokens=[60, 60, 24])
     fitness, anew = fitness_of(setting, config), fitness_of(setting, replace(config, continue_training=False))
     for index, expected in enumerate((1 + 2, 0, 1)):
-        scores = fitness(CHILDREN[:1], PARENT, config.stages[index], 0, index)
+        scores = scores_of(fitness, CHILDREN[:1], config.stages[index], 0, index)
         assert steps_taken() == expected
-        assert scores == anew(CHILDREN[:1], PARENT, config.stages[index], 0, index)
+        assert scores == scores_of(anew, CHILDREN[:1], config.stages[index], 0, index)
         steps_taken()
 
 
@@ -202,52 +214,35 @@ def test_untrained_candidates_are_screened(setting: Any, checkpoint, monkeypatch
     assembler, _ = setting
     config = replace(CONFIG, train_tokens=[tokens, 60, 120], learning_rate=rate, continue_training=continued)
     with monkeypatch.context() as patched:
-        patched.setattr(selection, "token_kls_to_teacher", None)  # neither a whole model nor a training
+        patched.setattr(selection, "kls_to_teacher", None)  # neither a whole model nor a training
         patched.setattr(selection, "Trial", None)
-        scores = fitness_of(setting, config)([*CHILDREN, PARENT], PARENT, config.stages[0], 0, 0)
+        scores = scores_of(fitness_of(setting, config), [*CHILDREN, PARENT], config.stages[0], 0, 0)
     targets = target(setting, 0, 0)
     drawn = [(block, length) for blocks, length in targets.batches for block in blocks]
     dense = pico.zero_masked(checkpoint("llama_gqa"), assembler.database, (0,) * 6)
     for genome, score in zip([*CHILDREN, PARENT], scores, strict=True):
-        whole = kl_to_teacher(assembler.model(genome, pico.CPU), targets, torch.float32)
+        whole = kls_to_teacher(assembler.model(genome, pico.CPU), targets, torch.float32).mean().item()
         masked = pico.zero_masked(checkpoint("llama_gqa"), assembler.database, genome)
         assert score == pytest.approx(whole, rel=1e-5)
         assert score == pytest.approx(naive_kl(dense, masked, drawn), rel=1e-5)
 
 
+@pytest.mark.parametrize("sequence_tokens", [0, 6])
 @pytest.mark.parametrize("rate", [0.0, RATE], ids=["untrained", "trained"])
-def test_the_uncertainty_of_a_lead_is_that_of_the_tokens_differences(setting: Any, rate: float) -> None:
-    """Against all logits in float64; on the tokens of the last step."""
-    config = replace(CONFIG, learning_rate=rate)
-    fitness, stage = fitness_of(setting, config), CONFIG.stages[0]
-    fitness(CHILDREN, PARENT, CONFIG.stages[1], 0, 1)
-    first, second = fitness(CHILDREN[:2], PARENT, stage, 0, 0)
-    kls = []
-    for genome in CHILDREN[:2]:
+def test_scores_are_given_by_sequences(setting: Any, rate: float, sequence_tokens: int) -> None:
+    """Against all logits in float64: 30 tokens of blocks of 24, or the first six of five or more blocks."""
+    config = replace(CONFIG, learning_rate=rate, sequence_tokens=sequence_tokens)
+    found = fitness_of(setting, config)(Step(CHILDREN[:2], PARENT, config.stages[0], 0, 0, False))
+    drawn = draw(TOKENS, 30, SEED, "select", 0, 0, sequence_tokens)
+    assert sum(length for _, length in drawn) == 30
+    assert found.shape == (2, len(drawn)) == (2, 5 if sequence_tokens else 2)
+    dense = setting[0].model((0,) * 6, pico.CPU)
+    share = len(drawn) / 30
+    for genome, kls in zip(CHILDREN[:2], found):
         model = setting[0].model(genome, pico.CPU)
         Trial(model, rate, 1, torch.float32).train(TRAIN, draw_parts(TRAIN, CONFIG.train_tokens, SEED, "train", 0)[0])
-        kls.append(token_kls(setting[1], model, target(setting, 0, 0)))
-    assert [kl.mean().item() for kl in kls] == pytest.approx([first, second], rel=1e-4)
-    difference = kls[0] - kls[1]
-    expected = difference.std().item() / len(difference) ** 0.5
-    assert fitness.uncertainty(*CHILDREN[:2]) == pytest.approx(expected, rel=1e-3)
-
-
-@torch.no_grad()
-def token_kls(teacher: Teacher, model: Any, targets: Targets) -> torch.Tensor:
-    """KL of every token."""
-    found = []
-    for blocks, length in targets.batches:
-        truth = (teacher.hidden[blocks, :length].double() @ teacher.head.double().T).log_softmax(-1)
-        ours = model.double()(teacher.tokens[blocks, :length]).logits.log_softmax(-1)
-        found.append((truth.exp() * (truth - ours)).sum(-1).flatten())
-    return torch.cat(found)
-
-
-def test_too_few_tokens_do_not_say_how_sure_they_are(setting: Any) -> None:
-    fitness = fitness_of(setting)
-    fitness(CHILDREN[:2], PARENT, Stage(select_tokens=2, train_tokens=0, survivors=1), 0, 0)
-    assert fitness.uncertainty(*CHILDREN[:2]) == math.inf
+        truth = [share * length * naive_kl(dense, model, [(block, length)]) for block, length in drawn]
+        assert kls.tolist() == pytest.approx(truth, rel=1e-4)
 
 
 def test_a_trial_that_waited_goes_on_as_if_it_had_not(setting: Any) -> None:
@@ -271,11 +266,11 @@ def test_a_trial_that_waited_goes_on_as_if_it_had_not(setting: Any) -> None:
 def test_a_screened_step_before_continued_training_counts_nothing(setting: Any) -> None:
     config = replace(CONFIG, train_tokens=[0, 60, 120])
     fitness = fitness_of(setting, config)
-    fitness(CHILDREN, PARENT, config.stages[0], 0, 0)
-    (score,) = fitness(CHILDREN[:1], PARENT, config.stages[1], 0, 1)
+    scores_of(fitness, CHILDREN, config.stages[0], 0, 0)
+    (score,) = scores_of(fitness, CHILDREN[:1], config.stages[1], 0, 1)
     model = setting[0].model(CHILDREN[0], pico.CPU)
     Trial(model, RATE, 1, torch.float32).train(TRAIN, draw_parts(TRAIN, [60], SEED, "train", 0)[0])
-    assert score == kl_to_teacher(model, target(setting, 0, 1), torch.float32)
+    assert score == kls_to_teacher(model, target(setting, 0, 1), torch.float32).mean().item()
 
 
 # The name that is not deprecated is younger than the oldest transformers that we support.
@@ -301,7 +296,7 @@ def test_gradient_checkpointing_scores_alike(setting: Any, continued: bool) -> N
 def test_weights_are_of_the_asked_dtype_whatever_the_arithmetic(setting: Any, weights: Any, dtype: Any) -> None:
     config = replace(CONFIG, weights=weights)
     fitness = fitness_of(setting, config, dtype)
-    scores = fitness(CHILDREN[:2], PARENT, config.stages[0], 0, 0)
+    scores = scores_of(fitness, CHILDREN[:2], config.stages[0], 0, 0)
     kept = [survivor.trial.model for survivor in fitness._survivors.values()]
     assert {p.dtype for model in kept for p in model.parameters()} == {getattr(torch, weights)}
     assert scores == pytest.approx([trained_at_once(setting, genome, 0, 0) for genome in CHILDREN[:2]], rel=0.05)

@@ -106,10 +106,34 @@ class Assembler:
         placed = {name: tensor.to(device, dtype) for name, tensor in tensors.items()}
         return one_layer(self.source.family, self.source.config, widths, layer, placed, device)
 
+    @torch.no_grad()
+    def masked_block(self, genome: Genome, layer: int, device: torch.device, dtype: torch.dtype) -> nn.Module:
+        """One layer as `block`, but at the widths that it has now, with zeros for what leaves: it computes the same."""
+        source, prefix = self.source, f"model.layers.{layer}."
+        tensors = dict(self._dense_module(prefix.removesuffix(".")))
+        for ladder, level in zip(self.space.ladders, genome, strict=True):
+            if ladder.layer != layer or level == ladder.present:
+                continue
+            output = f"{ladder.name.removeprefix(prefix)}.{OUTPUT_OF_KIND[ladder.kind]}"
+            weight = torch.zeros_like(tensors[f"{output}.weight"])
+            if level < ladder.top:
+                kept = self.database.kept(ladder.name, level)
+                weight[:, kept] = self.database.weight(ladder.name, level).to(weight)
+            elif f"{output}.bias" in tensors:
+                tensors[f"{output}.bias"] = torch.zeros_like(tensors[f"{output}.bias"])
+            tensors[f"{output}.weight"] = weight
+        placed = {name: tensor.to(device, dtype) for name, tensor in tensors.items()}
+        return one_layer(source.family, source.config, source.shape.layers[layer], layer, placed, device)
+
     def _module(self, ladder: Ladder, level: int) -> dict[str, Tensor]:
         if level == ladder.present:
             return self._dense_module(ladder.name)
         return self._modules.get((ladder.name, level), lambda: self._shrunk(ladder, level))
+
+    def output_matrix(self, ladder: Ladder) -> tuple[Tensor, Tensor | None]:
+        """Weight (R, C) and bias (R,) of a module's output matrix as they are now."""
+        dense, output = self._dense_module(ladder.name), OUTPUT_OF_KIND[ladder.kind]
+        return dense[f"{output}.weight"], dense.get(f"{output}.bias")
 
     def _shrunk(self, ladder: Ladder, level: int) -> dict[str, Tensor]:
         dense = self._dense_module(ladder.name)

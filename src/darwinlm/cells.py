@@ -36,7 +36,7 @@ from darwinlm.run import Run
 from darwinlm.runtime.files import read_json, require_room, sha256_of, write_json
 from darwinlm.runtime.memory import Need
 from darwinlm.runtime.rundir import require_same
-from darwinlm.search.evolution import SearchRecord
+from darwinlm.search.record import SearchRecord
 from darwinlm.search.samples import draw
 from darwinlm.search.trial import Trial
 

@@ -118,7 +118,7 @@ def run_compare(config: RunConfig, wanted: Asked) -> tuple[Comparison, Path]:
     if ranks.world_size() > 1:
         raise RequestError("`darwinlm compare` runs in one process. Start it without torchrun.")
     if is_hard(config.target) or not 0 < (config.target.level or 0) < config.database.levels:
-        config = dataclasses.replace(config, target=TargetConfig(wanted.levels[0]))
+        config = dataclasses.replace(config, target=TargetConfig(level=wanted.levels[0]))
     places = [
         Place(method, level, config.seed + repeat)
         for level in wanted.levels

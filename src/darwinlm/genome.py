@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from darwinlm.database.levels import Kind, Ladder
-from darwinlm.errors import RequestError
 
 Genome = tuple[int, ...]
 """One level per module, in the order of `Space.ladders`."""
@@ -48,59 +46,6 @@ class Space:
     def genome(self, named: dict[str, int]) -> Genome:
         """The genome of a {module name: level} mapping."""
         return tuple(named[ladder.name] for ladder in self.ladders)
-
-
-def uniform_genome(space: Space, share: float, rng: random.Random) -> Genome:
-    """Every module at `share` of its ladder; where that is no whole level, a random genome of that mean.
-
-    The levels differ by at most one step from `share`, and each kind sums to `Space.targets`.
-    """
-    levels = [int(share * ladder.top + 1e-9) for ladder in space.ladders]
-    for kind, target in space.targets(share).items():
-        members = space.members(kind)
-        short = target - sum(levels[i] for i in members)
-        step = 1 if short > 0 else -1
-        open_ended = [i for i in members if 0 <= levels[i] + step <= space.ladders[i].top]
-        for i in rng.sample(open_ended, abs(short)):
-            levels[i] += step
-    return tuple(levels)
-
-
-def grown_genome(space: Space, share: float, rng: random.Random) -> Genome:
-    """Where a model that is pruned already is now, and what it lacks to `share`, spread at random positions.
-
-    Gradual pruning (arXiv 2502.07780): every module that is not gone gets as many steps as any other, or one more, and
-    each kind sums to `Space.targets`.
-    """
-    levels = list(space.present)
-    for kind, target in space.targets(share).items():
-        members = space.members(kind)
-        short = target - sum(levels[i] for i in members)
-        while short > 0:
-            not_gone = [i for i in members if levels[i] < space.ladders[i].top]
-            chosen = rng.sample(not_gone, min(short, len(not_gone)))
-            for i in chosen:
-                levels[i] += 1
-            short -= len(chosen)
-    return tuple(levels)
-
-
-def require_open(space: Space, share: float) -> None:
-    """Check that a model can still reach `share`: it is not there yet, and no kind of module is beyond it.
-
-    Raises:
-        RequestError: it cannot; says at what share each kind is.
-    """
-    targets, totals = space.targets(share), space.totals(space.present)
-    at = {kind: totals[kind] / sum(space.ladders[i].top for i in space.members(kind)) for kind in space.kinds}
-    listed = " and ".join(f"{value:.1%} of {kind}" for kind, value in at.items())
-    if not any(space.present):
-        return
-    if any(targets[kind] < totals[kind] for kind in space.kinds) or targets == totals:
-        raise RequestError(
-            f"The model is pruned already, {listed} is gone, and the target is {share:.1%} of both. Nothing that is gone "
-            f"comes back: raise target.level, so that it is more than {max(at.values()):.1%} of database.levels."
-        )
 
 
 def is_valid(space: Space, genome: Sequence[int]) -> bool:

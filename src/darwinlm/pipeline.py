@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +29,11 @@ from darwinlm.runtime.files import sha256_of, write_json
 from darwinlm.runtime.output import pasted
 from darwinlm.runtime.placement import Placement, free_host_memory
 from darwinlm.runtime.rundir import RunDirectory
-from darwinlm.search.evolution import SearchState, evolve, finished
+from darwinlm.search.evolution import finished
 from darwinlm.search.fitness import Teacher
-from darwinlm.search.mutation import offspring, offspring_within
+from darwinlm.search.loop import Pools, first_parent, search
+from darwinlm.search.record import SearchState
 from darwinlm.search.selection import TrainedFitness
-from darwinlm.search.start import first_parent
-from darwinlm.search.start_within import first_parent_within
 
 
 def database_stage(run: Run, *, rebuild: bool = False) -> Database:
@@ -88,30 +86,7 @@ def search_stage(run: Run, database: Database, *, restart: bool = False) -> Geno
 
 
 def _search(run: Run, assembler: Assembler) -> SearchState:
-    search, seed = run.config.search, run.config.seed
-    teacher = make_teacher(run)
-    fitness = TrainedFitness(assembler, run.splits.train, teacher, search, seed, run.dtype)
-    budget = run.budget(assembler.module_widths)
-    mutate = functools.partial(offspring_within, budget=budget) if budget else offspring
-
-    def start() -> Genome:
-        began, first = time.perf_counter(), run.first(assembler.module_widths)
-        rounds: list[tuple[float, Genome, float]] = []
-
-        def seen(genome: Genome, kl: float) -> None:
-            rounds.append((round(time.perf_counter() - began, 3), genome, kl))
-
-        asked = (assembler, teacher, search, seed, run.dtype, seen)
-        genome = first_parent_within(first, budget, *asked) if budget else first_parent(first, *asked)
-        facts: dict[str, Any] = {"start": search.start, "seconds": round(time.perf_counter() - began, 3)}
-        if ranks.is_first():
-            told = [{"seconds": seconds, "kl": kl, **checked(known)} for seconds, known, kl in rounds]
-            last = {**facts, **checked(genome), "rounds": told, "levels": run.space.named(genome)}
-            write_json(run.directory.search / "start.json", last)
-        return genome
-
-    def checked(genome: Genome) -> dict[str, Any]:
-        return {"held_out": check(genome)} if search.check_every else {}
+    pools = Pools(run.splits.train, make_teacher(run), run.stream)
 
     @functools.cache
     def check(genome: Genome) -> dict[str, float]:
@@ -119,7 +94,14 @@ def _search(run: Run, assembler: Assembler) -> SearchState:
         return {"kl": quality.kl or 0.0, "perplexity": quality.perplexity}
 
     held_out = functools.cache(lambda: HeldOut(run.splits.held_out, run.stream))
-    return evolve(start, run.space, search, seed, fitness, run.record, check, mutate, fitness.uncertainty)
+    budget, config, seed = run.budget(assembler.module_widths), run.config.search, run.config.seed
+
+    def start() -> Genome:
+        first = run.first(assembler.module_widths)
+        return first_parent(first, budget, assembler, pools, config, seed, run.record, check)
+
+    fitness = TrainedFitness(assembler, pools.train, pools.teacher, config, seed, run.dtype)
+    return search(start, run.space, budget, fitness, config, seed, run.record, check)
 
 
 def make_teacher(run: Run) -> Teacher:

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from darwinlm.baselines.uniform import uniform
 from darwinlm.config import RunConfig, described, faults
 from darwinlm.cost import (
     MemoryPlan,
@@ -22,14 +21,14 @@ from darwinlm.cost import (
 )
 from darwinlm.database.levels import Ladder, ladders
 from darwinlm.errors import RequestError
-from darwinlm.genome import Genome, Space, require_open
+from darwinlm.genome import Genome, Space
 from darwinlm.models.shape import LayerWidths, ModelShape
 from darwinlm.models.source import ModelSource
 from darwinlm.runtime.device import choose_device, choose_dtype
 from darwinlm.runtime.memory import free_bytes, misfits
 from darwinlm.runtime.seeds import python_random
-from darwinlm.target.budget import uniform_within
-from darwinlm.target.wanted import share_of, wanted_from
+from darwinlm.target.budget import level_budget, uniform
+from darwinlm.target.target import target_of
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ class Plan:
     """The uniform model that meets the target; its level is the mean of all modules."""
     target_name: str
     limits: dict[str, dict[str, float]]
-    """Of targets that are no levels: quantity -> what is asked, what the uniform model has, what is the smallest."""
+    """Quantity -> what is asked, what the uniform model has, what is the smallest."""
     steps: dict[str, int]
     """Steps of each kind of module."""
     unsplit_steps: dict[str, int]
@@ -95,7 +94,8 @@ def make_plan(config: RunConfig) -> Plan:
     now = space.totals(space.present)
 
     def row(level: float) -> SizeRow:
-        genome = uniform(space, level / config.database.levels, config.seed) if level else space.present
+        budget = level_budget(space, level / config.database.levels)
+        genome = uniform(budget, python_random(config.seed, "start")) if level else space.present
         return _row(level, source.shape.with_layers(nominal_widths(source.shape, rungs, genome)), bytes_each)
 
     unsplit = Space(tuple(ladders(source.shape, replace(config.database, tensor_parallel=1))))
@@ -110,7 +110,7 @@ def make_plan(config: RunConfig) -> Plan:
             for level in range(1, config.database.levels)
             if all(now[kind] <= total for kind, total in space.targets(level / config.database.levels).items())
         ],
-        target=_row(round(mean, 4) if limits else config.target.level or 0.0, pruned, bytes_each),
+        target=_row(round(mean, 4), pruned, bytes_each),
         target_name=described(config.target, config.database.levels),
         limits=limits,
         steps=_steps(space),
@@ -179,18 +179,14 @@ def planned_target(
     Raises:
         RequestError: the target cannot be reached.
     """
-    wanted, share = wanted_from(config, shape, space, value_bytes, device, dtype), share_of(config)
-    if share is not None:
-        require_open(space, share)
-    if wanted is None:
-        return uniform(space, share or 0.0, config.seed), {}
+    target = target_of(config, shape, space, value_bytes, device, dtype)
 
     def widths(ladder: Ladder, level: int) -> LayerWidths:
         return nominal_module(shape, ladder, level)
 
-    wanted.require_reachable(widths)
-    found = uniform_within(wanted.budget(widths), space, python_random(config.seed, "start"))
-    return found, wanted.achieved(found, widths)
+    target.require_reachable(widths)
+    found = uniform(target.budget(widths), python_random(config.seed, "start"))
+    return found, target.achieved(found, widths)
 
 
 def _steps(space: Space) -> dict[str, int]:

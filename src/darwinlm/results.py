@@ -105,8 +105,7 @@ def _achieved(run: Run, genome: Genome, qualities: dict[str, Quality], assembler
     found = {**levels, "parameter_ratio": qualities["pruned"].parameters / qualities["dense"].parameters}
     if any(run.space.present):  # dense is then the model as it was given
         found["parameter_ratio_to_original"] = qualities["pruned"].parameters / run.source.shape.whole.parameters
-    held = {"limits": run.wanted.achieved(genome, assembler.module_widths)} if run.wanted else {}
-    return {**found, **held}
+    return {**found, "limits": run.target.achieved(genome, assembler.module_widths)}
 
 
 def report_stage(run: Run) -> None:

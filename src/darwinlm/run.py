@@ -10,8 +10,7 @@ from typing import Any
 
 import torch
 
-from darwinlm.baselines.uniform import uniform
-from darwinlm.config import RunConfig, faults, is_hard, to_dict, wish_identity
+from darwinlm.config import RunConfig, faults, to_dict, wish_identity
 from darwinlm.cost import Work, database_bytes, database_need, nominal_module, nominal_widths, search_need
 from darwinlm.data.blocks import SPLITS, Splits, make_splits, settings_of_split
 from darwinlm.data.lineage import Lineage
@@ -20,7 +19,7 @@ from darwinlm.database.levels import Ladder, ladders
 from darwinlm.database.store import MANIFEST, Database, damaged_files
 from darwinlm.errors import DamagedFileError, RequestError
 from darwinlm.export.huggingface import require_canonical
-from darwinlm.genome import Genome, Space, is_valid, require_open
+from darwinlm.genome import Genome, Space, is_valid
 from darwinlm.models.blocks import BlockStream
 from darwinlm.models.shape import LayerWidths
 from darwinlm.models.source import ModelSource
@@ -33,9 +32,9 @@ from darwinlm.runtime.output import pasted
 from darwinlm.runtime.progress import log
 from darwinlm.runtime.rundir import RunDirectory, require_same
 from darwinlm.runtime.seeds import python_random
-from darwinlm.search.evolution import SearchRecord
-from darwinlm.target.budget import Budget, uniform_within
-from darwinlm.target.wanted import WidthsOf, share_of, wanted_from
+from darwinlm.search.record import SearchRecord
+from darwinlm.target.budget import Budget, uniform
+from darwinlm.target.target import WidthsOf, target_of
 
 _RESTART = "Choose another --output, or add --restart to `search` or `prune` to discard that search and begin anew."
 _MAY_CHANGE = ("generations", "patience", "check_every", "continue_training")
@@ -66,13 +65,10 @@ class Run:
         self.dtype = choose_dtype(config.dtype, self.device)
         self.ladders: list[Ladder] = ladders(self.source.shape, config.database)
         self.space = Space(tuple(self.ladders))
-        self.wanted = wanted_from(
+        self.target = target_of(
             config, self.source.shape, self.space, self.source.dtype.itemsize, self.device, self.dtype
         )
-        if self.wanted:
-            self.wanted.require_reachable(self._nominal)
-        if (share := share_of(config)) is not None:
-            require_open(self.space, share)
+        self.target.require_reachable(self._nominal)
         self.stream = BlockStream(self.source, self.device, self.dtype)
         self.record = SearchRecord(directory.search, self.search_identity, self.space)
         self.source.require_context(config.blocks.sequence_length)
@@ -146,8 +142,8 @@ class Run:
             f"search.{key}": value for key, value in to_dict(self.config.search).items() if key not in _MAY_CHANGE
         }
         target = {f"target.{key}": value for key, value in wish_identity(self.config.target).items()}
-        if self.wanted and self.wanted.times:
-            target["target.latency_table"] = sha256_of(self.wanted.times.as_dict())
+        if self.target.times:
+            target["target.latency_table"] = sha256_of(self.target.times.as_dict())
         if self.above is not None:
             target["target.nested_in"] = sha256_of(self.space.named(self.above))
         return {**self.selection_identity, **target, **settings}
@@ -169,31 +165,24 @@ class Run:
 
     @functools.cached_property
     def uniform_genome(self) -> Genome:
-        """Every module at the target's share: the start of the search and the baseline.
-
-        Of a model that is pruned already: where it is, and what it lacks to the target spread at random positions.
-        """
+        """`uniform` by the widths that shapes alone tell."""
         return self.uniform(self._nominal)
 
     def uniform(self, widths: WidthsOf) -> Genome:
-        """The same, where hard targets count with these widths of modules."""
-        if self.wanted and is_hard(self.config.target):
-            return uniform_within(self.wanted.budget(widths), self.space, python_random(self.config.seed, "start"))
-        return uniform(self.space, share_of(self.config) or 0.0, self.config.seed)
-
-    def budget(self, widths: WidthsOf) -> Budget | None:
-        """What every genome must keep; None for a level alone, which level switches conserve.
+        """The same share of every module gone, as the target wants it: the baseline.
 
         Args:
             widths: of modules at their levels.
         """
-        return self.wanted.budget(widths, self.above) if self.wanted else None
+        return uniform(self.target.budget(widths), python_random(self.config.seed, "start"))
 
     def first(self, widths: WidthsOf) -> Genome:
-        """Where the search begins: the uniform genome; within a larger model that model's, and random steps further."""
-        if self.above is None or (budget := self.budget(widths)) is None:
-            return self.uniform(widths)
-        return budget.repair(self.above, python_random(self.config.seed, "residual").choice)
+        """The same, but within a larger model at no level below that one's: where the search begins."""
+        return uniform(self.budget(widths), python_random(self.config.seed, "start"))
+
+    def budget(self, widths: WidthsOf) -> Budget:
+        """What every genome must keep; within a larger model, no level below that one's."""
+        return self.target.budget(widths, self.above)
 
     def _nominal(self, ladder: Ladder, level: int) -> LayerWidths:
         return nominal_module(self.source.shape, ladder, level)

@@ -3,36 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Callable
 
 from darwinlm.baselines.task import Task
 from darwinlm.config import SearchConfig
 from darwinlm.cost import generation_tokens
 from darwinlm.genome import Genome
-from darwinlm.search.evolution import evolve
-from darwinlm.search.mutation import Mutation, offspring, offspring_within
+from darwinlm.search.loop import Pools, first_parent, search
 from darwinlm.search.selection import TrainedFitness
-from darwinlm.search.start import first_parent
-from darwinlm.search.start_within import first_parent_within
+from darwinlm.target.budget import Budget
 
 
 def darwinlm(task: Task) -> Genome:
     """What `darwinlm search` finds with the same settings."""
-    return _search(task, task.search)
+    return _search(task, task.search, task.level_limits())
 
 
 def darwinlm_untrained(task: Task) -> Genome:
     """The same search, but candidates are scored as they come from the database."""
-    return _search(task, dataclasses.replace(task.search, train_tokens=[0] * len(task.search.train_tokens)))
+    config = dataclasses.replace(task.search, train_tokens=[0] * len(task.search.train_tokens))
+    return _search(task, config, task.level_limits())
 
 
 def darwinlm_parameters(task: Task) -> Genome:
     """The search under the budget's parameters alone: attention and MLPs exchange what they keep."""
-    budget = task.parameter_limit()
-    asked = (task.uniform, budget, task.assembler, task.teacher, task.search, task.seed, task.dtype)
-    mutate = functools.partial(offspring_within, budget=budget)
-    return _evolved(task, task.search, lambda: first_parent_within(*asked), mutate)
+    return _search(task, task.search, task.parameter_limit())
 
 
 def trial_tokens(task: Task) -> int:
@@ -41,16 +35,12 @@ def trial_tokens(task: Task) -> int:
     return state.generation * generation_tokens(task.search)[0] if state else 0
 
 
-def _search(task: Task, config: SearchConfig) -> Genome:
-    asked = (task.uniform, task.assembler, task.teacher, task.search, task.seed, task.dtype)
+def _search(task: Task, config: SearchConfig, budget: Budget) -> Genome:
+    pools, record = Pools(task.train, task.teacher, task.stream), task.record(task.space)
 
-    def first() -> Genome:  # it does not depend on trial training
-        return task.once("start", lambda: first_parent(*asked))
+    def start() -> Genome:  # it does not depend on trial training
+        asked = (budget, task.assembler, pools, config, task.seed, record)
+        return task.once(f"start {budget.limits[0].name}", lambda: first_parent(task.uniform, *asked))
 
-    return _evolved(task, config, first, offspring)
-
-
-def _evolved(task: Task, config: SearchConfig, start: Callable[[], Genome], mutate: Mutation) -> Genome:
     fitness = TrainedFitness(task.assembler, task.train, task.teacher, config, task.seed, task.dtype)
-    asked = (start, task.space, config, task.seed, fitness, task.record(task.space))
-    return evolve(*asked, mutate=mutate, uncertainty=fitness.uncertainty).parent
+    return search(start, task.space, budget, fitness, config, task.seed, record).parent

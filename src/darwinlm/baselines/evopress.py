@@ -9,14 +9,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
-from darwinlm.baselines.task import Task
-from darwinlm.baselines.uniform import uniform
-from darwinlm.config import Stage
-from darwinlm.genome import Genome, Space, uniform_genome
+from torch import Tensor
+
+from darwinlm.baselines.task import Task, uniform_at
+from darwinlm.genome import Genome, Space
+from darwinlm.runtime import ranks
 from darwinlm.runtime.seeds import python_random
-from darwinlm.search.evolution import evolve
-from darwinlm.search.screen import Screen
+from darwinlm.search.evolution import Step
+from darwinlm.search.loop import search
+from darwinlm.search.screen import untrained_kls
 from darwinlm.search.selection import TrainedFitness
+from darwinlm.target.budget import Budget, level_budget, uniform
 
 STARTS = 32
 """Random genomes, the best of which the evolution begins with."""
@@ -25,7 +28,8 @@ STARTS = 32
 def evopress(task: Task) -> Genome:
     """Drop as few modules, as many of each kind in proportion, as bring the parameters within the budget."""
     share = fewest_dropped(task)
-    return evolve_dropped(task, lambda: best_of_random(task, share))
+    budget = level_budget(dense_or_gone(task.space), share)
+    return evolve_dropped(task, budget, lambda: best_of_random(task, share))
 
 
 def fewest_dropped(task: Task) -> float:
@@ -33,30 +37,33 @@ def fewest_dropped(task: Task) -> float:
     space = dense_or_gone(task.space)
     layers = max(len(space.members(kind)) for kind in space.kinds)
     for share in (dropped / layers for dropped in range(1, layers + 1)):
-        if task.parameters(in_levels(task.space, uniform(space, share, task.seed))) <= task.budget:
+        if task.parameters(in_levels(task.space, uniform_at(space, share, task.seed))) <= task.budget:
             return share
     raise ValueError("a budget that no model without modules can meet")
 
 
 def best_of_random(task: Task, share: float) -> Genome:
     """The least KL to the dense model, on `search.start_tokens`, of `STARTS` genomes that drop `share` of every kind."""
-    space, screen = dense_or_gone(task.space), Screen(task.assembler, task.targets(), task.dtype)
-    rng = python_random(task.seed, "random starts")
-    drawn = {uniform_genome(space, share, rng) for _ in range(STARTS)}
-    return min(sorted(drawn), key=lambda genome: screen(in_levels(task.space, genome)))
+    space, rng = dense_or_gone(task.space), python_random(task.seed, "random starts")
+    drawn = sorted({uniform(level_budget(space, share), rng) for _ in range(STARTS)})
+    found = untrained_kls(
+        task.assembler, [in_levels(task.space, genome) for genome in drawn], task.targets(), task.dtype
+    )
+    kls = ranks.told_by_first([kl.mean().item() for kl in found])
+    return drawn[kls.index(min(kls))]
 
 
-def evolve_dropped(task: Task, start: Callable[[], Genome]) -> Genome:
+def evolve_dropped(task: Task, budget: Budget, start: Callable[[], Genome]) -> Genome:
     """The best genome that evolution finds from `start()`, which tells of each module whether it is gone, 1, or not, 0."""
     config = dataclasses.replace(task.search, train_tokens=[0] * len(task.search.train_tokens))
     fitness = TrainedFitness(task.assembler, task.train, task.teacher, config, task.seed, task.dtype)
-
-    def scores(candidates: list[Genome], parent: Genome, stage: Stage, generation: int, index: int) -> list[float]:
-        genomes = [in_levels(task.space, candidate) for candidate in candidates]
-        return fitness(genomes, in_levels(task.space, parent), stage, generation, index)
-
     space = dense_or_gone(task.space)
-    state = evolve(start, space, config, task.seed, scores, task.record(space))
+
+    def scores(step: Step) -> Tensor:
+        levels = [in_levels(task.space, genome) for genome in step.candidates]
+        return fitness(dataclasses.replace(step, candidates=levels, parent=in_levels(task.space, step.parent)))
+
+    state = search(start, space, budget, scores, config, task.seed, task.record(space))
     return in_levels(task.space, state.parent)
 
 

@@ -34,9 +34,10 @@ from darwinlm.runtime.files import read_json, write_json, write_tensors
 from darwinlm.runtime.memory import Need
 from darwinlm.runtime.progress import progress
 from darwinlm.runtime.seeds import torch_generator
-from darwinlm.search.allocation import allocate
+from darwinlm.search.propose import allocate
 from darwinlm.search.samples import batches, draw
 from darwinlm.search.trial import checkpoint_activations
+from darwinlm.target.budget import level_budget
 
 MULTIPLIER_RATE = 1.0
 """Learning rate of the Lagrange multipliers, as there."""
@@ -165,15 +166,11 @@ def nearest_levels(space: Space, gone: Sequence[float], share: float) -> Genome:
     Returns:
         The levels of the least sum of squared distances, each in steps of its module.
     """
-    levels = [0] * len(space.ladders)
-    for kind, total in space.targets(share).items():
-        members = space.members(kind)
-        found = allocate([_distances(space.ladders[i], gone[i]) for i in members], total)
-        if found is None:
-            raise ValueError(f"no allocation of {total} levels to {len(members)} modules")
-        for module, level in zip(members, found):
-            levels[module] = level
-    return tuple(levels)
+    distances = [_distances(ladder, part) for ladder, part in zip(space.ladders, gone, strict=True)]
+    found = allocate(distances, level_budget(space, share))
+    if found is None:
+        raise ValueError(f"no allocation of {share:.1%} of every kind")
+    return found
 
 
 def _distances(ladder: Ladder, gone: float) -> list[float]:

@@ -15,7 +15,7 @@ from darwinlm.genome import Genome
 from darwinlm.losses import next_token_loss
 from darwinlm.runtime.memory import Need
 from darwinlm.search.fitness import SCORING_TOKENS
-from darwinlm.search.screen import Screen
+from darwinlm.search.screen import final_hidden
 
 
 def shortened_llama(task: Task) -> Genome:
@@ -33,9 +33,9 @@ def shortened_llama_taylor(task: Task) -> Genome:
 def losses_without(task: Task) -> dict[int, float]:
     """Mean negative log-likelihood of the next token, in nats, of the model without each layer."""
     targets = task.targets()
-    screen = Screen(task.assembler, targets, task.dtype, score=targets.nll)
-    screen.refer(without_layers(task.space, ()))
-    return {layer: screen(without_layers(task.space, [layer])) for layer in droppable(task.space)}
+    genomes = {without_layers(task.space, [layer]): layer for layer in droppable(task.space)}
+    states = final_hidden(task.assembler, list(genomes), targets, task.dtype, "Layers")
+    return {genomes[genome]: targets.nll(hidden, targets.teacher.head) for genome, hidden in states}
 
 
 def taylor_need(work: Work) -> Need:

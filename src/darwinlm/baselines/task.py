@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 
 from darwinlm.assemble import Assembler
-from darwinlm.baselines.uniform import uniform
 from darwinlm.config import SearchConfig, ShearedConfig, TargetConfig
 from darwinlm.genome import Genome, Space
 from darwinlm.models.blocks import BlockStream
-from darwinlm.search.evolution import SearchRecord
+from darwinlm.runtime.seeds import python_random
 from darwinlm.search.fitness import Targets, Teacher
+from darwinlm.search.record import SearchRecord
 from darwinlm.search.samples import draw
-from darwinlm.target.budget import Budget
-from darwinlm.target.wanted import Wanted
+from darwinlm.target.budget import Budget, level_budget, uniform
+from darwinlm.target.target import Target
 
 T = TypeVar("T")
 
@@ -51,8 +51,6 @@ class Task:
     """What methods of the comparison have in common, by name, share and seed, and the seconds it took."""
     borrowed: list[float] = field(default_factory=list)
     """Seconds of work that another method had done, and this one used."""
-    limits: Budget | None = None
-    """Limits in place of the share, for methods that can count in them."""
 
     @property
     def space(self) -> Space:
@@ -62,7 +60,7 @@ class Task:
     @property
     def uniform(self) -> Genome:
         """Every module at the share, or a random genome of that mean where it is no whole level."""
-        return uniform(self.space, self.share, self.seed)
+        return uniform_at(self.space, self.share, self.seed)
 
     @property
     def budget(self) -> int:
@@ -72,7 +70,7 @@ class Task:
     @staticmethod
     def budget_of(assembler: Assembler, share: float, seed: int) -> int:
         """Parameters of the uniform model at a share."""
-        return assembler.shape(uniform(assembler.space, share, seed)).parameters
+        return assembler.shape(uniform_at(assembler.space, share, seed)).parameters
 
     @property
     def dtype(self) -> torch.dtype:
@@ -92,8 +90,12 @@ class Task:
     def parameter_limit(self) -> Budget:
         """The budget as a limit on every genome, with the exact widths of all levels."""
         source, target = self.assembler.source, TargetConfig(level=None, parameters=str(self.budget))
-        wanted = Wanted(target, None, source.shape, self.space, source.dtype.itemsize)
-        return wanted.budget(self.assembler.module_widths)
+        limits = Target(target, None, source.shape, self.space, source.dtype.itemsize)
+        return limits.budget(self.assembler.module_widths)
+
+    def level_limits(self) -> Budget:
+        """The share of every kind of module as limits on every genome."""
+        return level_budget(self.space, self.share)
 
     def once(self, name: str, make: Callable[[], T]) -> T:
         """What several methods need, made by the first of them; its seconds count in each.
@@ -119,3 +121,8 @@ class Task:
             space: what it searches.
         """
         return SearchRecord(self.folder / "search", self.identity, space)
+
+
+def uniform_at(space: Space, share: float, seed: int) -> Genome:
+    """Every module at a share, or a random genome of that mean where it is no whole level."""
+    return uniform(level_budget(space, share), python_random(seed, "start"))

@@ -29,7 +29,7 @@ def faults(config: RunConfig, without: Collection[str] = ()) -> list[str]:
     for group, names in (
         (blocks, ("hessian", "train", "select", "held_out", "pool_tokens")),
         (database, ("multiple_of", "tensor_parallel", "batch_sequences")),
-        (search, ("generations", "offspring", "batch_sequences", "switches")),
+        (search, ("offspring", "batch_sequences", "switches")),
     ):
         section = type(group).__name__.removesuffix("Config").lower()
         for name in names if section not in without else ():
@@ -57,13 +57,14 @@ def faults(config: RunConfig, without: Collection[str] = ()) -> list[str]:
         "blocks.hessian is 1, but the refit needs 2 blocks, one to check what it fitted to the other. Raise it, or set "
         "refit.tokens to 0.",
     )
-    for name in ("start_rounds", "check_every", "patience"):
+    for name in ("generations", "start_rounds", "sequence_tokens", "check_every", "patience"):
         check(getattr(search, name) >= 0, f"search.{name} is {getattr(search, name)}; it must be 0 or more.")
     check(
         0 <= search.confidence < math.inf,
         f"search.confidence is {search.confidence}; it must be 0 or positive, such as 2: standard errors of the lead.",
     )
-    found += _stage_faults(search, blocks) if "search" not in without else []
+    check(search.start_tokens >= 2, f"search.start_tokens is {search.start_tokens}; it must be at least 2.")
+    found += _stage_faults(search, blocks) if "search" not in without and search.generations else []
     found += train_faults(config.train) if "train" not in without else []
     return found + _sheared_faults(config.sheared) + _bench_faults(config.bench) + plan_faults(config.plan)
 
@@ -83,8 +84,6 @@ def _stage_faults(search: SearchConfig, blocks: BlocksConfig) -> list[str]:
             f"search.survivors begins with {survivors[0]}, but a generation has only search.offspring = "
             f"{search.offspring} candidates; raise the one or lower the other."
         )
-    if search.start_tokens < 2:
-        found.append(f"search.start_tokens is {search.start_tokens}; it must be at least 2.")
     for name, pool in (("train_tokens", blocks.train), ("select_tokens", blocks.select)):
         floor = 0 if name == "train_tokens" else 2
         wrong = [tokens for tokens in getattr(search, name) if not floor <= tokens <= pool * blocks.sequence_length]

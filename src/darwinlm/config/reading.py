@@ -19,8 +19,8 @@ from darwinlm.config.wishes import latest_wish
 from darwinlm.errors import RequestError
 
 PRESETS = ("demo", "quick", "paper")
-_MAY_BE_EMPTY = ("target.level",)
-"""Settings that have a default, but may be without a value."""
+_TARGET = {"target": {"parameters": "60%"}}
+"""What is asked where nothing is: this much of the dense model."""
 _NO_CODE = (
     "trust_remote_code is asked for, but code that ships with a checkpoint is never run: the families that can be pruned "
     "are those of transformers itself. Take the setting out."
@@ -62,7 +62,7 @@ def resolve(*layers: Mapping[str, Any], without: Collection[str] = ()) -> RunCon
     Raises:
         RequestError: a setting is unknown, ill-typed or impossible; all impossible ones are named at once.
     """
-    parser, asked = settings_parser(), merge(*latest_wish(layers))
+    parser, asked = settings_parser(), merge(*latest_wish([_TARGET, *layers]))
     if asked.pop("trust_remote_code", False):  # a run of an earlier version may hold `false`
         raise RequestError(_NO_CODE)
     if found := _misnamed(asked, to_dict(RunConfig())):
@@ -88,7 +88,7 @@ def _misnamed(asked: Mapping[str, Any], known: Mapping[str, Any], group: str = "
             found.append(f"'{name}' is {value!r}; it must be a group of settings: {', '.join(known[key])}.")
         elif isinstance(known[key], dict):
             found += _misnamed(value, known[key], f"{name}.")
-        elif value is None and known[key] is not None and name not in _MAY_BE_EMPTY:
+        elif value is None and known[key] is not None:
             found.append(f"'{name}' is empty; leave it out for its default, {known[key]!r}.")
     return found
 

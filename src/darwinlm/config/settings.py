@@ -66,10 +66,10 @@ class DatabaseConfig:
 class TargetConfig:
     """What the pruned model must hold: all that is asked holds at once. Whoever names a target replaces a preset's."""
 
-    level: float | None = 5.0
+    level: float | None = None
     """Mean level of each kind of module, in steps of `database.levels`; fractions are allowed."""
     parameters: str | float | None = None
-    """Most parameters: `2.7B`, `350M`, a number, or `60%` of the dense model's."""
+    """Most parameters: `2.7B`, `350M`, a number, or `60%` of the dense model's, which is asked where nothing is."""
     parameters_of: Literal["model", "layers"] = "model"
     """What counts as parameters: the whole model, or its layers without embeddings and head."""
     speedup: str | float | None = None
@@ -102,8 +102,8 @@ class Stage:
 class SearchConfig:
     """Evolution with training-aware selection."""
 
-    generations: int = 200
-    """Generations from the start to the end of the search."""
+    generations: int = 0
+    """Generations of the evolution from the start on; 0: the start is the result."""
     offspring: int = 16
     """Mutated candidates of a generation."""
     survivors: list[int] = field(default_factory=lambda: [8, 4, 2, 1])
@@ -118,12 +118,15 @@ class SearchConfig:
     """Blocks in one optimizer step of the trial training."""
     switches: int = 3
     """Level switches of an offspring are min(u1, u2) with u drawn from 1 to this number."""
-    start: Literal["measured", "uniform"] = "measured"
-    """The first parent: the best of several by measured sensitivities, or every module at the target (the paper)."""
-    start_tokens: int = 8192
-    """Tokens that the sensitivities are measured on; all of blocks.select where that has fewer."""
+    start: Literal["linearized", "uniform"] = "linearized"
+    """The first parent: the best allocation of levels by linearized costs, or every module at the target (the paper)."""
+    start_tokens: int = 16_384
+    """Tokens of blocks.train that costs are linearized on, and of blocks.select that allocations are scored on; all of the
+    split where it has fewer."""
     start_rounds: int = 8
-    """Most rounds in which the measured start is refined; it ends earlier where a round finds nothing better."""
+    """Most rounds of linearizing and proposing; the start ends earlier where a round finds nothing better."""
+    sequence_tokens: int = 256
+    """Tokens from the beginning of a block in that and in selection: many short texts tell more than few long ones. 0: all."""
     continue_training: bool = True
     """Keep survivors between selection steps where memory allows, instead of training them anew: the scores are equal."""
     weights: Literal["auto", "float32", "bfloat16"] = "auto"

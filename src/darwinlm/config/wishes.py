@@ -27,7 +27,7 @@ def latest_wish(layers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         if place < last and isinstance(layer.get("target"), Mapping):
             layer["target"] = {key: value for key, value in layer["target"].items() if key not in _ASKS}
         elif place == last:
-            layer["target"] = {"level": None, **layer["target"]}
+            layer["target"] = {**dict.fromkeys(_ASKS), **layer["target"]}
         found.append(layer)
     return found
 

@@ -69,11 +69,15 @@ class BlockStream:
     @torch.no_grad()
     def final_norm(self, hidden: Tensor) -> Tensor:
         """(S, T, H) outputs of the last block become inputs of the head, in place."""
-        weight = self.source.tensors(["model.norm.weight"])["model.norm.weight"].to(self.dtype)
-        norm = final_norm(self.source.family, self.source.config, weight)
+        norm = self.norm().cpu()
         for sequence in hidden:
             sequence.copy_(norm(sequence))
         return hidden
+
+    def norm(self) -> nn.Module:
+        """The norm between the last block and the head."""
+        weight = self.source.tensors(["model.norm.weight"])["model.norm.weight"].to(self.device, self.dtype)
+        return final_norm(self.source.family, self.source.config, weight)
 
     def final_hidden(self, tokens: Tensor, batch: int = 8) -> Tensor:
         """(S, T) token ids -> (S, T, H) inputs of the head: the model's whole forward but the logits."""

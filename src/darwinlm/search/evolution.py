@@ -1,122 +1,103 @@
-"""The search loop: Algorithm 1 of arXiv 2502.07780."""
+"""Evolution over levels with successive selection: Algorithm 1 of arXiv 2502.07780, asked and told.
+
+for step in evolution:
+    evolution.tell(step, scores of step.candidates)
+"""
 
 from __future__ import annotations
 
-import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
+
+from torch import Tensor
 
 from darwinlm.config import SearchConfig, Stage
-from darwinlm.errors import DamagedFileError
-from darwinlm.genome import Genome, Space, is_valid
+from darwinlm.genome import Genome, Space
 from darwinlm.runtime import ranks
-from darwinlm.runtime.files import append_line, read_json, write_json, write_text
-from darwinlm.runtime.progress import log, progress
 from darwinlm.runtime.seeds import python_random
-from darwinlm.search.mutation import Mutation, offspring
-
-
-class Fitness(Protocol):
-    """Scores candidates of one selection step on the same tokens; lower is better."""
-
-    def __call__(
-        self, candidates: list[Genome], parent: Genome, stage: Stage, generation: int, index: int
-    ) -> list[float]: ...
-
-
-Uncertainty = Callable[[Genome, Genome], float]
-"""Standard error of the difference between the scores of two genomes in the last selection step."""
+from darwinlm.search.mutation import offspring
+from darwinlm.search.record import SearchState
+from darwinlm.target.budget import Budget
 
 
 @dataclass(frozen=True)
-class SearchState:
-    """All that the next generation depends on, besides the settings."""
+class Step:
+    """One selection step of a generation: what is to be trained and scored."""
 
-    generation: int
-    """Generations done."""
+    candidates: list[Genome]
     parent: Genome
-    kl: float
-    """The parent's score in the last selection step; infinite before the first one."""
-    seconds: float
-    """Time spent so far."""
-    unbeaten: int = 0
-    """Generations that the parent has stood without being beaten."""
+    """What they are children of; it competes in the last step."""
+    stage: Stage
+    generation: int
+    index: int
+    last: bool
+    """Whether the generation ends with it."""
 
 
-class SearchRecord:
-    """The search on disk: `state.json`, replaced after every generation, and `history.jsonl`, a line for each.
+class Evolution:
+    """Generations of children of one parent, of whom selection steps leave ever fewer, until one is the next parent.
 
     Args:
-        folder: where they lie.
-        identity: the settings that the search belongs to.
-        space: the modules.
+        state: where it stands.
+        config: generations, offspring and selection steps.
+        budget: that every genome keeps.
+        seed: of the mutations.
     """
 
-    def __init__(self, folder: Path, identity: dict[str, Any], space: Space) -> None:
-        self.folder, self.identity, self.space = folder, identity, space
+    def __init__(self, state: SearchState, config: SearchConfig, budget: Budget, seed: int) -> None:
+        self.state, self.config, self.budget, self.seed = state, config, budget, seed
+        self.line: dict[str, Any] = {}
+        """What the history says of the last generation."""
 
-    @property
-    def state_file(self) -> Path:
-        """Where the state lies."""
-        return self.folder / "state.json"
+    def __iter__(self) -> Iterator[Step]:
+        """The selection steps to the end of the search; each must be told its scores before the next one is asked for."""
+        while not finished(self.state, self.config):
+            self._begin()
+            for index, stage in enumerate(self.config.stages):
+                last = index == len(self.config.stages) - 1
+                self._candidates += [self.state.parent] if last else []  # elitism: the parent must be beaten
+                yield Step(self._candidates, self.state.parent, stage, self.state.generation, index, last)
 
-    def stored_identity(self) -> dict[str, Any] | None:
-        """The settings of the search that lies there; None where there is none."""
-        return read_json(self.state_file).get("identity") if self.state_file.exists() else None
+    def tell(self, step: Step, scores: Tensor) -> None:
+        """Let the best of a step survive; after the last step of a generation, become the next one's parent.
 
-    def load(self) -> SearchState | None:
-        """The last saved state; None where the search has not begun."""
-        if not self.state_file.exists():
-            return None
-        saved = read_json(self.state_file)
-        try:
-            kl = math.inf if saved["kl"] is None else float(saved["kl"])
-            parent, unbeaten = self.space.genome(saved["parent"]), int(saved["unbeaten"])
-            state = SearchState(int(saved["generation"]), parent, kl, float(saved["seconds"]), unbeaten)
-            if not is_valid(self.space, state.parent):
-                raise ValueError("a level is on no ladder")
-        except (KeyError, TypeError, ValueError) as fault:
-            raise DamagedFileError(
-                f"'{self.state_file}' is damaged ({fault}). Run the search again with --restart."
-            ) from fault
-        self._cut_history(state.generation)
-        return state
+        Args:
+            step: that was asked for last.
+            scores: (candidates, sequences) parts of the KL whose means are the candidates' scores, the lower the better.
+        """
+        of = dict(zip(step.candidates, scores, strict=True))
+        survivors = sorted(step.candidates, key=lambda genome: of[genome].mean().item())[: step.stage.survivors]
+        self._candidates = survivors
+        if step.last:
+            winner = survivors[0] if self._leads(of[survivors[0]], of[step.parent]) else step.parent
+            self._advance(winner, of[winner].mean().item())
+        decided = ranks.told_by_first((self._candidates, self.state, self.line))  # not by each from its own floats
+        self._candidates, self.state, self.line = decided
 
-    def save(self, state: SearchState, line: dict[str, Any] | None = None) -> None:
-        """Append the generation's line to the history, then replace the state; the first rank does it for all."""
-        if not ranks.is_first():
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if line is not None:
-            append_line(self.folder / "history.jsonl", json.dumps(line))
-        saved = {
-            "generation": state.generation,
-            "kl": state.kl if math.isfinite(state.kl) else None,
-            "seconds": round(state.seconds, 3),
-            "unbeaten": state.unbeaten,
-            "parent": self.space.named(state.parent),
-            "identity": self.identity,
-        }
-        write_json(self.state_file, saved)
+    def _begin(self) -> None:
+        self._began = time.perf_counter()
+        rng = python_random(self.seed, "mutation", self.state.generation)
+        asked = (self.config.offspring, self.budget, self.config.switches, rng)
+        self._candidates = offspring(self.state.parent, *asked)
+        self._children = len(self._candidates)
 
-    def _cut_history(self, generations: int) -> None:
-        """Drop lines of generations that the saved state does not know: they will be made again."""
-        path = self.folder / "history.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        try:
-            known = [json.loads(line)["generation"] for line in lines[:generations]]
-        except (ValueError, KeyError, TypeError):
-            known = []
-        if known != list(range(generations)):
-            raise DamagedFileError(
-                f"'{path}' does not hold the {generations} generations that are done. Run with --restart."
-            )
-        if len(lines) != generations and ranks.is_first():
-            write_text(path, "".join(line + "\n" for line in lines[:generations]))
+    def _advance(self, winner: Genome, kl: float) -> None:
+        seconds, improved = time.perf_counter() - self._began, winner != self.state.parent
+        generation, unbeaten = self.state.generation, 0 if improved else self.state.unbeaten + 1
+        self.line = {"generation": generation, "kl": kl, "improved": improved, "seconds": round(seconds, 3)}
+        self.line |= {"children": self._children}
+        self.state = SearchState(generation + 1, winner, kl, self.state.seconds + seconds, unbeaten)
+
+    def _leads(self, child: Tensor, parent: Tensor) -> bool:
+        """Whether a child beats the parent by `search.confidence` standard errors of their difference over sequences."""
+        if not self.config.confidence:
+            return True
+        lead = parent - child
+        doubt = (lead.std() / math.sqrt(len(lead))).item() if len(lead) > 1 else math.inf
+        return lead.mean().item() > self.config.confidence * doubt
 
 
 def finished(state: SearchState | None, config: SearchConfig) -> bool:
@@ -126,83 +107,6 @@ def finished(state: SearchState | None, config: SearchConfig) -> bool:
     return state.generation >= config.generations or 0 < config.patience <= state.unbeaten
 
 
-def evolve(
-    start: Callable[[], Genome],
-    space: Space,
-    config: SearchConfig,
-    seed: int,
-    fitness: Fitness,
-    record: SearchRecord,
-    check: Callable[[Genome], dict[str, float]] | None = None,
-    mutate: Mutation = offspring,
-    uncertainty: Uncertainty | None = None,
-) -> SearchState:
-    """Run the search to its last generation, from where it stopped or from the start.
-
-    Args:
-        start: gives the first parent.
-        space: the modules.
-        config: generations, offspring and selection steps.
-        seed: of the mutations.
-        fitness: trains and scores candidates.
-        record: where every generation is saved.
-        check: scores of a parent on held-out text, for the history alone: nothing is chosen by them.
-        mutate: makes the children of a generation; by default level switches within a kind.
-        uncertainty: of two scores of the last step; None where any better score will do, whatever `search.confidence`.
-
-    Returns:
-        The last state; its parent is the result.
-    """
-    state = record.load()
-    if state is None:
-        state = SearchState(0, start(), math.inf, 0.0)
-        record.save(state)
-    if finished(state, config):
-        return state
-    with progress("Search", config.generations, done=state.generation) as advance:
-        while not finished(state, config):
-            before = state
-            state, line = _generation(before, space, config, seed, fitness, mutate, uncertainty)
-            line["changes"] = _changes(space, before.parent, state.parent)
-            if check and config.check_every and state.generation % config.check_every == 0 and ranks.is_first():
-                line["held_out"] = check(state.parent)
-            record.save(state, line)
-            advance(f"KL {state.kl:.4f}")
-    log.info("Search: %d generations, KL %.4f on the tokens of the last selection.", state.generation, state.kl)
-    return state
-
-
-def _generation(
-    state: SearchState,
-    space: Space,
-    config: SearchConfig,
-    seed: int,
-    fitness: Fitness,
-    mutate: Mutation,
-    uncertainty: Uncertainty | None,
-) -> tuple[SearchState, dict[str, Any]]:
-    """Mutate the parent, let the selection steps choose among its children; the next state and its line of history."""
-    began = time.perf_counter()
-    rng = python_random(seed, "mutation", state.generation)
-    parent, candidates = state.parent, mutate(state.parent, config.offspring, space, config.switches, rng)
-    children, scores = len(candidates), dict[Genome, float]()
-    for index, stage in enumerate(config.stages):
-        if index == len(config.stages) - 1:
-            candidates = [*candidates, parent]  # elitism: the parent must be beaten
-        scores = dict(zip(candidates, fitness(candidates, parent, stage, state.generation, index), strict=True))
-        candidates = sorted(candidates, key=scores.__getitem__)[: stage.survivors]
-    winner = candidates[0]
-    if uncertainty and config.confidence and winner != parent:
-        lead, doubt = scores[parent] - scores[winner], config.confidence * uncertainty(winner, parent)
-        winner = winner if lead > doubt else parent
-    seconds = time.perf_counter() - began
-    improved, kl = winner != parent, scores[winner]
-    line = {"generation": state.generation, "kl": kl, "improved": improved, "seconds": round(seconds, 3)}
-    unbeaten = 0 if improved else state.unbeaten + 1
-    after = SearchState(state.generation + 1, winner, kl, state.seconds + seconds, unbeaten)
-    return after, {**line, "children": children}
-
-
-def _changes(space: Space, before: Genome, after: Genome) -> dict[str, int]:
-    """{module: steps} of what the winner changed."""
+def changes(space: Space, before: Genome, after: Genome) -> dict[str, int]:
+    """{module: steps} of what a winner changed."""
     return {l.name: new - old for l, old, new in zip(space.ladders, before, after) if new != old}

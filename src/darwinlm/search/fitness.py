@@ -76,6 +76,12 @@ class Targets:
             raise RequestError(f"The KL of a candidate is {kl}. Lower search.learning_rate, or use --dtype float32.")
         return kls
 
+    def sequence_kls(self, hidden: Iterable[Tensor], head: Tensor) -> Tensor:
+        """(sequences,) parts of the KL, in nats, whose mean is the KL per token; arguments as in `token_kls`."""
+        lengths = [length for blocks, length in self.batches for _ in blocks]
+        sums = torch.stack([part.sum() for part in self.token_kls(hidden, head).split(lengths)])
+        return sums * (len(lengths) / self.count)
+
     def nll(self, hidden: Iterable[Tensor], head: Tensor) -> float:
         """Mean negative log-likelihood of the next tokens, in nats; arguments as in `kl`. The dense model has no part in it."""
         total, count = 0.0, 0
@@ -98,14 +104,9 @@ class Targets:
                 yield distributions(part.to(head.device), head)
 
 
-def kl_to_teacher(model: Any, targets: Targets, dtype: torch.dtype) -> float:
-    """Mean KL(dense || candidate) per token, in nats; arguments as in `token_kls_to_teacher`."""
-    return token_kls_to_teacher(model, targets, dtype).mean().item()
-
-
 @torch.no_grad()
-def token_kls_to_teacher(model: Any, targets: Targets, dtype: torch.dtype) -> Tensor:
-    """(tokens,) KL(dense || candidate) of each, in nats, of a whole model.
+def kls_to_teacher(model: Any, targets: Targets, dtype: torch.dtype) -> Tensor:
+    """(sequences,) parts of the KL of a whole model, as `Targets.sequence_kls`.
 
     Raises:
         RequestError: it is not finite.
@@ -117,4 +118,4 @@ def token_kls_to_teacher(model: Any, targets: Targets, dtype: torch.dtype) -> Te
         with autocast:
             return model.model(input_ids=tokens, use_cache=False).last_hidden_state
 
-    return targets.token_kls(map(hidden, targets.tokens()), weight)
+    return targets.sequence_kls(map(hidden, targets.tokens()), weight)

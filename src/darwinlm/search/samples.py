@@ -13,13 +13,22 @@ Drawn = list[tuple[int, int]]
 """(block, tokens of it) pairs."""
 
 
-def draw(pool: Tensor, tokens: int, seed: int, purpose: str, generation: int, stage: int) -> Drawn:
+def draw(
+    pool: Tensor, tokens: int, seed: int, purpose: str, generation: int, stage: int, length: int | None = None
+) -> Drawn:
     """(block, tokens of it) pairs that hold `tokens` in all, blocks of `pool` (blocks, T) drawn without replacement.
 
     A single token left over is dropped: it has no next one. `config.faults` sees to it that the pool is large enough.
+
+    Args:
+        pool: (blocks, T) token ids.
+        tokens: in all.
+        seed, purpose, generation, stage: of the order of the blocks.
+        length: tokens from the beginning of every block, more where the pool has too few blocks; by default all.
     """
     order = randperm(pool.shape[0], generator=torch_generator(seed, purpose, generation, stage)).tolist()
-    return _filled(iter(order), pool.shape[1], tokens)
+    length = min(pool.shape[1], max(length, -(-tokens // pool.shape[0]))) if length else pool.shape[1]
+    return _filled(iter(order), length, tokens)
 
 
 def draw_parts(pool: Tensor, ends: Sequence[int], seed: int, purpose: str, generation: int) -> list[Drawn]:

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from darwinlm.assemble import Assembler
-from darwinlm.config import SearchConfig, Stage
+from darwinlm.config import SearchConfig
 from darwinlm.cost import trial_memory
 from darwinlm.genome import Genome
 from darwinlm.runtime import ranks
 from darwinlm.runtime.placement import HOST_SHARE, free_host_memory, free_memory
-from darwinlm.search.fitness import Targets, Teacher, token_kls_to_teacher
+from darwinlm.search.evolution import Step
+from darwinlm.search.fitness import Targets, Teacher, kls_to_teacher
 from darwinlm.search.samples import Drawn, draw, draw_parts
-from darwinlm.search.screen import Screen
+from darwinlm.search.screen import untrained_kls
 from darwinlm.search.trial import Trial, checkpoint_activations
 
 SPARE_SHARE = 0.9
 """Share of the free memory of a device that survivors may take: the rest is lost between blocks."""
-FEWEST_TOKENS = 8
-"""Fewer do not say how much they scatter."""
 
 
 @dataclass(frozen=True)
@@ -74,55 +71,27 @@ class TrainedFitness:
         self._survivors: dict[Genome, _Survivor] = {}
         self._known: dict[Genome, tuple[int, int]] = {}
         """Of the survivors of all ranks: where each lies, and the parts that it has seen."""
-        self._token_kls: dict[Genome, Tensor] = {}
-        """Of the candidates that were scored last."""
 
-    def __call__(
-        self, candidates: list[Genome], parent: Genome, stage: Stage, generation: int, index: int
-    ) -> list[float]:
-        """The KL of each candidate; all see the same tokens. The ranks share the candidates out and exchange scores."""
-        if not candidates:  # a space too small for children
-            return []
-        select = draw(self.teacher.tokens, stage.select_tokens, self.seed, "select", generation, index)
-        targets = Targets(self.teacher, select)
-        if stage.train_tokens == 0 or self.config.learning_rate == 0:
-            own = self._untrained(ranks.mine(candidates), parent, targets)
-            self._token_kls = {genome: kls for share in ranks.gathered(own) for genome, kls in share.items()}
-        else:
-            last = index + 1 == len(self.config.stages)
-            own = self._trained(candidates, targets, stage, generation, last)
-            self._token_kls = self._exchanged(own)
-        return ranks.told_by_first([self._token_kls[genome].mean().item() for genome in candidates])
+    def __call__(self, step: Step) -> Tensor:
+        """(candidates, sequences) parts of each one's KL; all see the same tokens, and the ranks share them out."""
+        if not step.candidates:  # a space too small for children
+            return torch.empty(0, 0)
+        tokens, asked = (
+            self.teacher.tokens,
+            (step.stage.select_tokens, self.seed, "select", step.generation, step.index),
+        )
+        targets = Targets(self.teacher, draw(tokens, *asked, self.config.sequence_tokens))
+        if step.stage.train_tokens == 0 or self.config.learning_rate == 0:
+            return torch.stack(untrained_kls(self.assembler, step.candidates, targets, self.dtype))
+        found = self._exchanged(self._trained(step, targets))
+        return torch.stack([found[genome] for genome in step.candidates])
 
-    def uncertainty(self, first: Genome, second: Genome) -> float:
-        """Standard error of the difference of two scores of the last step, as that of its tokens' mean; on all ranks alike.
-
-        Infinite where there are too few tokens to tell.
-        """
-        differences = self._token_kls[first] - self._token_kls[second]
-        if len(differences) < FEWEST_TOKENS:
-            return math.inf
-        return ranks.told_by_first((differences.std() / math.sqrt(len(differences))).item())
-
-    def _untrained(self, candidates: list[Genome], parent: Genome, targets: Targets) -> dict[Genome, Tensor]:
-        found: list[Tensor] = []
-
-        def score(hidden: Iterable[Tensor], head: Tensor) -> float:
-            found.append(targets.token_kls(hidden, head))
-            return found[-1].mean().item()
-
-        screen = Screen(self.assembler, targets, self.dtype, score=score)
-        for genome in (parent, *candidates):
-            _ = screen(genome) if found else screen.refer(genome)
-        return dict(zip(candidates, found[1:]))
-
-    def _trained(
-        self, candidates: list[Genome], targets: Targets, stage: Stage, generation: int, last: bool
-    ) -> dict[Genome, Tensor]:
-        """The KL of every token, of this rank's share."""
-        if generation != self._generation:
-            self._generation, self._survivors, self._known = generation, {}, {}
-        parts = draw_parts(self.train, self._ends, self.seed, "train", generation)
+    def _trained(self, step: Step, targets: Targets) -> dict[Genome, Tensor]:
+        """The parts of the KL of this rank's share."""
+        candidates, stage = step.candidates, step.stage
+        if step.generation != self._generation:
+            self._generation, self._survivors, self._known = step.generation, {}, {}
+        parts = draw_parts(self.train, self._ends, self.seed, "train", step.generation)
         parts = parts[: self._ends.index(stage.train_tokens) + 1]
         if self._room is None:
             self._room = self._spare_memory(candidates)
@@ -134,8 +103,8 @@ class TrainedFitness:
             trial, seen = self._begun(genome, going_on.pop(genome, None), len(parts))
             for part in parts[seen:]:
                 trial.train(self.train, part)
-            found[genome] = token_kls_to_teacher(trial.model, targets, self.dtype)
-            if not last:
+            found[genome] = kls_to_teacher(trial.model, targets, self.dtype)
+            if not step.last:
                 self._survivors[genome] = _Survivor(trial, len(parts), found[genome].mean().item())
                 self._forget_the_worst(stage.survivors, [survivor.trial for survivor in going_on.values()])
             del trial  # its memory is needed for the next one

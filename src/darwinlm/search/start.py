@@ -1,92 +1,202 @@
-"""Where the search begins: the uniform genome, refined by what each module's levels cost when measured there.
+"""Where a search begins: allocations that a backward pass proposes and the real KL decides between.
 
-Modules interact more the more is gone, so sensitivities are measured at the genome itself, not at the dense model: the
-KL of every single step up or down gives the allocation of the same budget that is cheapest if steps add up. Allocations
-that change few or many modules are measured, the best becomes the genome, and so on until none is better.
+Round by round: the costs of all levels are linearized where the best genome stands, exact allocations are proposed from
+them, near and far, and scored on tokens that the costs have not seen. Every score corrects the costs, which then propose
+again. The first round linearizes the dense model, where single modules are told apart best; later ones what was found.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 
 from darwinlm.assemble import Assembler
 from darwinlm.config import SearchConfig
-from darwinlm.database.levels import Kind
-from darwinlm.genome import Genome, Space
-from darwinlm.search.allocation import allocate
-from darwinlm.search.fitness import Teacher
-from darwinlm.search.refinement import Screens, Seen, refine, screens, unseen
+from darwinlm.errors import DamagedFileError
+from darwinlm.genome import Genome, Space, is_valid
+from darwinlm.models.blocks import BlockStream
+from darwinlm.runtime import ranks
+from darwinlm.runtime.files import read_json, write_json
+from darwinlm.runtime.progress import log
+from darwinlm.runtime.seeds import torch_generator
+from darwinlm.search.fitness import Targets, Teacher
+from darwinlm.search.linearize import linearize
+from darwinlm.search.propose import Estimate, proposals
+from darwinlm.search.samples import draw
+from darwinlm.search.screen import untrained_kls
+from darwinlm.target.budget import Budget
 
-CHANGES = (2, 4, 6, 8, 12, 16, 24, 32)
-"""Modules of a kind that a proposed allocation may change."""
-
-
-def first_parent(
-    uniform: Genome,
-    assembler: Assembler,
-    teacher: Teacher,
-    config: SearchConfig,
-    seed: int,
-    dtype: torch.dtype,
-    seen: Seen = unseen,
-) -> Genome:
-    """The genome that a search begins with, as `search.start` says.
-
-    Args:
-        uniform: at the target.
-        assembler: gives the layers of candidates.
-        teacher: the dense model on the pool that they are scored on.
-        config: of the search.
-        seed: of the choice of blocks.
-        dtype: arithmetic of the forward passes.
-        seen: is shown every genome on the way.
-    """
-    if config.start == "uniform":
-        return uniform
-    measures = screens(assembler, teacher, config, seed, dtype)
-    return measured_start(uniform, assembler.space, measures, config.start_rounds, seen)
+GAIN = 0.003
+"""Share of the KL that a round must win for another one to follow."""
+CORRECTIONS = 3
+"""Times that the scores of a round may correct its costs."""
 
 
-def measured_start(start: Genome, space: Space, measures: Screens, rounds: int, seen: Seen = unseen) -> Genome:
-    """The best genome that refining `start` finds; each kind keeps its sum of levels.
+class Measures(Protocol):
+    """What a start is found with."""
+
+    def estimate(self, genome: Genome, kl: float, round_: int) -> Estimate:
+        """Costs of levels where a genome stands."""
+        ...
+
+    def kls(self, genomes: list[Genome]) -> list[float]:
+        """The KL of whole genomes, in nats."""
+        ...
+
+
+class StartRecord:
+    """`start.json`: all scores of a start, so that a killed one goes on with what it knows, and how it went.
 
     Args:
-        start: where the refinement begins.
+        file: where it lies.
         space: the modules.
-        measures: score untrained candidates.
-        rounds: most refinements.
-        seen: is shown every genome on the way.
+        identity: the settings that it belongs to.
+        check: scores of a genome on held-out text, for the eye alone.
     """
-    return refine(
-        [start], space, measures, rounds, space.present, lambda genome, costs: _proposals(genome, space, costs), seen
-    )
+
+    def __init__(
+        self,
+        file: Path,
+        space: Space,
+        identity: dict[str, Any],
+        check: Callable[[Genome], dict[str, float]] | None = None,
+    ) -> None:
+        self.file, self.space, self.identity, self.check = file, space, identity, check
+        self.scores: dict[Genome, float] = {}
+        self.rounds: list[dict[str, Any]] = []
+        self._began = time.perf_counter()
+
+    def load(self) -> dict[Genome, float]:
+        """The scores that are known; none where the start has not begun, or another one did."""
+        saved = read_json(self.file) if self.file.exists() else {}
+        if saved.get("identity") != self.identity:
+            return {}
+        try:
+            self.scores = {tuple(map(int, genome)): float(kl) for genome, kl in saved["scores"]}
+            if not all(is_valid(self.space, genome) for genome in self.scores):
+                raise ValueError("a level is on no ladder")
+        except (KeyError, TypeError, ValueError) as fault:
+            raise DamagedFileError(
+                f"'{self.file}' is damaged ({fault}). Run the search again with --restart."
+            ) from fault
+        return dict(self.scores)
+
+    def add(self, scores: dict[Genome, float]) -> None:
+        """Keep scores."""
+        self.scores.update(scores)
+        self._save()
+
+    def end_round(self, best: Genome, kl: float, genomes: int) -> None:
+        """Keep what a round ended with."""
+        self.rounds.append({"kl": kl, "genomes": genomes, **self._of(best)})
+        self._save()
+
+    def end(self, how: str, genome: Genome) -> None:
+        """Keep what the start ended with, found by one way or another."""
+        self._save(start=how, **self._of(genome))
+
+    def _of(self, genome: Genome) -> dict[str, Any]:
+        held_out = {"held_out": self.check(genome)} if self.check and ranks.is_first() else {}
+        seconds = round(time.perf_counter() - self._began, 3)
+        return {"seconds": seconds, **held_out, "levels": self.space.named(genome)}
+
+    def _save(self, **end: Any) -> None:
+        if ranks.is_first():
+            scores = [[list(genome), kl] for genome, kl in self.scores.items()]
+            write_json(self.file, {**end, "identity": self.identity, "rounds": self.rounds, "scores": scores})
 
 
-def _proposals(genome: Genome, space: Space, costs: list[list[float]]) -> set[Genome]:
-    """Allocations that are cheapest if costs add up, with few changes and with many, of one kind and of all."""
-    kinds = space.kinds
-    found: set[Genome] = set()
-    for changes in CHANGES:
-        moved = {kind: _reallocated(genome, space, costs, kind, changes) for kind in kinds}
-        for chosen in [kinds, *([kind] for kind in kinds)]:
-            found.add(_merged(genome, (moved[kind] for kind in chosen)))
-        if changes >= max((len(space.members(kind)) for kind in kinds), default=0):
+def linearized_start(
+    uniform: Genome, dense: Genome, budget: Budget, measures: Measures, rounds: int, record: StartRecord
+) -> Genome:
+    """The best genome found, by its KL; never worse than the uniform one.
+
+    Args:
+        uniform: within the budget.
+        dense: the model as it is.
+        budget: that every genome keeps.
+        measures: linearize, and score.
+        rounds: most rounds.
+        record: keeps the scores.
+    """
+    known, scores = record.load(), dict[Genome, float]()
+
+    def score(genomes: list[Genome]) -> None:
+        new = [genome for genome in genomes if genome not in known]
+        if new:
+            found = dict(zip(new, ranks.told_by_first(measures.kls(new))))
+            known.update(found)
+            record.add(found)
+        scores.update((genome, known[genome]) for genome in genomes)
+
+    score([uniform])
+    best = uniform
+    record.end_round(best, scores[best], len(scores))
+    for round_ in range(rounds):
+        before, at = scores[best], best if round_ else dense
+        estimate = measures.estimate(at, scores.get(at, 0.0), round_)
+        for correction in range(1 + CORRECTIONS * (round_ > 0)):
+            corrected = estimate.corrected(scores) if round_ else estimate
+            new = [genome for genome in ranks.told_by_first(proposals(corrected, budget)) if genome not in scores]
+            lowest = min(scores.values())
+            score(new)
+            if not new or (correction and min(scores.values()) >= lowest):
+                break
+        best = min(scores, key=lambda genome: (scores[genome], genome))
+        record.end_round(best, scores[best], len(scores))
+        log.info("Start, round %d: KL %.4f, the best of %d genomes.", round_ + 1, scores[best], len(scores))
+        if round_ and scores[best] > (1 - GAIN) * before:
             break
-    return found - {genome}
+    return best
 
 
-def _reallocated(genome: Genome, space: Space, costs: list[list[float]], kind: Kind, changes: int) -> dict[int, int]:
-    """{module: level} of one kind with the same sum of levels."""
-    members = space.members(kind)
-    levels = allocate([costs[i] for i in members], sum(genome[i] for i in members), changes)
-    return dict(zip(members, levels or [genome[i] for i in members]))
+@dataclass
+class ModelMeasures:
+    """A start's measures on real blocks.
 
+    Args:
+        assembler: gives the layers of candidates.
+        stream: the model that is pruned.
+        tokens: (blocks, T) pool that costs are linearized on.
+        teacher: the dense model on the pool that genomes are scored on.
+        config: of the search.
+        seed: of the choice of blocks, and of sampled labels.
+        dtype: arithmetic of the forward passes.
+    """
 
-def _merged(genome: Genome, changes: Iterable[dict[int, int]]) -> Genome:
-    levels = list(genome)
-    for change in changes:
-        for module, level in change.items():
-            levels[module] = level
-    return tuple(levels)
+    assembler: Assembler
+    stream: BlockStream
+    tokens: torch.Tensor
+    teacher: Teacher
+    config: SearchConfig
+    seed: int
+    dtype: torch.dtype
+
+    def __post_init__(self) -> None:
+        asked, length = self.config.start_tokens, self.config.sequence_tokens
+        pools = ((self.teacher.tokens, "start"), (self.tokens, "linearize"))
+        scored, passed = (draw(p, min(asked, p.numel()), self.seed, purpose, 0, 0, length) for p, purpose in pools)
+        self._targets = Targets(self.teacher, scored)
+        self._tokens = torch.stack([self.tokens[block, :had] for block, had in passed if had == passed[0][1]])
+        self._dense: torch.Tensor | None = None
+
+    def estimate(self, genome: Genome, kl: float, round_: int) -> Estimate:
+        """By one forward and one backward pass."""
+        is_dense = genome == self.assembler.space.present
+        if not is_dense and self._dense is None:
+            self._dense = self.stream.final_hidden(self._tokens)
+        labels = torch_generator(self.seed, "labels", round_)
+        found = linearize(
+            self.assembler, self.stream, genome, self._tokens, labels, dense=None if is_dense else self._dense
+        )
+        return Estimate(genome, kl, ranks.told_by_first(found.costs), ranks.told_by_first(found.doubts))
+
+    def kls(self, genomes: list[Genome]) -> list[float]:
+        """On `search.start_tokens` of the blocks that candidates are scored on."""
+        found = untrained_kls(self.assembler, genomes, self._targets, self.dtype, "Start, proposals")
+        return [kls.mean().item() for kls in found]

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from darwinlm.planning import Plan, SizeRow
 from darwinlm.tables.cells import count, empty_table, gigabytes
-from darwinlm.target.wanted import told
+from darwinlm.target.target import format_limit
 
 
 def plan(values: Plan) -> Iterable[Any]:
@@ -53,7 +53,7 @@ def _limits(values: Plan) -> Table:
         f"Target: {values.target_name}", "quantity", "asked, at most", "uniform model", "smallest possible"
     )
     for name, row in values.limits.items():
-        table.add_row(name, *(told(name, row[key]) for key in ("asked", "got", "smallest")))
+        table.add_row(name, *(format_limit(name, row[key]) for key in ("asked", "got", "smallest")))
     table.caption = "The search starts from that uniform model; every model that it looks at keeps the target."
     return table
 

@@ -10,9 +10,10 @@ Letters: M = modules.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from darwinlm.database.levels import Kind
 from darwinlm.genome import Genome, Space
 
 Step = tuple[int, int, int]
@@ -49,9 +50,16 @@ class Budget:
     lowest: Genome
     """The lowest open level of every module; the last level is open always."""
 
+    def exchanges(self) -> tuple[tuple[int, ...], ...]:
+        """Modules that may give to each other: those that spend the same limits."""
+        spends: dict[tuple[bool, ...], list[int]] = {}
+        for module in range(len(self.lowest)):
+            spends.setdefault(tuple(any(limit.costs[module]) for limit in self.limits), []).append(module)
+        return tuple(map(tuple, spends.values()))
+
     def tops(self) -> Genome:
         """The last level of every module."""
-        return tuple(len(row) - 1 for row in self.limits[0].costs)
+        return tuple(len(row) - 1 for row in self.limits[0].costs) if self.limits else ()
 
     def headroom(self, genome: Genome) -> tuple[int, ...]:
         """What each limit has left; negative where it is broken."""
@@ -59,7 +67,7 @@ class Budget:
 
     def within(self, genome: Genome) -> bool:
         """Whether a genome keeps every limit."""
-        return min(self.headroom(genome)) >= 0
+        return all(left >= 0 for left in self.headroom(genome))
 
     def affordable(self, genome: Genome) -> list[Step]:
         """Steps toward dense, one level of one module, after which a genome is within every limit."""
@@ -123,25 +131,50 @@ def _stepped(genome: Genome, step: Step) -> Genome:
     return (*genome[:module], level, *genome[module + 1 :])
 
 
-def uniform_within(budget: Budget, space: Space, rng: random.Random) -> Genome:
-    """The largest model within a budget whose modules are all at the same share of their ladders, filled up.
+def level_limits(space: Space, totals: Mapping[Kind, int]) -> tuple[Limit, ...]:
+    """A level target as limits: of each kind, the steps toward gone that are not taken.
 
     Args:
-        budget: that can be kept.
         space: the modules.
+        totals: sum of levels that each kind must have at least.
+    """
+    return tuple(
+        Limit(
+            f"{kind} steps",
+            sum(ladder.top for ladder in space.ladders if ladder.kind == kind) - total,
+            0,
+            tuple(tuple((l.top - level) * (l.kind == kind) for level in range(l.top + 1)) for l in space.ladders),
+        )
+        for kind, total in totals.items()
+    )
+
+
+def level_budget(space: Space, share: float) -> Budget:
+    """`share` of every kind of module is to go, to the nearest step."""
+    return Budget(level_limits(space, space.targets(share)), space.present)
+
+
+def uniform(budget: Budget, rng: random.Random) -> Genome:
+    """The largest model within a budget of whose modules the same share goes, filled up to the limits at random.
+
+    Args:
+        budget: that can be kept; of a model that is pruned already, the same share of every module goes further.
         rng: spreads what is no whole step.
     """
-    tops, order = budget.tops(), rng.sample(range(len(space.ladders)), len(space.ladders))
+    tops = budget.tops()
+    order = rng.sample(range(len(tops)), len(tops))
+    rank = {module: place for place, module in enumerate(order)}
     genome = budget.lowest
-    for share in sorted({level / top for top in set(tops) for level in range(top + 1)}):
-        genome = tuple(
-            max(low, min(top, int(share * top + 1e-9))) for low, top in zip(budget.lowest, tops, strict=True)
-        )
+    for share in sorted({level / top for top in set(tops) if top for level in range(top + 1)}):
+        genome = tuple(min(top, low + int(share * top + 1e-9)) for low, top in zip(budget.lowest, tops, strict=True))
         if budget.within(genome):
             break
-    rank = {module: place for place, module in enumerate(order)}
 
     def evenly(options: list[Step]) -> Step:
-        return max(options, key=lambda step: (step[1] / tops[step[0]], rank[step[0]]))  # where most is gone
+        def gone(step: Step) -> tuple[float, int]:
+            module, level, _ = step
+            return (level - budget.lowest[module]) / tops[module], rank[module]
+
+        return max(options, key=gone)
 
     return budget.repair(genome, evenly)

@@ -1,4 +1,7 @@
-"""What is asked of a pruned model as limits on its modules' levels, exactly from shapes, and whether it can be had."""
+"""What is asked of a pruned model as limits on its modules' levels, exactly from shapes, and whether it can be had.
+
+A level is a limit like parameters, memory or time: the steps that are left to each kind of module.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,13 @@ from dataclasses import dataclass
 
 import torch
 
-from darwinlm.config import RunConfig, TargetConfig, asked_quantities, is_hard, written
+from darwinlm.config import RunConfig, TargetConfig, asked_quantities, written
 from darwinlm.config.quantities import Quantity, Unit
-from darwinlm.database.levels import Kind, Ladder
+from darwinlm.database.levels import Ladder
 from darwinlm.errors import RequestError
 from darwinlm.genome import Genome, Space
 from darwinlm.models.shape import LayerWidths, ModelShape
-from darwinlm.target.budget import Budget, Limit
+from darwinlm.target.budget import Budget, Limit, level_limits
 from darwinlm.target.latency import PICOSECONDS, StageTimes, times_for
 
 WidthsOf = Callable[[Ladder, int], LayerWidths]
@@ -21,11 +24,11 @@ WidthsOf = Callable[[Ladder, int], LayerWidths]
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """A target that is not a level alone.
+class Target:
+    """A target on the modules of one model.
 
     Args:
-        target: what is asked.
+        asked: what is asked.
         share: part of every kind of module that is to go as well; None where no level is asked.
         shape: the model that is pruned.
         space: its modules.
@@ -33,7 +36,7 @@ class Wanted:
         times: of its modules, where a speed-up is asked.
     """
 
-    target: TargetConfig
+    asked: TargetConfig
     share: float | None
     shape: ModelShape
     space: Space
@@ -47,7 +50,7 @@ class Wanted:
             widths: of modules at their levels.
             lowest: lowest open levels; by default those of the ladders.
         """
-        return Budget(tuple(self._limits(widths)), lowest or tuple(map(lowest_level, self.space.ladders)))
+        return Budget(tuple(self._limits(widths)), lowest or self.space.present)
 
     def require_reachable(self, widths: WidthsOf) -> None:
         """Check that some genome meets every limit, and that the model as it is does not.
@@ -58,8 +61,8 @@ class Wanted:
         budget = self.budget(widths)
         rows = {limit.name: self._row(limit, budget.lowest) for limit in budget.limits}
         faults = [
-            f"{self.asked_name(limit)} cannot be met: it allows {told(limit.name, rows[limit.name]['asked'])}, and with every "
-            f"module gone {told(limit.name, rows[limit.name]['smallest'])} are left. Ask for more than that."
+            f"{self.asked_name(limit)} cannot be met: it allows {format_limit(limit.name, rows[limit.name]['asked'])}, and with "
+            f"every module gone {format_limit(limit.name, rows[limit.name]['smallest'])} are left. Ask for more than that."
             for limit in budget.limits
             if limit.base > limit.most
         ]
@@ -67,7 +70,7 @@ class Wanted:
             raise RequestError(*faults)
         if budget.within(budget.lowest):
             have = "; ".join(
-                f"it has {told(name, row['got'])}, and up to {told(name, row['asked'])} are asked"
+                f"it has {format_limit(name, row['got'])}, and up to {format_limit(name, row['asked'])} are asked"
                 for name, row in rows.items()
             )
             raise RequestError(f"The model holds the target as it is: {have}. Ask for a smaller one.")
@@ -75,8 +78,8 @@ class Wanted:
     def asked_name(self, limit: Limit) -> str:
         """The setting that a limit comes from, with its value."""
         name = {"latency": "speedup"}.get(limit.name, limit.name)
-        typed: dict[str, str] = dict(written(self.target))
-        return f"target.{name} {typed[name]}" if name in typed else f"target.level {self.target.level:g}"
+        typed: dict[str, str] = dict(written(self.asked))
+        return f"target.{name} {typed[name]}" if name in typed else f"target.level {self.asked.level:g}"
 
     def achieved(self, genome: Genome, widths: WidthsOf) -> dict[str, dict[str, float]]:
         """{quantity: asked, got and smallest}, in parameters, bytes, seconds (predicted) and steps.
@@ -94,8 +97,10 @@ class Wanted:
         return {**seconds, "asked_speedup": dense / seconds["asked"], "predicted_speedup": dense / seconds["got"]}
 
     def _limits(self, widths: WidthsOf) -> list[Limit]:
-        found = [self._hard_limit(name, asked, widths) for name, asked in asked_quantities(self.target).items()]
-        return found + [self._level_limit(kind) for kind in self.space.kinds if self.share is not None]
+        found = [self._hard_limit(name, asked, widths) for name, asked in asked_quantities(self.asked).items()]
+        if self.share is not None:
+            found += level_limits(self.space, self.space.targets(self.share))
+        return found
 
     def _hard_limit(self, name: Unit, asked: Quantity, widths: WidthsOf) -> Limit:
         if name == "speedup":
@@ -103,7 +108,7 @@ class Wanted:
         count = self._parameters if name == "parameters" else self._bytes
         outside = self.shape.parameters - self.shape.layer_parameters
         base = outside * self.value_bytes if name == "memory" else outside
-        if name == "parameters" and self.target.parameters_of == "layers":
+        if name == "parameters" and self.asked.parameters_of == "layers":
             base = 0
         costs = self._costs(widths, count)
         dense = base + sum(map(count, self.shape.layers))
@@ -116,15 +121,6 @@ class Wanted:
         costs = self._costs(widths, lambda w: round(times.module_seconds(w) * PICOSECONDS))
         return Limit("latency", int(times.dense / speedup * PICOSECONDS), round(times.base * PICOSECONDS), costs)
 
-    def _level_limit(self, kind: Kind) -> Limit:
-        """Steps of a kind that are left, at most those of the share."""
-        members, ladders = self.space.members(kind), self.space.ladders
-        most = sum(ladders[i].top for i in members) - self.space.targets(self.share or 0)[kind]
-        costs = tuple(
-            tuple((ladder.top - level) * (ladder.kind == kind) for level in range(ladder.top + 1)) for ladder in ladders
-        )
-        return Limit(f"{kind} steps", most, 0, costs)
-
     def _costs(self, widths: WidthsOf, count: Callable[[LayerWidths], int]) -> tuple[tuple[int, ...], ...]:
         return tuple(
             tuple(count(widths(ladder, level)) for level in range(ladder.top + 1)) for ladder in self.space.ladders
@@ -136,21 +132,14 @@ class Wanted:
 
     def _bytes(self, widths: LayerWidths) -> int:
         """Weights, and keys and values of every token of every sequence."""
-        cached = 2 * widths.kv_heads * self.shape.head_dim * self.target.batch * self.target.context
+        cached = 2 * widths.kv_heads * self.shape.head_dim * self.asked.batch * self.asked.context
         return (self._parameters(widths) + cached) * self.value_bytes
 
 
-def wanted_from(
-    config: RunConfig,
-    shape: ModelShape,
-    space: Space,
-    value_bytes: int,
-    device: torch.device,
-    dtype: torch.dtype,
-    *,
-    always: bool = False,
-) -> Wanted | None:
-    """What a run asks for; None where it is a level alone.
+def target_of(
+    config: RunConfig, shape: ModelShape, space: Space, value_bytes: int, device: torch.device, dtype: torch.dtype
+) -> Target:
+    """What a run asks for.
 
     Args:
         config: of the run.
@@ -159,15 +148,12 @@ def wanted_from(
         value_bytes: of a stored weight.
         device: that the run computes on.
         dtype: arithmetic of the run.
-        always: make limits of a level alone, too.
 
     Raises:
         RequestError: the latency table does not fit the run.
     """
-    if not is_hard(config.target) and not always:
-        return None
     times = times_for(config.target, shape, device, dtype)
-    return Wanted(config.target, share_of(config), shape, space, value_bytes, times)
+    return Target(config.target, share_of(config), shape, space, value_bytes, times)
 
 
 def share_of(config: RunConfig) -> float | None:
@@ -175,12 +161,7 @@ def share_of(config: RunConfig) -> float | None:
     return None if config.target.level is None else config.target.level / config.database.levels
 
 
-def lowest_level(ladder: Ladder) -> int:
-    """The level at which a module stands now."""
-    return ladder.present
-
-
-def told(name: str, value: float) -> str:
+def format_limit(name: str, value: float) -> str:
     """A limit's value in words; latencies in seconds."""
     if name == "latency":
         return f"{1e3 * value:,.2f} ms"

@@ -1,0 +1,111 @@
+"""The search: a start, and generations of candidates that are trained, scored and selected (arXiv 2502.07780, Algorithm 1)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from darwinlm.assemble import Assembler
+from darwinlm.config import SearchConfig
+from darwinlm.genome import Genome, Space
+from darwinlm.models.blocks import BlockStream
+from darwinlm.runtime import ranks
+from darwinlm.runtime.progress import log, progress
+from darwinlm.search.evolution import Evolution, Step, changes, finished
+from darwinlm.search.fitness import Teacher
+from darwinlm.search.record import SearchRecord, SearchState
+from darwinlm.search.start import ModelMeasures, StartRecord, linearized_start
+from darwinlm.target.budget import Budget
+
+Check = Callable[[Genome], dict[str, float]]
+"""Scores of a genome on held-out text, for the history alone: nothing is chosen by them."""
+Fitness = Callable[[Step], Tensor]
+"""(candidates, sequences) parts of the KL of a selection step, as `Evolution.tell` takes them; the lower the better."""
+
+
+@dataclass(frozen=True)
+class Pools:
+    """What a search reads."""
+
+    train: Tensor
+    """(blocks, T) ids that candidates are trained on, and costs linearized on."""
+    teacher: Teacher
+    """The dense model on the blocks that candidates are scored on."""
+    stream: BlockStream
+    """The dense model, block by block."""
+
+
+def search(
+    start: Callable[[], Genome],
+    space: Space,
+    budget: Budget,
+    fitness: Fitness,
+    config: SearchConfig,
+    seed: int,
+    record: SearchRecord,
+    check: Check | None = None,
+) -> SearchState:
+    """Run the search to its last generation, from where it stopped or from the start.
+
+    Args:
+        start: gives the first parent.
+        space: the modules.
+        budget: that every genome keeps.
+        fitness: builds, trains and scores candidates.
+        config: generations, offspring and selection steps.
+        seed: of the mutations.
+        record: where every generation is saved.
+        check: of parents, every `search.check_every` generations.
+
+    Returns:
+        The last state; its parent is the result.
+    """
+    state = record.load()
+    if state is None:
+        state = SearchState(0, ranks.told_by_first(start()), math.inf, 0.0)
+        record.save(state)
+    if finished(state, config):
+        return state
+    evolution = Evolution(state, config, budget, seed)
+    with progress("Search", config.generations, done=state.generation) as advance:
+        for step in evolution:
+            scores = fitness(step)  # stitched, trained and scored; the ranks share the candidates out
+            evolution.tell(step, scores)  # the first rank decides
+            if step.last:
+                state = evolution.state
+                line = evolution.line | {"changes": changes(space, step.parent, state.parent)}
+                if check and config.check_every and state.generation % config.check_every == 0 and ranks.is_first():
+                    line["held_out"] = check(state.parent)
+                record.save(state, line)
+                advance(f"KL {state.kl:.4f}")
+    log.info("Search: %d generations, KL %.4f on the tokens of the last selection.", state.generation, state.kl)
+    return state
+
+
+def first_parent(
+    uniform: Genome,
+    budget: Budget,
+    assembler: Assembler,
+    pools: Pools,
+    config: SearchConfig,
+    seed: int,
+    record: SearchRecord,
+    check: Check | None = None,
+) -> Genome:
+    """Where a search begins, as `search.start` says; arguments as of `search`.
+
+    Args:
+        uniform: the same share of every module gone.
+        assembler: builds candidates.
+        pools: the text.
+    """
+    genome, checked = uniform, check if config.check_every else None
+    begun = StartRecord(record.folder / "start.json", assembler.space, record.identity, checked)
+    if config.start == "linearized":
+        measures = ModelMeasures(assembler, pools.stream, pools.train, pools.teacher, config, seed, pools.stream.dtype)
+        genome = linearized_start(uniform, assembler.space.present, budget, measures, config.start_rounds, begun)
+    begun.end(config.start, genome)
+    return genome
