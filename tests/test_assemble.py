@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import pico
 from darwinlm.assemble import Assembler
 from darwinlm.cost import nominal_widths
 from darwinlm.database.store import Database
+from darwinlm.errors import DamagedFileError
 from darwinlm.genome import Genome
 from darwinlm.losses import next_token_loss
 from darwinlm.models.source import ModelSource
@@ -172,6 +175,45 @@ def test_a_model_owns_its_weights(keep_dense: bool, source, database) -> None:
             parameter.zero_()
     for name, parameter in assembler.model(genome, pico.CPU).named_parameters():
         assert torch.equal(parameter, before[name])
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="reads Linux's table of mapped files")
+def test_dense_weights_are_the_file_itself(source, database) -> None:
+    """So all ranks of a machine share them; what a model trains is its own."""
+    dense = source("qwen3")
+    assembler = Assembler(dense, database("qwen3", "kv_group"), keep_dense=True)
+    mapped = [
+        [int(end, 16) for end in line.split()[0].split("-")]
+        for line in Path("/proc/self/maps").read_text().splitlines()
+        if line.endswith("model.safetensors")
+    ]
+
+    def lies_in_the_file(tensor: Tensor) -> bool:
+        return any(start <= tensor.data_ptr() < end for start, end in mapped)
+
+    tensors = dict(assembler.tensors((0,) * len(assembler.space.ladders)))
+    assert all(map(lies_in_the_file, tensors.values()))
+    assert not any(map(lies_in_the_file, assembler.model((0,) * len(assembler.space.ladders), pico.CPU).parameters()))
+
+
+@pytest.mark.parametrize("change", ["replaced", "written to", "gone"])
+def test_a_checkpoint_that_changes_under_its_readers_is_refused(change: str, tmp_path: Path, source, database) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(source("qwen3").folder, folder)
+    assembler = Assembler(ModelSource(str(folder)), database("qwen3", "kv_group"), keep_dense=True)
+    genome = pico.random_genome(assembler.database, 0)
+    assembler.model(genome, pico.CPU)
+    (file,) = folder.glob("*.safetensors")
+    data = file.read_bytes()
+    if change == "written to":
+        file.write_bytes(data)
+        os.utime(file, (1, 1))
+    else:
+        file.rename(tmp_path / "old")
+    if change == "replaced":
+        file.write_bytes(data)
+    with pytest.raises(DamagedFileError, match=r"changed while it was in use|is missing"):
+        assembler.model(genome, pico.CPU)
 
 
 @pytest.mark.parametrize("family", ["llama_tied", "llama_bias", "qwen3"])

@@ -25,12 +25,14 @@ from darwinlm.runtime.files import read_tensors
 SETTINGS = {**pico.RUN, "search": {**pico.RUN["search"], "check_every": 3, "confidence": 0.5}}
 
 
-def torchrun(*arguments: object, program: tuple[object, ...] = ("-m", "darwinlm")) -> subprocess.CompletedProcess[str]:
-    """`darwinlm`, or another program, on two ranks of this machine."""
+def torchrun(
+    *arguments: object, program: tuple[object, ...] = ("-m", "darwinlm"), world: int = 2
+) -> subprocess.CompletedProcess[str]:
+    """`darwinlm`, or another program, on ranks of this machine."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}"]
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={world}", f"--master-port={port}"]
     command += map(str, (*program, *arguments))
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
@@ -47,13 +49,19 @@ def one_rank(checkpoint, tmp_path_factory) -> tuple[Path, list[str]]:
     return folder / "run", [*model, "--data", str(folder / "text.txt"), "--config", str(folder / "settings.yaml")]
 
 
-def test_two_ranks_build_the_same_database(one_rank, tmp_path):
+@pytest.mark.parametrize(("world", "hessian"), [(2, None), (3, 2)], ids=["two ranks", "more ranks than blocks"])
+def test_ranks_build_the_same_database(one_rank, tmp_path, world: int, hessian: int | None):
     """Hessians are summed in another order, so weights agree to 1e-4 of their norm; what is selected is equal."""
     run, (_, model, *asked) = one_rank
-    done = torchrun("database", model, *asked, "--output", tmp_path / "run")
+    if hessian:
+        asked += ["--blocks.hessian", str(hessian)]
+        blocks = {**SETTINGS["blocks"], "hessian": hessian}
+        run, data = tmp_path / "one", asked[asked.index("--data") + 1]
+        darwinlm.build_database(model, data=data, output=str(run), **{**SETTINGS, "blocks": blocks})
+    done = torchrun("database", model, *asked, "--output", tmp_path / "run", world=world)
     assert done.returncode == 0, done.stderr
     one, two = Database.open(run / "database"), Database.open(tmp_path / "run/database")
-    assert two.damaged() == []
+    assert two.damaged(thorough=True) == []
     assert list(one.modules) == list(two.modules)
     for ladder in one.ladders():
         for level in range(1, ladder.top):

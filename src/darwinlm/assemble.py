@@ -18,6 +18,7 @@ from darwinlm.database.store import Database
 from darwinlm.genome import Genome, Space
 from darwinlm.models.attention import AttentionLayout, heads_of_columns, lay_out
 from darwinlm.models.heterogeneous import build_empty, fill, heterogeneous_config, modeling, one_layer
+from darwinlm.models.mapped import MappedTensors
 from darwinlm.models.shape import LayerWidths, ModelShape
 from darwinlm.models.shrink import shrink_attention, shrink_mlp
 from darwinlm.models.source import ModelSource
@@ -30,7 +31,7 @@ class Assembler:
     Args:
         source: the checkpoint that is pruned, never changed.
         database: its levels.
-        keep_dense: hold the dense weights in memory (a search builds many models), else read them when needed.
+        keep_dense: keep the checkpoint's files mapped (a search builds many models), else read them when needed.
         cache_bytes: memory for shrunk modules that were made before: the models of a search differ in few of them.
     """
 
@@ -39,7 +40,7 @@ class Assembler:
     ) -> None:
         self.source, self.database = source, database
         self.space = Space(tuple(database.ladders()))
-        self._dense = source.tensors(source.files) if keep_dense else None
+        self._dense = MappedTensors(source.files) if keep_dense else None
         self._modules: ByteCache[dict[str, Tensor]] = ByteCache(cache_bytes, _bytes_of)
         self._layouts: dict[tuple[str, int], AttentionLayout] = {}
 
@@ -153,7 +154,7 @@ class Assembler:
     def _dense_module(self, name: str) -> dict[str, Tensor]:
         if self._dense is None:
             return self.source.module(f"{name}.")
-        return {key.removeprefix(f"{name}."): t for key, t in self._dense.items() if key.startswith(f"{name}.")}
+        return {key.removeprefix(f"{name}."): self._dense[key] for key in self._dense if key.startswith(f"{name}.")}
 
     def _tensor(self, name: str) -> Tensor:
         return self._dense[name] if self._dense is not None else self.source.tensors([name])[name]

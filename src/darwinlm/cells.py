@@ -202,7 +202,7 @@ def _magnitude_database(run: Run) -> Database:
     folder, identity = _magnitude_folder(run), {**run.database_identity, "rule": "magnitude"}
     database = Database.open(folder) if (folder / MANIFEST).exists() else Database(folder, identity)
     require_same(database.identity, identity, folder, "a database", _OTHER)
-    for name in database.damaged():
+    for name in database.damaged(thorough=True):
         del database.modules[name]
     build_magnitude_database(database, run.ladders, run.stream)
     return database

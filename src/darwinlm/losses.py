@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, log_softmax
 from torch.utils.checkpoint import checkpoint
 
-CHUNK_VALUES = 1 << 24
-"""Logits that exist at a time: 64 MiB in float32."""
+CHUNK_VALUES = 1 << 26
+"""Logits that exist at a time: 256 MiB in float32. Each chunk adds a gradient of the whole head, so few are better."""
 CACHED_VALUES = 1 << 22
 """The same on a CPU, where what is read again should still be in its cache."""
 

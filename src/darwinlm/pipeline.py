@@ -45,7 +45,7 @@ def database_stage(run: Run, *, rebuild: bool = False) -> Database:
     folder = run.directory.database
     exists = (folder / MANIFEST).exists()
     database = Database.open(folder) if exists else Database(folder, run.database_identity)
-    if damaged := ranks.told_by_first(database.damaged() if ranks.is_first() else []):
+    if damaged := ranks.told_by_first(database.damaged(thorough=rebuild) if ranks.is_first() else []):
         if not rebuild:
             raise damaged_files(database, damaged)
         for name in damaged:
@@ -170,7 +170,7 @@ def check_database(config: RunConfig, *, draw: bool = False) -> tuple[Database, 
     if not config.output or not (folder / MANIFEST).exists():
         raise RequestError(f"'{config.output}' holds no database. Give the run directory with --output.")
     database = Database.open(folder)
-    if damaged := database.damaged():
+    if damaged := database.damaged(thorough=True):
         raise damaged_files(database, damaged)
     if not draw:
         return database, None

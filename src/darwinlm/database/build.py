@@ -1,16 +1,19 @@
 """Build the level database: blocks stream through the device, each is calibrated, pruned and written.
 
 Levels of all modules come from the activations of the model as it is, so they can be mixed freely (arXiv 2502.07780, 3.2).
-Under torchrun the ranks share out the calibration sequences, add up their Hessians, and share out the modules of each
-block; every rank writes the files of its own modules.
+Under torchrun the ranks share out the calibration sequences; each Hessian is added up where its module is pruned. As many
+blocks as there are ranks make a round, in which every rank prunes an attention and an MLP and writes their files.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import NamedTuple
+
 from torch import Tensor, nn
 
 from darwinlm.config import DatabaseConfig
-from darwinlm.database.hessians import block_hessians, damp, drop_dead_columns, output_weight
+from darwinlm.database.hessians import block_hessians, damp, drop_dead_columns, output_matrix
 from darwinlm.database.levels import Kind, Ladder
 from darwinlm.database.obs import prune_groups
 from darwinlm.database.store import Database, ModuleRecord
@@ -32,7 +35,7 @@ def build_database(
     """Complete a database, module by module; those that it already has are not made again.
 
     Args:
-        database: empty or begun; the modules of every finished block are on disk at once.
+        database: empty or begun; the modules of every finished round are on disk at once.
         ladders: the modules wanted.
         stream: the model that is pruned.
         tokens: (S, T) calibration blocks, the same on all ranks.
@@ -48,41 +51,54 @@ def build_database(
     _warn_of_few_tokens(missing, tokens.numel(), config.rel_damp)
     last = max(ladder.layer for ladder in missing)
     hidden = stream.embed(tokens[ranks.rank() :: ranks.world_size()], placement)
+    own: list[_Waiting] = []
     with progress("Database", total=last + 1) as advance:
         for layer, block in enumerate(stream.blocks(last + 1)):
             wanted = [ladder for ladder in missing if ladder.layer == layer]
-            records = _prune_block(database, wanted, stream, block, hidden, tokens.numel(), config)
-            database.admit(records, save=bool(records) and ranks.is_first())
+            own += _calibrated(wanted, stream, block, hidden, tokens.numel(), config)
+            if (layer + 1) % ranks.world_size() == 0 or layer == last:
+                records = [_write_module(database, waiting, config, stream) for waiting in _taken(own)]
+                everyone = [record for share in ranks.gathered(records) for record in share]
+                database.admit(everyone, save=bool(everyone) and ranks.is_first())
             advance(f"layer {layer}")
     ranks.barrier()
 
 
-def _prune_block(
-    database: Database,
-    wanted: list[Ladder],
-    stream: BlockStream,
-    block: nn.Module,
-    hidden: Tensor,
-    tokens: int,
-    config: DatabaseConfig,
-) -> list[ModuleRecord]:
-    """Run a block, leave its outputs in `hidden`, and write the levels of its wanted modules."""
+class _Waiting(NamedTuple):
+    """A module of this rank that is to be pruned; without columns it was gone before, and has no tensors."""
+
+    ladder: Ladder
+    weight: Tensor | None = None
+    hessian: Tensor | None = None
+
+
+def _taken(own: list[_Waiting]) -> Iterator[_Waiting]:
+    """Each once, and let go of."""
+    while own:
+        yield own.pop(0)
+
+
+def _calibrated(
+    wanted: list[Ladder], stream: BlockStream, block: nn.Module, hidden: Tensor, tokens: int, config: DatabaseConfig
+) -> Iterator[_Waiting]:
+    """Run a block, leave its outputs in `hidden`, and give those of its wanted modules that this rank prunes."""
     here: list[Kind] = [ladder.kind for ladder in wanted if ladder.columns]
     hessians = block_hessians(stream, block, hidden, here, tokens, config.batch_sequences)
-    own = []
-    for ladder in ranks.mine(wanted):
-        if not ladder.columns:  # it was gone before
-            own.append(database.write(ladder, (), stream.source.dtype, damping=0.0, dead_columns=0))
-            continue
-        weight = output_weight(block, ladder.kind)
-        own.append(_write_module(database, ladder, weight, hessians.pop(ladder.kind), config, stream))
-    return ranks.in_turn(ranks.gathered(own))
+    for ladder in wanted:
+        owner = (ladder.layer + (ladder.kind == "mlp")) % ranks.world_size()
+        if ladder.columns:
+            hessian = ranks.summed_at(hessians.pop(ladder.kind), owner)
+            if hessian is not None:
+                yield _Waiting(ladder, output_matrix(block, ladder.kind).weight.detach(), hessian)
+        elif owner == ranks.rank():
+            yield _Waiting(ladder)
 
 
-def _write_module(
-    database: Database, ladder: Ladder, weight: Tensor, hessian: Tensor, config: DatabaseConfig, stream: BlockStream
-) -> ModuleRecord:
-    weight, dead = drop_dead_columns(weight, hessian)
+def _write_module(database: Database, waiting: _Waiting, config: DatabaseConfig, stream: BlockStream) -> ModuleRecord:
+    ladder, weight, hessian = waiting
+    if weight is None or hessian is None:
+        return database.write(ladder, (), stream.source.dtype, damping=0.0, dead_columns=0)
+    weight, dead = drop_dead_columns(weight.float(), hessian)
     damping = damp(hessian, config.rel_damp, ladder.name)
     levels = prune_groups(
         weight, hessian, group_size=ladder.group_size, counts=ladder.open_counts, rounds=ladder.rounds

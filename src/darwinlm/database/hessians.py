@@ -12,7 +12,6 @@ from darwinlm.database.columns import mirror, update_lower
 from darwinlm.database.levels import MODULE_OF_KIND, OUTPUT_OF_KIND, Kind
 from darwinlm.errors import CalibrationError
 from darwinlm.models.blocks import BlockStream
-from darwinlm.runtime import ranks
 from darwinlm.runtime.progress import log
 
 
@@ -30,7 +29,7 @@ def block_hessians(
         batch: sequences in a forward pass.
 
     Returns:
-        float32 (C, C) per kind, undamped, summed over the ranks.
+        float32 (C, C) per kind, undamped, of the tokens of this rank.
     """
     hessians: dict[Kind, Tensor] = {}
     hooks = []
@@ -45,7 +44,6 @@ def block_hessians(
             hook.remove()
     for hessian in hessians.values():
         mirror(hessian)
-        ranks.sum_over_ranks(hessian)
     return hessians
 
 

@@ -56,6 +56,8 @@ class Database:
         self.identity = identity
         self.modules: dict[str, ModuleRecord] = {}
         self._orders: dict[str, Tensor] = {}
+        self._seen: dict[str, tuple[int, int, int]] = {}
+        """Of the modules whose bytes were found right in this process, what their files were then."""
 
     @classmethod
     def open(cls, folder: Path) -> Database:
@@ -118,13 +120,18 @@ class Database:
         modules = [dataclasses.asdict(self.modules[name]) for name in sorted(self.modules, key=_by_layer)]
         write_json(self.folder / MANIFEST, {"format": FORMAT, "identity": self.identity, "modules": modules})
 
-    def damaged(self) -> list[str]:
-        """Names of the modules whose file is missing, cut short or altered."""
-        return [name for name, record in self.modules.items() if not self._is_whole(record)]
+    def damaged(self, *, thorough: bool = False) -> list[str]:
+        """Names of the modules whose file is missing or has another size.
 
-    def _is_whole(self, record: ModuleRecord) -> bool:
+        Args:
+            thorough: read every file whole and find what is altered, too. Otherwise that is found when a module is used.
+        """
+        return [name for name, record in self.modules.items() if not self._is_whole(record, thorough)]
+
+    def _is_whole(self, record: ModuleRecord, thorough: bool) -> bool:
         path = self.folder / record.file
-        return path.is_file() and path.stat().st_size == record.bytes and sha256_of_file(path) == record.sha256
+        sized = path.is_file() and path.stat().st_size == record.bytes
+        return sized and (not thorough or sha256_of_file(path) == record.sha256)
 
     def ladders(self) -> list[Ladder]:
         """The ladders in the order of the model."""
@@ -147,12 +154,22 @@ class Database:
     def _read(self, name: str, tensor: str) -> Tensor:
         path = self.folder / self.modules[name].file
         try:
+            self._require_right(name, path)
             with safe_open(path, framework="pt") as file:
                 return file.get_tensor(tensor).clone()
         except (OSError, SafetensorError) as fault:
             raise DamagedFileError(
                 f"'{path}' is missing or damaged: {fault}. Run `darwinlm database` with --rebuild."
             ) from fault
+
+    def _require_right(self, name: str, path: Path) -> None:
+        """Read a module's file whole before it is used for the first time, and again where it was changed since."""
+        found = path.stat()
+        stamp = (found.st_ino, found.st_size, found.st_mtime_ns)
+        if self._seen.get(name) != stamp:
+            if sha256_of_file(path) != self.modules[name].sha256:
+                raise OSError("its bytes are not those that were written")
+            self._seen[name] = stamp
 
 
 def damaged_files(database: Database, modules: list[str]) -> DamagedFileError:

@@ -62,7 +62,7 @@ class BlockStream:
     def forward(self, block: nn.Module, hidden: Tensor, batch: int) -> None:
         """Replace `hidden` (S, T, H) by the block's outputs, `batch` sequences at a time."""
         freely = hidden.is_pinned()  # copies then run beside the host, in the order of the device's stream
-        for part in hidden.split(batch):
+        for part in hidden.split(batch) if len(hidden) else ():  # a rank may have no sequence
             inputs = part.to(self.device, non_blocking=freely)
             part.copy_(block(inputs_embeds=inputs, use_cache=False).last_hidden_state, non_blocking=freely)
 

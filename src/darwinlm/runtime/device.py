@@ -77,6 +77,6 @@ def peak_memory_bytes(device: torch.device) -> int:
     except ImportError:  # Windows
         import psutil
 
-        return psutil.Process().memory_info().peak_wset
+        return getattr(psutil.Process().memory_info(), "peak_wset")  # noqa: B009  not in other systems' type
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -48,6 +48,7 @@ class Placement:
         """
         size = math.prod(shape) * dtype.itemsize
         where = self._choose(size) if self.where == "auto" else self.where
+        where = where if size else "host"
         if where == "device":
             return torch.empty(*shape, dtype=dtype, device=self.device)
         if where == "host":

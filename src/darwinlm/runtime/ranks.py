@@ -112,6 +112,13 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def summed_at(tensor: Tensor, owner: int) -> Tensor | None:
+    """The sum of a tensor over all ranks, in its memory, for one of them; None on the others, where it is spoilt."""
+    if dist.is_initialized():
+        dist.reduce(tensor, dst=owner)
+    return tensor if rank() == owner else None
+
+
 def gathered(value: T) -> list[T]:
     """The value of every rank, in their order, on every rank."""
     if not dist.is_initialized():

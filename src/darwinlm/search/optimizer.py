@@ -65,7 +65,8 @@ class CompensatedAdamW:
                 optimizer.step(parameter)
 
         for parameter in parameters:
-            self.state[parameter] = _State(*(torch.zeros_like(parameter, requires_grad=False) for _ in range(3)))
+            rest, first, second = (torch.zeros_like(parameter) for _ in range(3))
+            self.state[parameter] = _State(rest, first, second)
             parameter.register_post_accumulate_grad_hook(hook)
 
     @torch.no_grad()
