@@ -37,7 +37,7 @@ _TEMPLATE = """---
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained("PATH", trust_remote_code=True)
-tokenizer = AutoTokenizer.from_pretrained("PATH", trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained("PATH")
 ```
 Layers differ in width, which stock modeling code does not know yet; `modeling_darwinlm.py` beside the weights is all
 that is needed besides transformers >= 5.14. It is short: read it before you trust it.

@@ -177,7 +177,8 @@ def _wrong_layers(layers: Any, values: Mapping[str, Any]) -> Iterator[str]:
     if type(count) is not int:
         yield "it has a per_layer_config, but no num_hidden_layers"
         return
-    if strange := [key for key in layers if not (key.isdecimal() and str(int(key)) == key and int(key) < count)]:
+    digits = len(str(count))  # transformers fills the numbers up to one length
+    if strange := [key for key in layers if not (key.isdecimal() and len(key) <= digits and int(key) < count)]:
         yield f"per_layer_config has a layer '{strange[0]:.40}', but the model has layers 0 to {count - 1}"
     for key, layer in layers.items():
         if strange := [name for name in layer if name not in (*_LAYER_WIDTHS, "skip")]:

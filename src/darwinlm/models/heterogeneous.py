@@ -12,19 +12,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from darwinlm import __version__
 from darwinlm.models.family import Family
 from darwinlm.models.shape import PADDING, LayerWidths
 
 MODELING_FILE = Path(__file__).parent / "modeling_darwinlm.py"
 _FAMILY_LINE = 'MODEL_TYPE, PREFIX = "llama", "Llama"'
+_VERSION_LINE = 'WRITTEN_BY = "DarwinLM"'
 
 
 def modeling_source(family: Family) -> str:
     """The text of the modeling file for one family."""
     source = MODELING_FILE.read_text(encoding="utf-8")
-    if source.count(_FAMILY_LINE) != 1:
-        raise RuntimeError(f"{MODELING_FILE} must hold its family line exactly once")
-    return source.replace(_FAMILY_LINE, f'MODEL_TYPE, PREFIX = "{family.model_type}", "{family.prefix}"')
+    for line, written in (
+        (_FAMILY_LINE, f'MODEL_TYPE, PREFIX = "{family.model_type}", "{family.prefix}"'),
+        (_VERSION_LINE, f'WRITTEN_BY = "DarwinLM {__version__}"'),
+    ):
+        if source.count(line) != 1:
+            raise RuntimeError(f"{MODELING_FILE} must hold this line exactly once: {line}")
+        source = source.replace(line, written)
+    return source
 
 
 @functools.cache
@@ -48,7 +55,7 @@ def heterogeneous_config(family: Family, dense_config: Any, widths: Sequence[Lay
     values["head_dim"] = (
         getattr(dense_config, "head_dim", None) or dense_config.hidden_size // dense_config.num_attention_heads
     )
-    values["per_layer_config"] = {str(i): _overrides(layer) for i, layer in enumerate(widths)}
+    values["per_layer_config"] = {str(i): _overrides(layer, values) for i, layer in enumerate(widths)}
     if any(layer.padding for layer in widths):
         values[PADDING] = [layer.padding for layer in widths]
     config = modeling(family).DarwinLMConfig(**values)
@@ -87,14 +94,16 @@ def final_norm(family: Family, dense_config: Any, weight: Tensor) -> nn.Module:
     return norm.eval()
 
 
-def _overrides(widths: LayerWidths) -> dict[str, Any]:
-    """One layer's entry of `per_layer_config`. Skipped modules still override a width, so that stock code, which
-    does not know `skip`, refuses the checkpoint instead of filling the layer with random weights."""
+def _overrides(widths: LayerWidths, whole: dict[str, Any]) -> dict[str, Any]:
+    """One layer's entry of `per_layer_config`. Skipped modules still override a width, with one that is not the whole
+    model's, so that stock code, which does not know `skip`, refuses the checkpoint instead of filling the layer with
+    random weights. It is not the head count: Llama's stock configuration reads that one, which tokenizers need."""
     skip = [name for name, width in (("attention", widths.heads), ("mlp", widths.intermediate)) if width == 0]
+    heads = whole["num_attention_heads"]
     values: dict[str, Any] = {
-        "num_attention_heads": widths.heads or 1,
-        "num_key_value_heads": widths.kv_heads or 1,
-        "intermediate_size": widths.intermediate or 1,
+        "num_attention_heads": widths.heads or max(heads, 2),
+        "num_key_value_heads": widths.kv_heads or (1 if whole["num_key_value_heads"] > 1 else max(heads, 2)),
+        "intermediate_size": widths.intermediate or (1 if whole["intermediate_size"] > 1 else 2),
     }
     return {**values, "skip": skip} if skip else values
 

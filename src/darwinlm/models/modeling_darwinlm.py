@@ -7,11 +7,17 @@ This file ships inside every checkpoint and needs transformers (>= 5.14) alone. 
 import importlib
 
 import torch
-from huggingface_hub.dataclasses import strict
+import transformers
 from torch import nn
 from transformers import PreTrainedModel
 
+if tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 14):
+    raise ImportError(f"This checkpoint needs transformers >= 5.14, but {transformers.__version__} is installed.")
+
+from huggingface_hub.dataclasses import strict  # noqa: E402  (an old one has none)
+
 MODEL_TYPE, PREFIX = "llama", "Llama"  # written for each checkpoint; nothing else in this file depends on the family
+WRITTEN_BY = "DarwinLM"
 
 _configuration = importlib.import_module(f"transformers.models.{MODEL_TYPE}.configuration_{MODEL_TYPE}")
 _modeling = importlib.import_module(f"transformers.models.{MODEL_TYPE}.modeling_{MODEL_TYPE}")
@@ -19,6 +25,15 @@ _Config = getattr(_configuration, f"{PREFIX}Config")
 _Layer, _Norm, _Rotary, _Model, _CausalLM = (
     getattr(_modeling, PREFIX + name) for name in ("DecoderLayer", "RMSNorm", "RotaryEmbedding", "Model", "ForCausalLM")
 )
+_FLAG = "allow_global_per_layer_attribute_access"
+
+
+_MODULE_OF = {"num_attention_heads": "attention", "num_key_value_heads": "attention", "intermediate_size": "mlp"}
+
+
+def _is_narrower(layer, whole):
+    kept = (name for name, module in _MODULE_OF.items() if module not in layer.get("skip", ()))
+    return any(layer.get(name, whole[name]) != whole[name] for name in kept)
 
 
 @strict
@@ -27,6 +42,19 @@ class DarwinLMConfig(_Config):
 
     def validate_architecture(self):
         """The stock check reads one global head count, which does not exist here."""
+
+    def __post_init__(self, **kwargs):
+        kwargs.pop(_FLAG, None)  # for stock code alone: here every width is read from its layer
+        super().__post_init__(**kwargs)
+
+    def to_dict(self):
+        """With leave for stock code to read this configuration, as for a tokenizer, where it cannot load the weights:
+        a module that is narrower than the whole model's does not fit. If all are whole or gone, it would fit."""
+        values = super().to_dict()
+        values.pop(_FLAG, None)
+        if any(_is_narrower(layer, values) for layer in (values.get("per_layer_config") or {}).values()):
+            values[_FLAG] = True
+        return values
 
 
 class AbsentNorm(nn.Module):
