@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 if tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 14):
     raise ImportError(f"This checkpoint needs transformers >= 5.14, but {transformers.__version__} is installed.")
 
-from huggingface_hub.dataclasses import strict  # noqa: E402  (an old one has none)
+from huggingface_hub.dataclasses import strict
 
 MODEL_TYPE, PREFIX = "llama", "Llama"  # written for each checkpoint; nothing else in this file depends on the family
 WRITTEN_BY = "DarwinLM"
