@@ -73,7 +73,7 @@ KILLERS = {
     "database": ("darwinlm.database.store", "write_tensors", 3),
     "manifest": ("darwinlm.database.store", "write_json", 2),
     "history": ("darwinlm.search.record", "write_json", 3),
-    "refit": ("darwinlm.refit", "write_tensors", 2),
+    "refit": ("darwinlm.refit.store", "write_tensors", 2),
     "trial": ("darwinlm.search.selection", "kls_to_teacher", 11),
     "export": ("darwinlm.export.huggingface", "copy_words", 1),
     "summary": ("darwinlm.results", "peak_memory_bytes", 1),

@@ -12,7 +12,9 @@ import darwinlm
 import pico
 from darwinlm.assemble import Assembler
 from darwinlm.errors import CalibrationError, RequestError
-from darwinlm.refit import CHECKED, Moments, Refits, best_matrix, refit_blocks, refit_matrix
+from darwinlm.refit.blocks import CHECKED, refit_blocks
+from darwinlm.refit.least_squares import Moments, best_matrix, choose_again, refit_matrix
+from darwinlm.refit.store import Refits
 from darwinlm.runtime.files import read_tensors
 
 
@@ -68,6 +70,24 @@ def test_a_matrix_that_no_refit_improves_stays():
     assert torch.equal(new, weight.bfloat16())
 
 
+def test_columns_chosen_again_are_those_of_the_corrected_problem():
+    """Every rival choice of one column less has a larger ridge error against what the module should give."""
+    weight, x, e = random_problem(columns=6, seed=3)
+    damping, wide = 1e-3, moments(weight, x, e)
+    kept, matrix = choose_again(weight, wide, 5, damping, torch.float64)
+    a = damping * x.double().square().sum(0).mean()
+    system = torch.cat([x.double(), a.sqrt() * torch.eye(6, dtype=torch.float64)])
+    goal = system @ refit_matrix(weight, wide, damping).T
+    rivals = {}
+    for gone in range(6):
+        left = [column for column in range(6) if column != gone]
+        solution = torch.linalg.lstsq(system[:, left], goal).solution
+        rivals[gone] = (goal - system[:, left] @ solution).square().sum().item(), solution.T
+    best = min(rivals, key=lambda gone: rivals[gone][0])
+    assert kept.tolist() == [column for column in range(6) if column != best]
+    assert torch.allclose(matrix, rivals[best][1], atol=1e-5)
+
+
 def test_activations_that_overflow_are_named():
     weight, x, e = random_problem()
     with pytest.raises(CalibrationError, match="NaN or Inf"):
@@ -77,7 +97,8 @@ def test_activations_that_overflow_are_named():
 def refitted(folder, source, database, genome, tokens) -> Refits:
     refits = Refits(folder, {"genome": list(genome)})
     block = functools.partial(Assembler(source, database).block, genome, device=pico.CPU, dtype=torch.float32)
-    refit_blocks(refits, pico.stream(source), block, tokens, batch=3)
+    columns = [database.kept(l.name, level) for l, level in zip(database.ladders(), genome) if l.kind == "mlp"]
+    refit_blocks(refits, pico.stream(source), block, columns.__getitem__, tokens, batch=3)
     return refits
 
 
@@ -103,7 +124,9 @@ def test_the_told_error_is_that_of_the_refitted_model(family, unit, source, data
     assembler, checked = Assembler(opened, levels), tokens[CHECKED - 1 :: CHECKED]
     dense = AutoModelForCausalLM.from_pretrained(opened.folder, dtype=torch.float32)
     model, unrefitted = (assembler.model(genome, pico.CPU) for _ in range(2))
-    model.load_state_dict(dict(refits.put_into(assembler.tensors(genome))), strict=False)
+    refits.load_into(model)
+    exported = dict(refits.put_into(assembler.tensors(genome)))
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in exported.items())
     streams = []
     for one in (dense, model, unrefitted):
         seen = []
@@ -130,7 +153,8 @@ def test_a_run_without_a_refit_is_the_database_alone(checkpoint, text, tmp_path)
     darwinlm.export_checkpoint(str(run))
     after = read_tensors(run / "model/model.safetensors")[0]
     changed = {name for name in before if not torch.equal(before[name], after[name])}
-    assert changed == {name for name, one in refits.matrices.items() if one.damping is not None}
+    assert changed >= {name for name, one in refits.matrices.items() if one.damping is not None}
+    assert all("q_proj" not in name and "norm" not in name for name in changed)
     again = darwinlm.prune(output=str(run))
     assert again["before_refit"] == summary["pruned"]
 
@@ -143,3 +167,14 @@ def test_a_damaged_file_is_made_again(checkpoint, text, tmp_path):
     file.write_bytes(whole[:-1])
     darwinlm.refit_genome(str(run))
     assert file.read_bytes() == whole
+
+
+def test_a_refit_that_does_not_lower_kl_is_not_taken(checkpoint, text, tmp_path):
+    """Also where every matrix lowered its own error."""
+    run = tmp_path / "run"
+    darwinlm.prune(str(checkpoint("llama_tied")), data=str(text), output=str(run), **pico.RUN)
+    refits = darwinlm.refit_genome(str(run))
+    before, after = refits.kl
+    refits.judge(after, before)
+    summary = darwinlm.prune(output=str(run))
+    assert ("before_refit" in summary) == (before < after)

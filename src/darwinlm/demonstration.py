@@ -16,7 +16,8 @@ from darwinlm.config import RunConfig
 from darwinlm.database.store import Database
 from darwinlm.measure.quality import HeldOut
 from darwinlm.measure.timing import take_turns, timed
-from darwinlm.pipeline import database_stage, export_stage, search_stage
+from darwinlm.pipeline import database_stage, export_stage, refit_stage, search_stage
+from darwinlm.refit.store import Refits
 from darwinlm.results import evaluation_stage, report_stage
 from darwinlm.run import Run, opened
 
@@ -47,16 +48,19 @@ def run_demo(config: RunConfig) -> list[DemoRow]:
     with opened(config) as run:
         database = database_stage(run)
         genome = search_stage(run, database)
-        export_stage(run, database, genome)
-        evaluation_stage(run, database, genome)
+        refits = refit_stage(run, database, genome)
+        export_stage(run, database, genome, refits)
+        evaluation_stage(run, database, genome, refits)
         report_stage(run)
-        return _compare(run, database, genome)
+        return _compare(run, database, genome, refits)
 
 
-def _compare(run: Run, database: Database, genome: tuple[int, ...]) -> list[DemoRow]:
+def _compare(run: Run, database: Database, genome: tuple[int, ...], refits: Refits | None) -> list[DemoRow]:
     assembler = Assembler(run.source, database, keep_dense=True)
     genomes = {"dense": (0,) * len(genome), "uniform": run.uniform_genome, "DarwinLM": genome}
     models = {name: assembler.model(wanted, run.device) for name, wanted in genomes.items()}
+    if refits:
+        refits.load_into(models["DarwinLM"])
     held_out = HeldOut(run.splits.held_out, run.stream)
     speeds = tokens_per_second(list(models.values()), run.splits.held_out[:8])
     rows = []

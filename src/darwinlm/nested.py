@@ -21,7 +21,7 @@ from darwinlm.errors import RequestError
 from darwinlm.genome import Genome
 from darwinlm.measure.family_picture import draw_family
 from darwinlm.pipeline import database_stage, export_stage, refit_stage, search_stage
-from darwinlm.refit import Refits
+from darwinlm.refit.store import Refits
 from darwinlm.results import evaluation_stage
 from darwinlm.run import Run, opened
 from darwinlm.runtime import ranks

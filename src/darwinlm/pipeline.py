@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from darwinlm.assemble import Assembler
 from darwinlm.config import RunConfig
 from darwinlm.cost import database_need, plan_memory, search_need
 from darwinlm.database.build import build_database
+from darwinlm.database.levels import MODULE_OF_KIND
 from darwinlm.database.store import MANIFEST, Database, damaged_files
 from darwinlm.errors import RequestError
 from darwinlm.export.folder import discard, record_of
@@ -21,19 +23,24 @@ from darwinlm.export.huggingface import export_checkpoint
 from darwinlm.genome import Genome
 from darwinlm.measure.pictures import draw_errors
 from darwinlm.measure.quality import HeldOut
-from darwinlm.refit import Refits, refit_blocks
+from darwinlm.refit.blocks import refit_blocks
+from darwinlm.refit.store import Refits
 from darwinlm.results import card_facts, evaluation_stage, report_stage
 from darwinlm.run import Run, opened
 from darwinlm.runtime import ranks
 from darwinlm.runtime.files import sha256_of, write_json
 from darwinlm.runtime.output import pasted
 from darwinlm.runtime.placement import Placement, free_host_memory
+from darwinlm.runtime.progress import log
 from darwinlm.runtime.rundir import RunDirectory
 from darwinlm.search.evolution import finished
 from darwinlm.search.fitness import Teacher
 from darwinlm.search.loop import Pools, first_parent, search
 from darwinlm.search.record import SearchState
 from darwinlm.search.selection import TrainedFitness
+
+_JUDGED_TOKENS = 32_768
+"""Tokens of blocks.select that say whether a refit helps."""
 
 
 def database_stage(run: Run, *, rebuild: bool = False) -> Database:
@@ -126,19 +133,49 @@ def _discard_search(run: Run) -> None:
 
 
 def refit_stage(run: Run, database: Database, genome: Genome) -> Refits | None:
-    """The genome's output matrices, refitted on its own inputs as far as that is missing; None where it is not asked for."""
+    """The genome's model refitted on its own inputs; None where that is not asked for, or has no lower KL."""
+    refits = _refitted(run, database, genome)
+    if refits is None or refits.helps:
+        return refits
+    log.warning("The refit does not lower KL (%.4f -> %.4f): the model stays as the search left it.", *refits.kl)
+    return None
+
+
+def _refitted(run: Run, database: Database, genome: Genome) -> Refits | None:
+    """The refit, completed and judged; None where it is not asked for."""
     asked, blocks = run.config.refit.tokens, run.splits.hessian
     if not asked:
         return None
     tokens = blocks[: max(2, asked // blocks.shape[1])]
     made_from = {"genome": run.space.named(genome), "database": sha256_of(database.identity), "tokens": tokens.numel()}
+    made_from["choose_again"] = run.config.refit.choose_again
     refits = Refits(run.directory.refit, made_from)
     if not ranks.told_by_first(refits.finished(len(run.stream))):
         assembler = Assembler(run.source, database, keep_dense=False)
         with run.directory.timed("refit"):
             block = functools.partial(assembler.block, genome, device=run.device, dtype=run.dtype)
-            refit_blocks(refits, run.stream, block, tokens, run.config.database.batch_sequences, _placement(run))
+            kept = functools.partial(_mlp_columns, run, database, genome) if run.config.refit.choose_again else None
+            refit_blocks(refits, run.stream, block, kept, tokens, run.config.database.batch_sequences, _placement(run))
+            if ranks.is_first():
+                _judge(run, assembler, genome, refits)
+    refits.kl = ranks.told_by_first(refits.kl)
     return refits
+
+
+def _judge(run: Run, assembler: Assembler, genome: Genome, refits: Refits) -> None:
+    """Compare the whole model with and without its refit, on blocks that nothing was fitted to."""
+    blocks = run.splits.select
+    judged_on = HeldOut(blocks[: max(1, _JUDGED_TOKENS // blocks.shape[1])], run.stream)
+    model = assembler.model(genome, run.device, run.dtype)
+    before = judged_on.quality_of_model(model).kl or 0.0
+    refits.load_into(model)
+    refits.judge(before, judged_on.quality_of_model(model).kl or 0.0)
+
+
+def _mlp_columns(run: Run, database: Database, genome: Genome, layer: int) -> Tensor:
+    """Columns of a layer's MLP as it is now that the genome keeps."""
+    (level,) = (level for ladder, level in zip(run.ladders, genome) if ladder.layer == layer and ladder.kind == "mlp")
+    return database.kept(f"model.layers.{layer}.{MODULE_OF_KIND['mlp']}", level)
 
 
 def export_stage(run: Run, database: Database, genome: Genome, refits: Refits | None = None) -> None:
@@ -203,7 +240,7 @@ def run_refit(config: RunConfig) -> Refits:
     """
     _require_database(config)
     with opened(config) as run:
-        refits = refit_stage(run, run.finished_database(), run.genome())
+        refits = _refitted(run, run.finished_database(), run.genome())
         if refits is None:
             raise RequestError(
                 "refit.tokens is 0, so there is nothing to do. Give --refit.tokens 131072, or leave it out."

@@ -15,7 +15,7 @@ from darwinlm.measure.quality import HeldOut, Quality
 from darwinlm.measure.report import write_report
 from darwinlm.models.blocks import BlockStream
 from darwinlm.models.source import ModelSource
-from darwinlm.refit import Refits
+from darwinlm.refit.store import Refits
 from darwinlm.run import Run
 from darwinlm.runtime.device import peak_memory_bytes
 from darwinlm.runtime.files import read_json, sha256_of, write_json
@@ -52,10 +52,10 @@ def card_facts(run: Run, refits: Refits | None = None) -> dict[str, Any]:
 def _told(refits: Refits) -> str:
     """What a refit was made on, and what it gained."""
     changed = sum(one.damping is not None for one in refits.matrices.values())
-    before, after = refits.at_the_end
+    before, after = refits.kl
     return (
         f"output matrices on the pruned model's own inputs, {refits.identity['tokens']:,} tokens; {changed} of "
-        f"{len(refits.matrices)} matrices changed; mean square of what the last layer lacks: {before:.4g} -> {after:.4g}"
+        f"{len(refits.matrices)} matrices changed; KL to the dense model {before:.4f} -> {after:.4f} on tokens it was not fitted to"
     )
 
 

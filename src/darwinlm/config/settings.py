@@ -152,6 +152,8 @@ class RefitConfig:
 
     tokens: int = 131_072
     """Tokens of blocks.hessian that it is made on, at most all of them; 0 leaves it out (the paper)."""
+    choose_again: bool = True
+    """Choose the columns of every MLP once more, as many, by what the pruned model itself feeds it."""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from darwinlm.export.words import copy_words
 from darwinlm.genome import Genome
 from darwinlm.models.heterogeneous import modeling_source
 from darwinlm.models.source import ModelSource
-from darwinlm.refit import Refits
+from darwinlm.refit.store import Refits
 from darwinlm.runtime.files import write_json, write_tensors, write_text
 
 SHARD_BYTES = 4 << 30

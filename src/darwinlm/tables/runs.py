@@ -14,7 +14,7 @@ from darwinlm.demonstration import DemoRow
 from darwinlm.export.forms import Form
 from darwinlm.foreign.masked import Imported
 from darwinlm.nested import Member
-from darwinlm.refit import Refits
+from darwinlm.refit.store import Refits
 from darwinlm.results import QUALITIES
 from darwinlm.runtime.output import pasted
 from darwinlm.runtime.progress import duration
@@ -72,11 +72,23 @@ def genome(levels: dict[str, int]) -> Table:
 
 def refits(made: Refits) -> Table:
     """The end of `darwinlm refit`: every output matrix that there is."""
-    table = empty_table("What the residual stream lacks, mean square", "matrix", "before", "after", "damping")
+    table = empty_table(
+        "What the residual stream lacks, mean square", "matrix", "before", "after", "damping", "columns exchanged"
+    )
     for name, found in made.matrices.items():
         damping = "stays" if found.damping is None else f"{found.damping:g}"
-        table.add_row(name.removeprefix("model."), f"{found.before:.4g}", f"{found.after:.4g}", damping)
-    table.caption = f"{made.identity['tokens']:,} tokens, an eighth of them only to choose"
+        table.add_row(
+            name.removeprefix("model."),
+            f"{found.before:.4g}",
+            f"{found.after:.4g}",
+            damping,
+            str(found.exchanged or "-"),
+        )
+    table.caption = (
+        f"{made.identity['tokens']:,} tokens, an eighth of them only to choose; KL {made.kl[0]:.4f} -> {made.kl[1]:.4f}"
+    )
+    if not made.helps:
+        table.caption += ", so the model stays as the search left it"
     return table
 
 

@@ -1,0 +1,1 @@
+"""Refit of the chosen model on its own inputs: a closed-form pass over its blocks after the search."""

@@ -1,0 +1,193 @@
+"""Refit of a pruned model, block by block, on its own inputs, toward the residual stream of the dense model.
+
+Levels are fitted to the dense model's activations, so no module knows what those before it got wrong. Here one pass goes
+through the chosen model, attention first, then the MLP on what the new attention puts out. Nothing is trained.
+
+Letters: S = sequences, T = tokens in a sequence, H = hidden size, C = columns of an output matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from darwinlm.database.hessians import output_matrix
+from darwinlm.database.levels import MODULE_OF_KIND, OUTPUT_OF_KIND, Kind
+from darwinlm.errors import CalibrationError
+from darwinlm.models.blocks import BlockStream
+from darwinlm.models.shrink import shrink_mlp
+from darwinlm.refit.least_squares import DAMPINGS, Moments, best_matrix, choose_again
+from darwinlm.refit.store import MatrixRefit, Refits
+from darwinlm.runtime import ranks
+from darwinlm.runtime.placement import Placement
+from darwinlm.runtime.progress import progress
+
+CHECKED = 8
+"""Every so many-th sequence is not fitted to: it chooses the damping, and whether the matrix changes at all."""
+MLP = f"layers.0.{MODULE_OF_KIND['mlp']}"
+
+
+def refit_blocks(
+    refits: Refits,
+    dense: BlockStream,
+    pruned: Callable[[int], nn.Module],
+    kept: Callable[[int], Tensor] | None,
+    tokens: Tensor,
+    batch: int,
+    placement: Placement | None = None,
+) -> None:
+    """Complete the refits of a model, block by block; finished blocks are run but not fitted again.
+
+    Args:
+        refits: empty or begun; every finished block is on disk at once.
+        dense: the model whose residual stream is the target.
+        pruned: layer -> block of the model that is refitted; its embeddings are the dense ones.
+        kept: layer -> the dense MLP's columns (k,) that the pruned one has, where they may be chosen again, by what is fed to
+            the pruned model; None leaves the choice as it is.
+        tokens: (S, T) calibration blocks, the same on all ranks, at least 2.
+        batch: sequences in a forward pass.
+        placement: where hidden states lie; by default in host memory.
+
+    Raises:
+        CalibrationError: the calibration does not determine a matrix; names it.
+    """
+    streams = _Streams(dense, tokens, batch, placement)
+    with progress("Refit", total=len(dense)) as advance:
+        for layer, block in enumerate(dense.blocks()):
+            ours = pruned(layer)
+            if ranks.told_by_first(layer in refits):
+                dense.forward(block, streams.target, batch)
+                for name, weight in refits.read(layer).items():
+                    _put(ours, name, weight)
+            else:
+                weights, found = streams.refit(block, ours, layer, kept)
+                if ranks.is_first():
+                    refits.write(layer, weights, found)
+            dense.forward(ours, streams.hidden, batch)
+            advance(f"layer {layer}")
+    ranks.barrier()
+
+
+class _Streams:
+    """This rank's sequences as both models see them: those that are fitted to first, then the checked ones."""
+
+    def __init__(self, dense: BlockStream, tokens: Tensor, batch: int, placement: Placement | None) -> None:
+        every, own = min(CHECKED, len(tokens)), ranks.mine(list(range(len(tokens))))
+        order = sorted(own, key=lambda index: (index + 1) % every == 0)
+        fitted = sum((index + 1) % every != 0 for index in own)
+        edges = [*range(0, fitted, batch), *range(fitted, len(order), batch), len(order)]
+        self.parts = [(slice(begin, end), begin >= fitted) for begin, end in pairwise(edges)]
+        self.checked = len(tokens) // every * tokens.shape[1]
+        self.target, self.hidden = (dense.embed(tokens[order], placement) for _ in range(2))
+        self.dense, self.batch, self.dtype = dense, batch, dense.source.dtype
+
+    @torch.no_grad()
+    def refit(
+        self, block: nn.Module, ours: nn.Module, layer: int, kept: Callable[[int], Tensor] | None
+    ) -> tuple[dict[str, Tensor], dict[str, MatrixRefit]]:
+        """Refit a block in place; on the way the outputs of the dense one replace `target`.
+
+        Returns:
+            What changes as it is stored, by its name within the layer, and how each output matrix ended.
+        """
+        kinds: list[Kind] = [kind for kind in MODULE_OF_KIND if _has(ours, kind)]
+        if "attention" not in kinds:
+            self.dense.forward(block, self.target, self.batch)
+        weights: dict[str, Tensor] = {}
+        found: dict[str, MatrixRefit] = {}
+        for kind in kinds:
+            name = f"{MODULE_OF_KIND[kind]}.{OUTPUT_OF_KIND[kind]}.weight"
+            columns = kept(layer) if kind == "mlp" and kept else None
+            try:
+                changed, found[f"model.layers.{layer}.{name}"] = self._changed(block, ours, kind, name, columns)
+            except CalibrationError as fault:
+                raise CalibrationError(f"model.layers.{layer}.{name}: {fault}") from fault
+            weights |= changed
+            for changed_name, weight in changed.items():
+                _put(ours, changed_name, weight)
+        return weights, found
+
+    def _changed(
+        self, block: nn.Module, ours: nn.Module, kind: Kind, name: str, columns: Tensor | None
+    ) -> tuple[dict[str, Tensor], MatrixRefit]:
+        """The refit of one module, as the first rank finds it."""
+        weight, dense = output_matrix(ours, kind).weight, output_matrix(block, kind).weight
+        wide = columns is not None and len(columns) < dense.shape[1]
+        own = ours.get_submodule(MLP)
+        if wide:  # sums for all columns of the dense MLP hold those for any choice of them
+            ours.set_submodule(MLP, block.get_submodule(MLP))
+        sums = self._moments(block, ours, kind)
+        ours.set_submodule(MLP, own)
+        if not ranks.is_first():
+            return ranks.told_by_first(({}, MatrixRefit(None, 0.0, 0.0)))
+        if columns is None or not wide:
+            new, damping = best_matrix(weight, *sums, self.dtype)
+            before, after = (self._error(sums[1], one - weight) for one in (weight, new.to(weight)))
+            return ranks.told_by_first(({name: new.cpu()}, MatrixRefit(damping, before, after)))
+        return ranks.told_by_first(self._chosen_again(block, weight, columns, sums, name))
+
+    def _chosen_again(
+        self, block: nn.Module, weight: Tensor, columns: Tensor, sums: tuple[Moments, Moments], name: str
+    ) -> tuple[dict[str, Tensor], MatrixRefit]:
+        """An MLP with the columns that it has, or with others where that has less error on the checked sequences."""
+        dense = output_matrix(block, "mlp").weight
+        columns = columns.to(dense.device)
+
+        def change(matrix: Tensor, there: Tensor) -> Tensor:
+            return torch.zeros_like(sums[1].cross).index_copy_(1, there, matrix.to(sums[1].cross)) - dense
+
+        old = change(weight, columns)
+        fit, check = (one.behind(old, columns) for one in sums)
+        new, damping = best_matrix(weight, fit, check, self.dtype)
+        others, theirs = choose_again(dense, sums[0], len(columns), damping or DAMPINGS[0], self.dtype)
+        before, own, again = (self._error(sums[1], one) for one in (old, change(new, columns), change(theirs, others)))
+        if own <= again:
+            return {name: new.cpu()}, MatrixRefit(damping, before, own)
+        shrunk = shrink_mlp(dict(block.get_submodule(MLP).named_parameters()), others, theirs)
+        exchanged = len(columns) - int(torch.isin(others, columns).sum())
+        stored = {f"mlp.{n}": t.detach().to("cpu", self.dtype) for n, t in shrunk.items()}
+        return stored, MatrixRefit(damping or DAMPINGS[0], before, again, exchanged)
+
+    def _error(self, check: Moments, change: Tensor) -> float:
+        return check.error(change.to(check.cross)) / self.checked
+
+    def _moments(self, block: nn.Module, ours: nn.Module, kind: Kind) -> tuple[Moments, Moments]:
+        """Of the sequences that are fitted to and of the checked ones."""
+        fit, check = Moments(output_matrix(ours, kind).weight), Moments(output_matrix(ours, kind).weight)
+        for part, checks in self.parts:
+            target = self.target[part].to(self.dense.device)
+            if kind == "attention":  # the first to come runs the dense block
+                _, target, self.target[part] = _run(block, target, kind)
+            inputs, *reached = _run(ours, self.hidden[part].to(self.dense.device), kind)
+            (check if checks else fit).add(inputs, target.float() - reached[kind == "mlp"].float())
+        fit.sum_over_ranks()
+        check.sum_over_ranks()
+        return fit, check
+
+
+def _run(block: nn.Module, hidden: Tensor, kind: Kind) -> tuple[Tensor, Tensor, Tensor]:
+    """A block's run: the inputs of one output matrix, the residual stream behind it where it is attention's, and at the end."""
+    seen: list[Any] = []
+    hook = output_matrix(block, kind).register_forward_hook(lambda _, inputs, output: seen.extend((inputs[0], output)))
+    try:
+        end = block(inputs_embeds=hidden, use_cache=False).last_hidden_state
+    finally:
+        hook.remove()
+    inputs, output = seen
+    return inputs, hidden + output, end
+
+
+def _has(block: nn.Module, kind: Kind) -> bool:
+    return hasattr(block.get_submodule(f"layers.0.{MODULE_OF_KIND[kind]}"), OUTPUT_OF_KIND[kind])
+
+
+def _put(block: nn.Module, name: str, weight: Tensor) -> None:
+    """Give a block another matrix; `name` is the one within the layer. The old one may be shared and stays as it is."""
+    old = block.get_parameter(f"layers.0.{name}")
+    new = nn.Parameter(weight.to(old), requires_grad=False)
+    module, _, parameter = name.rpartition(".")
+    block.get_submodule(f"layers.0.{module}").register_parameter(parameter, new)

@@ -1,0 +1,137 @@
+"""The least-squares problem of one output matrix of a pruned model: what it is fed, and what the residual stream lacks.
+
+H = hidden size, C = columns of the matrix. X (C, tokens) are its inputs in the pruned model, E (H, tokens) is what the
+residual stream lacks behind it, against the dense model:
+
+    W' = argmin |E - (W' - W) X|^2 + a |W' - W|^2 = W + E X^T (X X^T + a I)^-1        a = damping * mean(diag X X^T)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from darwinlm.database.obs import prune_groups
+from darwinlm.errors import CalibrationError
+from darwinlm.runtime import ranks
+
+DAMPINGS = (1.0, 1e-1, 1e-2, 1e-3, 1e-4)
+"""Tried for every matrix; the one with the least error on the checked sequences is taken."""
+
+
+class Moments:
+    """What the least-squares problem of one matrix depends on: sums over tokens, in float64.
+
+    Args:
+        weight: (H, C).
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        rows, columns = weight.shape
+        place: dict[str, Any] = {
+            "dtype": torch.float64,
+            "device": "cpu" if weight.device.type == "mps" else weight.device,
+        }
+        self.inputs = torch.zeros(columns, columns, **place)
+        """X X^T (C, C)."""
+        self.cross = torch.zeros(rows, columns, **place)
+        """E X^T (H, C)."""
+        self.lack = torch.zeros((), **place)
+        """|E|^2."""
+
+    def add(self, inputs: Tensor, lack: Tensor) -> None:
+        """Count the tokens of some sequences in: X (..., C) and E (..., H)."""
+        x, e = inputs.flatten(0, -2).float(), lack.flatten(0, -2).float()
+        for total, part in ((self.inputs, x.T @ x), (self.cross, e.T @ x), (self.lack, e.square().sum())):
+            total += part.to(total.device)
+
+    def sum_over_ranks(self) -> None:
+        """Add up the sums of all ranks."""
+        for total in (self.inputs, self.cross, self.lack):
+            ranks.sum_over_ranks(total)
+
+    def behind(self, change: Tensor, columns: Tensor) -> Moments:
+        """Of the matrix as changed by `change` (H, C), for `columns` (k,) alone of its inputs."""
+        found = Moments(self.cross[:, columns])
+        found.inputs += self.inputs[columns][:, columns]
+        found.cross += (self.cross - change @ self.inputs)[:, columns]
+        found.lack += self.error(change)
+        return found
+
+    def error(self, change: Tensor) -> float:
+        """|E - change X|^2 for a change (H, C) of the matrix."""
+        return (self.lack - (change * (2 * self.cross - change @ self.inputs)).sum()).item()
+
+
+def refit_matrix(weight: Tensor, moments: Moments, damping: float) -> Tensor:
+    """W + E X^T (X X^T + damping * mean(diag X X^T) I)^-1 in float64.
+
+    Args:
+        weight: W (H, C). Columns of zeros, as padding has them, stay zero.
+        moments: of the tokens that are fitted to.
+        damping: positive: how dear it is to leave W.
+
+    Raises:
+        CalibrationError: the activations are not finite, or the damping is too small for them.
+    """
+    weight = weight.to(moments.cross)
+    live = (weight != 0).any(0).nonzero().flatten()
+    damped = moments.inputs[live][:, live]
+    damped.diagonal().add_(damping * damped.diagonal().mean())
+    factor, info = torch.linalg.cholesky_ex(damped)
+    if info.item() or not torch.isfinite(factor).all():
+        raise CalibrationError(
+            "The calibration inputs hold NaN or Inf, are all zero or fewer than the matrix has columns. Run with --dtype "
+            "float32, raise refit.tokens, or set it to 0 to leave the refit out."
+        )
+    change = torch.zeros_like(moments.cross)
+    change[:, live] = torch.cholesky_solve(moments.cross[:, live].T, factor).T
+    return weight + change
+
+
+def best_matrix(
+    weight: Tensor, fit: Moments, check: Moments, dtype: torch.dtype, dampings: Sequence[float] = DAMPINGS
+) -> tuple[Tensor, float | None]:
+    """The refit with the least error on tokens that it was not fitted to, rounded as stored; at worst the matrix as it was.
+
+    Args:
+        weight: (H, C).
+        fit: of the tokens that are fitted to.
+        check: of others, which choose.
+        dtype: of a stored weight.
+        dampings: to choose from.
+
+    Returns:
+        The matrix and its damping; None where it stays.
+    """
+    old = weight.to(check.cross)
+    best = (check.error(torch.zeros_like(old)), None, weight.to(dtype))
+    for damping in dampings if weight.any() else ():
+        new = refit_matrix(weight, fit, damping).to(dtype)
+        best = min(best, (check.error(new.double() - old), damping, new), key=lambda one: one[0])
+    return best[2], best[1]
+
+
+def choose_again(weight: Tensor, wide: Moments, keep: int, damping: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The columns that a module of the pruned model should keep, by what it is fed there and what is lacking there.
+
+    The second-order step on the dense matrix as refitted: like the database's, but of the corrected problem.
+
+    Args:
+        weight: (H, C), dense.
+        wide: sums over tokens, of the dense matrix in the pruned model.
+        keep: how many columns stay.
+        damping: as in `refit_matrix`.
+        dtype: of a stored weight.
+
+    Returns:
+        The columns (k,) and their matrix (H, k).
+    """
+    hessian = wide.inputs.clone()
+    hessian.diagonal().add_(damping * hessian.diagonal().mean())
+    whole = refit_matrix(weight, wide, damping)
+    (level,) = prune_groups(whole, hessian, group_size=1, counts=[weight.shape[1] - keep])
+    return level.kept, level.weight.to(dtype)

@@ -1,0 +1,115 @@
+"""What a refit changes, on disk: a safetensors file a block, and a record of how every matrix ended."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from darwinlm.errors import DamagedFileError
+from darwinlm.runtime.files import read_json, read_tensors, sha256_of_file, write_json, write_tensors
+
+
+@dataclass(frozen=True)
+class MatrixRefit:
+    """How the refit of one output matrix ended."""
+
+    damping: float | None
+    """The one that was taken; None where the matrix stays as it was, since none lowered the error."""
+    before: float
+    """Mean over checked tokens of |E|^2, what the residual stream lacks behind the module."""
+    after: float
+    """The same with the matrix that is kept."""
+    exchanged: int = 0
+    """Columns that others took the place of."""
+
+
+class Refits:
+    """The refitted output matrices of one model on disk: a safetensors file a block, and a record of all.
+
+    Args:
+        folder: where they lie.
+        identity: what they are made from; what lies there and is made from something else counts for nothing.
+    """
+
+    def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
+        self.folder, self.identity, self._record = folder, identity, folder / "refit.json"
+        stored = read_json(self._record) if self._record.exists() else {}
+        same = stored.get("identity") == identity
+        self.files: dict[str, str] = stored["files"] if same else {}
+        self.kl: list[float] = stored.get("kl", []) if same else []
+        """KL to the dense model before and after, on tokens that nothing was fitted to; empty until it is judged."""
+        self.matrices: dict[str, MatrixRefit] = (
+            {name: MatrixRefit(**found) for name, found in stored["matrices"].items()} if same else {}
+        )
+
+    def __contains__(self, layer: int) -> bool:
+        """Whether a block is finished and its file whole."""
+        path = self.folder / _file(layer)
+        return path.is_file() and self.files.get(path.name) == sha256_of_file(path)
+
+    def write(self, layer: int, weights: dict[str, Tensor], found: dict[str, MatrixRefit]) -> None:
+        """Keep a finished block: its output matrices by their names within the layer, and how each ended."""
+        path = self.folder / _file(layer)
+        write_tensors(path, weights)
+        self.files[path.name] = sha256_of_file(path)
+        self.matrices |= found
+        self.kl = []
+        self._save()
+
+    def judge(self, before: float, after: float) -> None:
+        """Keep the KL to the dense model, before and after, that decides whether the model is to have the refit."""
+        self.kl = [before, after]
+        self._save()
+
+    @property
+    def helps(self) -> bool:
+        """Whether the KL is lower with it."""
+        return bool(self.kl) and self.kl[1] < self.kl[0]
+
+    def _save(self) -> None:
+        matrices = {name: dataclasses.asdict(one) for name, one in self.matrices.items()}
+        write_json(self._record, {"identity": self.identity, "kl": self.kl, "files": self.files, "matrices": matrices})
+
+    def finished(self, layers: int) -> bool:
+        """Whether all of so many blocks are, and judged."""
+        return bool(self.kl) and all(layer in self for layer in range(layers))
+
+    @property
+    def at_the_end(self) -> tuple[float, float]:
+        """Error behind the last module that there is, before and after its refit; the others are refitted in both."""
+        *_, last = self.matrices.values() or [MatrixRefit(None, 0.0, 0.0)]
+        return last.before, last.after
+
+    def read(self, layer: int) -> dict[str, Tensor]:
+        """The output matrices of a finished block by their names within the layer.
+
+        Raises:
+            DamagedFileError: the file is missing or altered.
+        """
+        if layer not in self:
+            path = self.folder / _file(layer)
+            raise DamagedFileError(f"'{path}' is missing or damaged. Run `darwinlm refit` to make it again.")
+        return read_tensors(self.folder / _file(layer))[0]
+
+    def load_into(self, model: nn.Module) -> None:
+        """Give an assembled model of the genome the refitted matrices."""
+        for layer in range(len(self.files)):
+            for name, weight in self.read(layer).items():
+                model.get_parameter(f"model.layers.{layer}.{name}").data.copy_(weight)
+
+    def put_into(self, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        """(full name, tensor) of the model as it was, with the refitted matrices in their places."""
+        layer, refitted = -1, {}
+        for name, tensor in tensors:
+            if name.startswith("model.layers.") and layer != (here := int(name.split(".")[2])):
+                layer, refitted = here, self.read(here)
+            yield name, refitted.get(name.removeprefix(f"model.layers.{layer}."), tensor)
+
+
+def _file(layer: int) -> str:
+    return f"layer-{layer}.safetensors"
