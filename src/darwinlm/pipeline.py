@@ -100,7 +100,7 @@ def _search(run: Run, assembler: Assembler) -> SearchState:
         quality = held_out().quality_of_model(assembler.model(genome, run.device, run.dtype))
         return {"kl": quality.kl or 0.0, "perplexity": quality.perplexity}
 
-    held_out = functools.cache(lambda: HeldOut(run.splits.held_out, run.stream))
+    held_out = functools.cache(lambda: HeldOut(run.splits.held_out, run.stream, head=pools.teacher.head))
     budget, config, seed = run.budget(assembler.module_widths), run.config.search, run.config.seed
 
     def start() -> Genome:

@@ -35,13 +35,22 @@ class HeldOut:
         batch: sequences in a forward pass.
         rows: of the heads that are tokens, where models of the same tokens have padded them to different sizes; the
             others are left out of both distributions.
+        head: (V, H) float32, the dense model's on its device, where somebody holds it already.
     """
 
-    def __init__(self, tokens: Tensor, dense: BlockStream | None, batch: int = 8, *, rows: int | None = None) -> None:
+    def __init__(
+        self,
+        tokens: Tensor,
+        dense: BlockStream | None,
+        batch: int = 8,
+        *,
+        rows: int | None = None,
+        head: Tensor | None = None,
+    ) -> None:
         self.tokens, self.dense, self.batch, self.rows = tokens, dense, batch, rows
         if dense is not None:
             self.hidden = dense.final_hidden(tokens, batch)
-            self.head = dense.source.head().to(dense.device, torch.float32)
+            self.head = dense.source.head().to(dense.device, torch.float32) if head is None else head
 
     def dense_quality(self) -> Quality:
         """The dense model itself."""
