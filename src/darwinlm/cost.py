@@ -12,6 +12,7 @@ import torch
 from darwinlm.config import RunConfig, SearchConfig
 from darwinlm.database.levels import Ladder
 from darwinlm.genome import Genome
+from darwinlm.losses import CHUNK_VALUES
 from darwinlm.models.shape import LayerWidths, ModelShape
 from darwinlm.runtime.memory import Need
 
@@ -101,13 +102,28 @@ def plan_memory(
     database = block + 5 * 4 * widest**2 + batch_tokens * (widest + 4 * shape.hidden) * 4
     dense = shape.parameters * value_bytes
     search = shape.vocabulary * shape.hidden * 4 + (dense if on_host else 0)
-    if any(config.search.train_tokens):
+    if not config.search.generations:  # the start streams
+        search += streamed_memory(shape, config)
+    elif any(config.search.train_tokens):
         search += trial_memory(pruned, config.search, length, work.weights)
     else:
         search += pruned.parameters * compute.itemsize
     hidden_states = config.blocks.hessian * length * shape.hidden * compute.itemsize
     survivors = max(config.search.survivors[:-1], default=0) * pruned.parameters * trained_bytes(work.weights)
     return MemoryPlan(database, search, 0 if on_host else dense, hidden_states, survivors)
+
+
+def streamed_memory(shape: ModelShape, config: RunConfig) -> int:
+    """Bytes of one block at work in a linearization, in float32: weights, all levels of its modules, activations, logits.
+
+    Whatever the depth: inputs and gradients of all blocks wait in host memory.
+    """
+    block = shape.layer_parameters // len(shape.layers) * 4
+    tokens = 8 * (config.search.sequence_tokens or config.blocks.sequence_length)
+    widest = max(shape.layers, key=lambda w: w.heads * shape.head_dim + w.intermediate)
+    columns = widest.heads * shape.head_dim + widest.intermediate
+    levels = columns * shape.hidden * 4 * config.database.levels // 2
+    return 2 * block + levels + 3 * _activations(shape, widest, tokens, 4) + 4 * CHUNK_VALUES * 4
 
 
 def database_need(work: Work) -> Need:

@@ -13,14 +13,18 @@ class Accelerator:
     bfloat16_tflops: float
     float32_tflops: float
     memory_gb: float
+    terabytes_per_second: float
+    """Of its memory."""
 
 
+UPLOAD = 10e9
+"""Bytes in a second from host memory to a device, weights being gathered on the way."""
 ACCELERATORS = {
-    "A100": Accelerator(312, 19.5, 80),
-    "H100": Accelerator(989, 67, 80),
-    "H200": Accelerator(989, 67, 141),
-    "L40S": Accelerator(362, 91.6, 48),
-    "RTX4090": Accelerator(165, 82.6, 24),
+    "A100": Accelerator(312, 19.5, 80, 2.04),
+    "H100": Accelerator(989, 67, 80, 3.35),
+    "H200": Accelerator(989, 67, 141, 4.8),
+    "L40S": Accelerator(362, 91.6, 48, 0.864),
+    "RTX4090": Accelerator(165, 82.6, 24, 1.01),
 }
 
 
@@ -51,6 +55,11 @@ class PlanConfig:
     def float32_flops(self) -> float:
         """Operations that a device does in a second, in float32."""
         return ACCELERATORS[self.kind].float32_tflops * 1e12 * self.utilisation
+
+    @property
+    def bytes_per_second(self) -> float:
+        """What a device reads and writes in its own memory."""
+        return ACCELERATORS[self.kind].terabytes_per_second * 1e12 * self.utilisation
 
     @property
     def memory_bytes(self) -> int:

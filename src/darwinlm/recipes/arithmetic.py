@@ -7,11 +7,19 @@ Letters: T = tokens, R = hidden size, C = columns of an output matrix, k = colum
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import ceil
 
 from darwinlm.config import SearchConfig
 from darwinlm.database.levels import Ladder
 from darwinlm.models.shape import ModelShape
+
+ROUNDS, GENOMES = 3, 6
+"""Of the start, as most models that we measured took."""
+DAMPINGS = 5
+"""Solutions that the refit compares for every matrix, and the one that it takes."""
+OPTIMIZER_BYTES = 110
+"""That a step of the compensated AdamW reads and writes for each parameter, operation by operation."""
 
 
 def forward_flops(shape: ModelShape, length: int, *, head: bool = True) -> int:
@@ -44,14 +52,71 @@ def pruning_seconds(ladders: Sequence[Ladder], hidden: int, devices: int, rate: 
     return sum(max(sum(own[rank::devices]) for rank in range(min(devices, len(own)))) for own in blocks.values()) / rate
 
 
-def search_passes(config: SearchConfig, modules: Sequence[Ladder], devices: int) -> tuple[int, int]:
-    """(tokens trained on, tokens scored on) by the busiest device in the whole search.
+def evolution_passes(config: SearchConfig, devices: int) -> tuple[int, int, int]:
+    """(tokens trained on, tokens scored on, candidates built) by the busiest device in all generations.
 
     Candidates of a selection step are shared out to the devices, never split; the parent joins the last step.
     """
     entering = [config.offspring, *config.survivors[:-1]]
     entering[-1] += 1
-    train = sum(ceil(count / devices) * stage.train_tokens for count, stage in zip(entering, config.stages))
-    select = sum(ceil(count / devices) * stage.select_tokens for count, stage in zip(entering, config.stages))
-    first = sum(ladder.top - ladder.present for ladder in modules) if config.start == "measured" else 0
-    return train * config.generations, select * config.generations + ceil(first / devices) * config.start_tokens
+    shares = [ceil(count / devices) for count in entering]
+    train = sum(share * stage.train_tokens for share, stage in zip(shares, config.stages))
+    select = sum(share * stage.select_tokens for share, stage in zip(shares, config.stages))
+    return train * config.generations, select * config.generations, sum(shares) * config.generations
+
+
+@dataclass(frozen=True)
+class Passes:
+    """What a piece of work does, in all."""
+
+    bfloat16: float = 0.0
+    """Operations."""
+    float32: float = 0.0
+    """Operations: KL from the logits on, moments, solutions."""
+    uploaded: float = 0.0
+    """Bytes from the host to the device."""
+    moved: float = 0.0
+    """Bytes within the device's memory that are no products."""
+
+
+def start_passes(dense: ModelShape, pruned: ModelShape, modules: Sequence[Ladder], config: SearchConfig, value: int) -> Passes:
+    """Of the linearized start, where `ROUNDS` rounds score `GENOMES` genomes each.
+
+    A linearization is a forward pass, the same again, and two backward passes without gradients of weights, at the dense
+    widths; for each of both gradients a product with every level of every output matrix; and the heads of the dense
+    model and this one with two backward passes. Scores are forward passes of the candidates, layer by layer.
+
+    Args:
+        dense: the model that is pruned.
+        pruned: at the target.
+        modules: the ladders.
+        config: of the search.
+        value: bytes of a stored weight.
+    """
+    tokens, length = config.start_tokens, config.sequence_tokens or config.start_tokens
+    kept = sum(ladder.columns - count * ladder.group_size for ladder in modules for count in (0, *ladder.between))
+    head = 2 * dense.vocabulary * dense.hidden
+    once = 4 * forward_flops(dense, length, head=False) + 4 * dense.hidden * kept
+    scored = GENOMES * forward_flops(pruned, length, head=False)
+    levels = dense.hidden * kept * value
+    weights = (2 * dense.layer_parameters + GENOMES * pruned.layer_parameters) * value + levels
+    return Passes(
+        ROUNDS * tokens * (once + scored), ROUNDS * tokens * head * (4 + 2 * GENOMES), ROUNDS * weights
+    )
+
+
+def refit_passes(dense: ModelShape, pruned: ModelShape, tokens: int, length: int, value: int) -> Passes:
+    """Of the refit: the dense model once, the pruned one three times; moments of inputs and of what is lacking; solutions.
+
+    Args:
+        dense: the model that is pruned.
+        pruned: at the target.
+        tokens: that it is made on.
+        length: of a sequence.
+        value: bytes of a stored weight.
+    """
+    widths = [c for w in pruned.layers for c in (w.heads * pruned.head_dim, w.intermediate) if c]
+    moments = sum(2 * tokens * (c * c + dense.hidden * c) for c in widths)
+    solved = sum(DAMPINGS * (c**3 // 3 + 4 * dense.hidden * c * c) for c in widths)
+    forward = forward_flops(dense, length, head=False) + 3 * forward_flops(pruned, length, head=False)
+    return Passes(tokens * forward, moments + solved, (dense.layer_parameters + pruned.layer_parameters) * value)

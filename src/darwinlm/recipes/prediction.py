@@ -6,11 +6,12 @@ Hours are operations over the rate that `plan` says: peak x utilisation x device
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from darwinlm.config import RunConfig
+from darwinlm.config.prediction import UPLOAD
 from darwinlm.cost import database_bytes, nominal_widths, plan_memory
 from darwinlm.data.blocks import SPLITS
 from darwinlm.database.levels import Ladder, ladders
@@ -19,7 +20,17 @@ from darwinlm.genome import Space
 from darwinlm.models.shape import ModelShape
 from darwinlm.models.source import ModelSource
 from darwinlm.planning import planned_target
-from darwinlm.recipes.arithmetic import forward_flops, hessian_flops, pruning_flops, pruning_seconds, search_passes
+from darwinlm.recipes.arithmetic import (
+    OPTIMIZER_BYTES,
+    Passes,
+    evolution_passes,
+    forward_flops,
+    hessian_flops,
+    pruning_flops,
+    pruning_seconds,
+    refit_passes,
+    start_passes,
+)
 from darwinlm.recipes.recipe import Step
 from darwinlm.recovery.plan import training_cost
 
@@ -128,10 +139,28 @@ def _prune(config: RunConfig, shape: ModelShape, value_bytes: int) -> tuple[list
     genome, _ = planned_target(config, shape, space, value_bytes, torch.device("cuda"), _ARITHMETIC)
     pruned = shape.with_layers(nominal_widths(shape, rungs, genome))
     memory = plan_memory(shape, pruned, config, value_bytes, _ARITHMETIC, on_host=False)
-    return [
-        _database_work(config, shape, rungs, memory.database, database_bytes(shape, rungs, value_bytes)),
-        _search_work(config, pruned, rungs, memory.search, pruned.parameters * value_bytes),
-    ], pruned
+    work = [_database_work(config, shape, rungs, memory.database, database_bytes(shape, rungs, value_bytes))]
+    if config.search.start == "linearized":
+        passes = start_passes(shape, pruned, rungs, config.search, value_bytes)
+        work.append(_passes_work(config, "start", config.search.start_tokens, passes, memory.search))
+    if config.search.generations:
+        work.append(_evolution_work(config, pruned, value_bytes, memory.search))
+    if tokens := min(config.refit.tokens, config.blocks.hessian * config.blocks.sequence_length):
+        passes = refit_passes(shape, pruned, tokens, config.blocks.sequence_length, value_bytes)
+        work.append(_passes_work(config, "refit", tokens, passes, memory.database))
+    work[-1] = replace(work[-1], disk_bytes=work[-1].disk_bytes + pruned.parameters * value_bytes)
+    return work, pruned
+
+
+def _passes_work(config: RunConfig, name: str, tokens: int, passes: Passes, memory: int) -> Work:
+    """The ranks share the sequences or genomes out; each uploads all weights."""
+    return Work(name, tokens, passes.bfloat16 + passes.float32, _hours(config, passes), memory, 0)
+
+
+def _hours(config: RunConfig, passes: Passes) -> float:
+    plan = config.plan
+    products = passes.bfloat16 / plan.bfloat16_flops + passes.float32 / plan.float32_flops
+    return (products / plan.devices + passes.uploaded / UPLOAD + passes.moved / plan.bytes_per_second) / 3600
 
 
 def _database_work(config: RunConfig, shape: ModelShape, rungs: list[Ladder], memory: int, disk: int) -> Work:
@@ -146,14 +175,22 @@ def _database_work(config: RunConfig, shape: ModelShape, rungs: list[Ladder], me
     return Work("database", tokens, forward + moments + pruning, seconds / 3600, memory, disk)
 
 
-def _search_work(config: RunConfig, pruned: ModelShape, rungs: list[Ladder], memory: int, disk: int) -> Work:
+def _evolution_work(config: RunConfig, pruned: ModelShape, value_bytes: int, memory: int) -> Work:
     """Trial trainings and scores of all candidates; the busiest device decides how long."""
-    plan, once = config.plan, forward_flops(pruned, config.blocks.sequence_length)
-    pass_and_back = once * (3 + config.search.gradient_checkpointing)
-    train, select = search_passes(config.search, rungs, 1)
-    busiest = search_passes(config.search, rungs, plan.devices)
-    hours = (busiest[0] * pass_and_back + busiest[1] * once) / plan.bfloat16_flops / 3600
-    return Work("search", train + select, train * pass_and_back + select * once, hours, memory, disk)
+    search, length = config.search, config.blocks.sequence_length
+    once, head = forward_flops(pruned, length), 2 * pruned.vocabulary * pruned.hidden
+    pass_and_back = once * (3 + search.gradient_checkpointing)
+    train, select, _ = evolution_passes(search, 1)
+    trained, scored, built = evolution_passes(search, config.plan.devices)
+    steps = trained / (search.batch_sequences * length)
+    busiest = Passes(
+        trained * pass_and_back + scored * (once - head),
+        2 * scored * head,
+        built * pruned.parameters * value_bytes,
+        steps * pruned.parameters * OPTIMIZER_BYTES,
+    )
+    hours = _hours(replace(config, plan=replace(config.plan, devices=1)), busiest)
+    return Work("evolution", train + select, train * pass_and_back + select * (once + head), hours, memory, 0)
 
 
 def _train(config: RunConfig, shape: ModelShape, value_bytes: int) -> tuple[list[Work], ModelShape]:

@@ -29,11 +29,14 @@ def plan(values: Plan) -> Iterable[Any]:
     memory = values.memory
     cost.add_row("database", f"{values.hessian_tokens:,}", gigabytes(memory.database), gigabytes(values.database_bytes))
     cost.add_row("  its hidden states, where there is room", "", gigabytes(memory.hidden_states), "")
-    cost.add_row("search, training", f"{values.search_train_tokens:,}", gigabytes(memory.search), "")
+    trains = values.search_select_tokens > 0
+    tokens = f"{values.search_train_tokens:,}" if trains else ""
+    cost.add_row("search, training" if trains else "search, block by block", tokens, gigabytes(memory.search), "")
     if values.search_survivors_tokens:
         fewer = f"-{values.search_survivors_tokens:,}"
         cost.add_row("  its survivors, where there is room", fewer, gigabytes(memory.survivors), "")
-    cost.add_row("search, scoring", f"{values.search_select_tokens:,}", "", "")
+    if trains:
+        cost.add_row("search, scoring", f"{values.search_select_tokens:,}", "", "")
     cost.add_row("export", "", "", gigabytes(values.target.checkpoint_bytes))
     steps = ", ".join(
         f"{kind} {steps}"
