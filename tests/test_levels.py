@@ -34,7 +34,7 @@ LLAMA_8B_MLP = [0, 1440, 2880, 4288, 5728, 7168, 8608, 10048, 11456, 12896, 1433
 
 def shape_of(values: dict[str, Any]) -> ModelShape:
     config = AutoConfig.for_model(**values)
-    return ModelShape.of(family_of(config.model_type, "test"), config)
+    return ModelShape.of(family_of(config.to_dict(), "test"), config)
 
 
 def one_layer(heads: int = 8, kv_heads: int = 2, head_dim: int = 4, intermediate: int = 96) -> ModelShape:
@@ -190,7 +190,7 @@ def test_parameters_equal_those_of_transformers(family: str) -> None:
     config = pico.config(family)
     with torch.device("meta"):
         stock = AutoModelForCausalLM.from_config(config)
-    shape = ModelShape.of(family_of(config.model_type, family), config)
+    shape = ModelShape.of(family_of(config.to_dict(), family), config)
     assert shape.parameters == stock.num_parameters()
     layer = stock.model.layers[0]
     widths = shape.layers[0]

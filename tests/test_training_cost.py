@@ -21,7 +21,7 @@ TRAIN = TrainConfig(tokens=Tokens(1000), sequence_length=64, batch_tokens=Tokens
 
 def shape_of(family: str) -> ModelShape:
     config = pico.config(family)
-    return ModelShape.of(family_of(config.model_type, family), config)
+    return ModelShape.of(family_of(config.to_dict(), family), config)
 
 
 def counted(model: Any, tokens: torch.Tensor, backward: bool) -> int:
