@@ -29,6 +29,7 @@ import darwinlm
 from darwinlm.config import BlocksConfig, DatabaseConfig
 from darwinlm.data.blocks import make_splits
 from darwinlm.database.build import build_database
+from darwinlm.database.damping import USUAL
 from darwinlm.database.hessians import block_hessians, damp, drop_dead_columns, output_matrix, output_weight
 from darwinlm.database.levels import ladders
 from darwinlm.database.obs import prune_groups
@@ -74,10 +75,10 @@ def accuracy() -> dict:
         for hook in hooks:
             hook.remove()
         for ladder in wanted:
-            weight, single, double = output_weight(block, ladder.kind), hessians[ladder.kind], exact[ladder.kind]
+            weight, single, double = output_weight(block, ladder.kind), hessians[ladder.kind][0], exact[ladder.kind]
             weight, _ = drop_dead_columns(weight, single)
-            damp(single, config.rel_damp, ladder.name)
-            damp(double, config.rel_damp, ladder.name)
+            damp(single, USUAL, ladder.name)
+            damp(double, USUAL, ladder.name)
             shape = {"group_size": ladder.group_size, "counts": ladder.removed, "rounds": ladder.rounds}
             ours = list(prune_groups(weight, single, **shape))
             truth = list(prune_groups(weight.double(), double, **shape))

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 import pico
 from darwinlm.cost import database_bytes
 from darwinlm.database import build
+from darwinlm.database.damping import DAMPINGS, best
 from darwinlm.database.levels import Ladder
 from darwinlm.database.obs import prune_groups
 from darwinlm.database.store import MANIFEST, Database
@@ -157,7 +158,9 @@ def test_levels_refit_the_stock_models_activations(family: str, layer: int, matr
     weight, inputs = stock_inputs(checkpoint(family), f"model.layers.{layer}.{matrix}")
     hessian = inputs.T @ inputs / len(inputs)
     record = levels.modules[name]
-    damping = 1e-2 * hessian.diagonal().mean()
+    assert record.rel_damp == best(record.held_out_errors)
+    assert len(record.held_out_errors) == len(DAMPINGS)
+    damping = record.rel_damp * hessian.diagonal().mean()
     assert record.damping == pytest.approx(damping.item(), rel=1e-4)
     hessian += damping * torch.eye(len(hessian))
     scale = torch.trace(weight @ hessian @ weight.T).item()

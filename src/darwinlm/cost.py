@@ -91,15 +91,20 @@ def plan_memory(
 ) -> MemoryPlan:
     """Peak memory of the database and the search, without what the runtime itself takes; arguments as in `Work`.
 
-    The database holds one block, its Hessian and the four matrices of its size that OBS works on. The search holds one
-    candidate, in training where there is any, and the dense head in float32; where the host itself computes, the dense
+    The database holds one block, its Hessian, that of the tokens held back where there are any, and the four matrices of
+    its size that OBS works on; twice as much where float32 cannot factor a Hessian, which is not counted. The search holds
+    one candidate, in training where there is any, and the dense head in float32; where the host itself computes, the dense
     weights, too.
     """
     work, length = Work(shape, pruned, config, value_bytes, compute, on_host), config.blocks.sequence_length
     widest = max(max(w.heads * shape.head_dim, w.intermediate) for w in shape.layers)
     block = shape.layer_parameters // len(shape.layers) * compute.itemsize
     batch_tokens = config.database.batch_sequences * length
-    database = block + 5 * 4 * widest**2 + batch_tokens * (widest + 4 * shape.hidden) * 4
+    database = (
+        block
+        + (6 if config.database.rel_damp == "auto" else 5) * 4 * widest**2
+        + batch_tokens * (widest + 4 * shape.hidden) * 4
+    )
     dense = shape.parameters * value_bytes
     search = shape.vocabulary * shape.hidden * 4 + (dense if on_host else 0)
     if not config.search.generations:  # the start streams

@@ -38,7 +38,7 @@ def card_facts(run: Run, refits: Refits | None = None) -> dict[str, Any]:
     return {
         **({"pruned before": f"to {before:.1%} of its parameters"} if any(run.space.present) else {}),
         "target": described(config.target, config.database.levels),
-        "Hessians": f"{tokens:,} tokens of `{data}`, relative damping {config.database.rel_damp:g}",
+        "Hessians": f"{tokens:,} tokens of `{data}`, relative damping {config.database.rel_damp}",
         "attention unit": config.database.attention_unit,
         "search": f"{config.search.generations} generations of {config.search.offspring} offspring",
         "survivors": config.search.survivors,

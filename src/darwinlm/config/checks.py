@@ -38,8 +38,8 @@ def faults(config: RunConfig, without: Collection[str] = ()) -> list[str]:
     check(blocks.sequence_length >= 2, f"blocks.sequence_length is {blocks.sequence_length}; it must be at least 2.")
     check(database.levels >= 2, f"database.levels is {database.levels}; it must be at least 2: dense, and gone.")
     check(
-        database.rel_damp > 0 and math.isfinite(database.rel_damp),
-        f"database.rel_damp is {database.rel_damp}; it must be positive, such as 0.01.",
+        database.rel_damp == "auto" or (database.rel_damp > 0 and math.isfinite(database.rel_damp)),
+        f"database.rel_damp is {database.rel_damp}; it must be positive, such as 0.01, or auto.",
     )
     found += wish_faults(target, database.levels) if "target" not in without else []
     check(

@@ -54,8 +54,9 @@ class DatabaseConfig:
     """Explicit table: columns of the attention output matrix removed at each level, 0 first, all last."""
     mlp_columns: list[int] | None = None
     """Explicit table: columns of the MLP output matrix removed at each level, 0 first, all last."""
-    rel_damp: float = 1e-2
-    """Damping of the Hessian, relative to the mean of its diagonal."""
+    rel_damp: float | Literal["auto"] = "auto"
+    """Damping of the Hessian, relative to the mean of its diagonal; `auto` is the best of several for each module, by
+    the error on calibration blocks held back (1e-2 where there is one block)."""
     batch_sequences: int = 8
     """Blocks in one forward pass of the calibration."""
     hidden_states: Literal["auto", "device", "host", "disk"] = "auto"

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from darwinlm.config import DatabaseConfig
+from darwinlm.database.damping import attempts, best, held_out_errors
 from darwinlm.database.hessians import block_hessians, damp, drop_dead_columns, output_matrix
 from darwinlm.database.levels import Kind, Ladder
 from darwinlm.database.obs import prune_groups
@@ -48,7 +49,7 @@ def build_database(
     missing = [ladder for ladder in ladders if ladder.name not in database.modules]
     if not missing:
         return
-    _warn_of_few_tokens(missing, tokens.numel(), config.rel_damp)
+    _warn_of_few_tokens(missing, tokens.numel())
     last = max(ladder.layer for ladder in missing)
     hidden = stream.embed(tokens[ranks.rank() :: ranks.world_size()], placement)
     own: list[_Waiting] = []
@@ -69,7 +70,8 @@ class _Waiting(NamedTuple):
 
     ladder: Ladder
     weight: Tensor | None = None
-    hessian: Tensor | None = None
+    parts: Tensor | None = None
+    """(P, C, C): as `block_hessians` gives them, of all ranks."""
 
 
 def _taken(own: list[_Waiting]) -> Iterator[_Waiting]:
@@ -83,43 +85,74 @@ def _calibrated(
 ) -> Iterator[_Waiting]:
     """Run a block, leave its outputs in `hidden`, and give those of its wanted modules that this rank prunes."""
     here: list[Kind] = [ladder.kind for ladder in wanted if ladder.columns]
-    hessians = block_hessians(stream, block, hidden, here, tokens, config.batch_sequences)
+    choose = config.rel_damp == "auto"
+    hessians = block_hessians(stream, block, hidden, here, tokens, config.batch_sequences, hold_back=choose)
     for ladder in wanted:
         owner = (ladder.layer + (ladder.kind == "mlp")) % ranks.world_size()
         if ladder.columns:
-            hessian = ranks.summed_at(hessians.pop(ladder.kind), owner)
-            if hessian is not None:
-                yield _Waiting(ladder, output_matrix(block, ladder.kind).weight.detach(), hessian)
+            parts = ranks.summed_at(hessians.pop(ladder.kind), owner)
+            if parts is not None:
+                yield _Waiting(ladder, output_matrix(block, ladder.kind).weight.detach(), parts)
         elif owner == ranks.rank():
             yield _Waiting(ladder)
 
 
 def _write_module(database: Database, waiting: _Waiting, config: DatabaseConfig, stream: BlockStream) -> ModuleRecord:
-    ladder, weight, hessian = waiting
-    if weight is None or hessian is None:
-        return database.write(ladder, (), stream.source.dtype, damping=0.0, dead_columns=0)
-    weight, dead = drop_dead_columns(weight.float(), hessian)
-    damping = damp(hessian, config.rel_damp, ladder.name)
-    levels = prune_groups(
-        weight, hessian, group_size=ladder.group_size, counts=ladder.open_counts, rounds=ladder.rounds
-    )
-    try:
-        record = database.write(ladder, levels, stream.source.dtype_of(ladder.output), damping, dead)
-    except CalibrationError as fault:
-        raise CalibrationError(f"{ladder.name}: {fault}") from fault
-    if dead:
-        log.info("%s: %d columns were never active; they leave first.", ladder.name, dead)
-    return record
+    """Choose the damping and write the levels: in float64 where float32 cannot, damped more where that cannot either."""
+    ladder, weight, parts = waiting
+    if weight is None or parts is None:
+        return database.write(ladder, (), stream.source.dtype, damping=0.0, dead_columns=0, rel_damp=0.0)
+    weight = weight.float()
+    choice = _errors(ladder, weight, parts)
+    asked = best(choice) if config.rel_damp == "auto" else config.rel_damp
+    hessian = parts[0].add_(parts[1]) if len(parts) > 1 else parts[0]
+    weight, dead = drop_dead_columns(weight, hessian)
+    undamped, fault = hessian.diagonal().clone(), None
+    for rel_damp, precision in attempts(asked):
+        hessian.diagonal().copy_(undamped)
+        matrix = hessian.to(precision)
+        damping = damp(matrix, rel_damp, ladder.name)
+        levels = prune_groups(
+            weight, matrix, group_size=ladder.group_size, counts=ladder.open_counts, rounds=ladder.rounds
+        )
+        facts = {"rel_damp": rel_damp, "precision": str(precision).removeprefix("torch."), "held_out_errors": choice}
+        try:
+            record = database.write(
+                ladder, levels, stream.source.dtype_of(ladder.output), damping=damping, dead_columns=dead, **facts
+            )
+        except CalibrationError as cause:
+            fault = cause
+            continue
+        _tell(record, asked)
+        return record
+    raise CalibrationError(f"{ladder.name}, in float64 and with a relative damping of {rel_damp:g}: {fault}") from fault
 
 
-def _warn_of_few_tokens(ladders: list[Ladder], tokens: int, rel_damp: float) -> None:
+def _errors(ladder: Ladder, weight: Tensor, parts: Tensor) -> dict[str, float]:
+    """By damping, at the middle level; empty where nothing was held back, or no level lies between dense and gone."""
+    if len(parts) == 1 or not ladder.between or not parts[1].any():
+        return {}
+    removed = ladder.between[len(ladder.between) // 2]
+    return held_out_errors(weight, parts[0], parts[1], ladder.group_size, removed)
+
+
+def _tell(record: ModuleRecord, asked: float) -> None:
+    name, rel_damp = record.ladder.name, record.rel_damp
+    if record.dead_columns:
+        log.info("%s: %d columns were never active; they leave first.", name, record.dead_columns)
+    if rel_damp != asked:
+        log.warning("%s: damped by %g instead of %g, where float64 cannot factor its Hessian.", name, rel_damp, asked)
+    elif record.precision == "float64":
+        log.info("%s: pruned in float64; float32 cannot factor its Hessian.", name)
+
+
+def _warn_of_few_tokens(ladders: list[Ladder], tokens: int) -> None:
     """With fewer tokens than columns a Hessian has no full rank: damping alone decides between its null directions."""
     widest = max(ladder.columns for ladder in ladders)
     if tokens < widest:
         log.warning(
-            "The Hessians of %d columns see only %d tokens, so they are rank-deficient and rest on rel_damp = %g. "
+            "The Hessians of %d columns see only %d tokens, so they are rank-deficient and rest on their damping. "
             "Calibrate on more tokens (blocks.hessian).",
             widest,
             tokens,
-            rel_damp,
         )

@@ -12,11 +12,22 @@ from darwinlm.database.columns import mirror, update_lower
 from darwinlm.database.levels import MODULE_OF_KIND, OUTPUT_OF_KIND, Kind
 from darwinlm.errors import CalibrationError
 from darwinlm.models.blocks import BlockStream
+from darwinlm.runtime import ranks
 from darwinlm.runtime.progress import log
+
+CHECKS = 8
+"""Of so many sequences one is held back: the second, the tenth, ..."""
 
 
 def block_hessians(
-    stream: BlockStream, block: nn.Module, hidden: Tensor, kinds: list[Kind], tokens: int, batch: int
+    stream: BlockStream,
+    block: nn.Module,
+    hidden: Tensor,
+    kinds: list[Kind],
+    tokens: int,
+    batch: int,
+    *,
+    hold_back: bool = False,
 ) -> dict[Kind, Tensor]:
     """Run a block once over all sequences and accumulate H = X X^T / tokens for its output matrices.
 
@@ -27,15 +38,16 @@ def block_hessians(
         kinds: the modules that are wanted, of those that the block has.
         tokens: calibration tokens of all ranks.
         batch: sequences in a forward pass.
+        hold_back: add up every CHECKS-th sequence apart from the others.
 
     Returns:
-        float32 (C, C) per kind, undamped, of the tokens of this rank.
+        float32 (P, C, C) per kind, undamped, of the tokens of this rank: the parts whose sum is H, the one held back last.
     """
     hessians: dict[Kind, Tensor] = {}
     hooks = []
     for kind in kinds:
         matrix = output_matrix(block, kind)
-        hessians[kind] = torch.zeros(matrix.in_features, matrix.in_features, device=stream.device)
+        hessians[kind] = torch.zeros(1 + hold_back, matrix.in_features, matrix.in_features, device=stream.device)
         hooks.append(matrix.register_forward_pre_hook(_accumulating(hessians[kind], tokens)))
     try:
         stream.forward(block, hidden, batch)
@@ -43,14 +55,22 @@ def block_hessians(
         for hook in hooks:
             hook.remove()
     for hessian in hessians.values():
-        mirror(hessian)
+        for part in hessian:
+            mirror(part)
     return hessians
 
 
-def _accumulating(hessian: Tensor, tokens: int):
+def _accumulating(parts: Tensor, tokens: int):
+    seen = ranks.rank()  # sequences are dealt out in turn
+
     def hook(module: nn.Module, arguments: tuple[Tensor]) -> None:
-        x = arguments[0].flatten(0, -2).float()
-        update_lower(hessian, x, x, 1 / tokens)
+        nonlocal seen
+        place = torch.arange(len(arguments[0])) * ranks.world_size() + seen
+        seen += len(place) * ranks.world_size()
+        held = (place % CHECKS == 1).to(arguments[0].device)
+        for part, mine in zip(parts, (~held, held)) if len(parts) > 1 else ((parts[0], slice(None)),):
+            x = arguments[0][mine].flatten(0, -2).float()
+            update_lower(part, x, x, 1 / tokens)
 
     return hook
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,12 @@ class ModuleRecord:
     """What was added to the diagonal of the Hessian."""
     dead_columns: int
     """Columns that no calibration token activated."""
+    rel_damp: float | None = None
+    """`damping` over the mean of the diagonal; None in older databases."""
+    precision: str = "float32"
+    """Of the arithmetic."""
+    held_out_errors: dict[str, float] = field(default_factory=dict)
+    """Relative errors on the tokens held back, by relative damping; empty where it was not chosen by them."""
 
 
 class Database:
@@ -80,10 +86,8 @@ class Database:
             ) from fault
         return database
 
-    def write(
-        self, ladder: Ladder, levels: Iterable[PrunedLevel], dtype: torch.dtype, damping: float, dead_columns: int
-    ) -> ModuleRecord:
-        """Write one module's open levels, none of a module that was gone before.
+    def write(self, ladder: Ladder, levels: Iterable[PrunedLevel], dtype: torch.dtype, **facts: Any) -> ModuleRecord:
+        """Write one module's open levels, none of a module that was gone before; `facts` are the record's own.
 
         The record that it returns is not in the manifest before it is admitted.
         """
@@ -103,8 +107,7 @@ class Database:
             bytes=(self.folder / file).stat().st_size,
             errors=errors,
             relative_errors=[error / errors[-1] if errors and errors[-1] else 0.0 for error in errors],
-            damping=damping,
-            dead_columns=dead_columns,
+            **facts,
         )
 
     def admit(self, records: Iterable[ModuleRecord], *, save: bool = True) -> None:
