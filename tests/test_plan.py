@@ -71,7 +71,9 @@ def test_the_plan_says_which_steps_tensor_parallelism_costs():
 def test_a_plan_is_for_any_machine(checkpoint) -> None:
     """A GPU is planned for where there is none: bfloat16 weights and moments, and the dense weights stay on the host."""
     here, there = (
-        darwinlm.plan(str(checkpoint("llama_gqa")), device=device, database={"multiple_of": 8}, search={"generations": 1})
+        darwinlm.plan(
+            str(checkpoint("llama_gqa")), device=device, database={"multiple_of": 8}, search={"generations": 1}
+        )
         for device in ("cpu", "cuda")
     )
     assert (here.machine, there.machine) == ("cpu, float32", "cuda, bfloat16")

@@ -79,7 +79,9 @@ class Passes:
     """Bytes within the device's memory that are no products."""
 
 
-def start_passes(dense: ModelShape, pruned: ModelShape, modules: Sequence[Ladder], config: SearchConfig, value: int) -> Passes:
+def start_passes(
+    dense: ModelShape, pruned: ModelShape, modules: Sequence[Ladder], config: SearchConfig, value: int
+) -> Passes:
     """Of the linearized start, where `ROUNDS` rounds score `GENOMES` genomes each.
 
     A linearization is a forward pass, the same again, and two backward passes without gradients of weights, at the dense
@@ -100,9 +102,7 @@ def start_passes(dense: ModelShape, pruned: ModelShape, modules: Sequence[Ladder
     scored = GENOMES * forward_flops(pruned, length, head=False)
     levels = dense.hidden * kept * value
     weights = (2 * dense.layer_parameters + GENOMES * pruned.layer_parameters) * value + levels
-    return Passes(
-        ROUNDS * tokens * (once + scored), ROUNDS * tokens * head * (4 + 2 * GENOMES), ROUNDS * weights
-    )
+    return Passes(ROUNDS * tokens * (once + scored), ROUNDS * tokens * head * (4 + 2 * GENOMES), ROUNDS * weights)
 
 
 def refit_passes(dense: ModelShape, pruned: ModelShape, tokens: int, length: int, value: int) -> Passes:
