@@ -210,7 +210,7 @@ def test_the_plan_says_what_does_not_fit(little, capsys):
     assert len(kinds["RTX4090"].misfits) == 1
     assert "24.00 GB are there" in kinds["RTX4090"].misfits[0]
     assert kinds["H200"].misfits == []
-    main(["plan", model, "--plan.device", "RTX4090", "--plan.devices", "2"])
+    main(["plan", model, "--search.generations", "1", "--plan.device", "RTX4090", "--plan.devices", "2"])
     told = " ".join(capsys.readouterr().out.split())
     assert "Does not fit: The search needs" in told
     assert "Hours on 2 x RTX4090" in told
