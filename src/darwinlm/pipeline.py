@@ -180,7 +180,8 @@ def _mlp_columns(run: Run, database: Database, genome: Genome, layer: int) -> Te
 
 def export_stage(run: Run, database: Database, genome: Genome, refits: Refits | None = None) -> None:
     """Write the genome's checkpoint to `model/`, with refitted matrices where there are, unless it lies there already."""
-    made_from = {"genome": run.space.named(genome), "database": sha256_of(database.identity)}
+    known = {"genome": run.space.named(genome), "database": sha256_of(database.identity)}
+    made_from: dict[str, Any] = {**known, "generations": run.config.search.generations}  # the card says how many
     if refits:
         made_from["refit"] = sha256_of(refits.identity)
     if record_of(run.directory.model) == made_from:

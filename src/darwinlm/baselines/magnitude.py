@@ -12,7 +12,7 @@ import torch
 from darwinlm.database.hessians import output_weight
 from darwinlm.database.levels import Ladder
 from darwinlm.database.obs import prune_groups
-from darwinlm.database.store import Database
+from darwinlm.database.store import NO_HESSIAN, Database
 from darwinlm.models.blocks import BlockStream
 from darwinlm.runtime.progress import progress
 
@@ -40,6 +40,6 @@ def build_magnitude_database(database: Database, ladders: list[Ladder], stream: 
                 levels = prune_groups(
                     weight, identity, group_size=ladder.group_size, counts=ladder.removed, rounds=ladder.rounds
                 )
-                records.append(database.write(ladder, levels, stream.source.dtype_of(ladder.output), 0.0, 0))
+                records.append(database.write(ladder, levels, stream.source.dtype_of(ladder.output), **NO_HESSIAN))
             database.admit(records, save=bool(records))
             advance(f"layer {layer}")

@@ -25,7 +25,7 @@ from darwinlm.baselines.task import Task
 from darwinlm.cost import Work, generation_tokens, training_need
 from darwinlm.database.levels import Ladder
 from darwinlm.database.obs import PrunedLevel
-from darwinlm.database.store import Database
+from darwinlm.database.store import NO_HESSIAN, Database
 from darwinlm.errors import RequestError
 from darwinlm.genome import Genome, Space
 from darwinlm.losses import next_token_loss
@@ -217,7 +217,7 @@ def _keep(task: Task, model: Any, masks: Masks, genome: Genome) -> None:
         rungs = tuple(sorted({0, ladder.removed[level], ladder.removed[-1]}))
         own = Ladder(ladder.name, ladder.kind, ladder.layer, ladder.columns, ladder.group_size, rungs, ladder.rounds)
         levels = [_cut(weight, order[:count], ladder.group_size) for count in rungs]
-        records.append(database.write(own, levels, source.dtype_of(own.output), 0.0, 0))
+        records.append(database.write(own, levels, source.dtype_of(own.output), **NO_HESSIAN))
     database.admit(records)
 
 

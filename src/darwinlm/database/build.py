@@ -17,7 +17,7 @@ from darwinlm.database.damping import attempts, best, held_out_errors
 from darwinlm.database.hessians import block_hessians, damp, drop_dead_columns, output_matrix
 from darwinlm.database.levels import Kind, Ladder
 from darwinlm.database.obs import prune_groups
-from darwinlm.database.store import Database, ModuleRecord
+from darwinlm.database.store import NO_HESSIAN, Database, ModuleRecord
 from darwinlm.errors import CalibrationError
 from darwinlm.models.blocks import BlockStream
 from darwinlm.runtime import ranks
@@ -101,7 +101,7 @@ def _write_module(database: Database, waiting: _Waiting, config: DatabaseConfig,
     """Choose the damping and write the levels: in float64 where float32 cannot, damped more where that cannot either."""
     ladder, weight, parts = waiting
     if weight is None or parts is None:
-        return database.write(ladder, (), stream.source.dtype, damping=0.0, dead_columns=0, rel_damp=0.0)
+        return database.write(ladder, (), stream.source.dtype, **NO_HESSIAN)
     weight = weight.float()
     choice = _errors(ladder, weight, parts)
     asked = best(choice) if config.rel_damp == "auto" else config.rel_damp

@@ -22,6 +22,8 @@ from darwinlm.errors import DamagedFileError, RequestError
 from darwinlm.runtime.files import read_json, sha256_of_file, write_json, write_tensors
 
 FORMAT = 1
+NO_HESSIAN: dict[str, Any] = {"damping": 0.0, "dead_columns": 0, "rel_damp": 0.0}
+"""What the record of a module says that no Hessian was made for."""
 MANIFEST = "manifest.json"
 
 
