@@ -27,6 +27,7 @@ from darwinlm.runtime.progress import show_log
 from darwinlm.runtime.rundir import settled
 from darwinlm.runtime.seeds import python_random
 from darwinlm.search.evolution import Step
+from darwinlm.search.fitness import Pools
 from darwinlm.search.mutation import level_switch, offspring
 from darwinlm.search.selection import TrainedFitness
 from subjects import pep_llama
@@ -76,7 +77,7 @@ def families(run: Run, parents: int, children: int) -> Iterator[dict[str, list[f
         found: dict[str, list[float]] = {}
         for rule, (pool, changed, visited) in rules.items():
             config = dataclasses.replace(search, **changed)
-            fitness = TrainedFitness(assembler, pool, teacher, config, run.config.seed, run.dtype)
+            fitness = TrainedFitness(assembler, Pools(pool, teacher, run.stream), config, run.config.seed, run.dtype)
             for index in visited:
                 everyone = dataclasses.replace(search.stages[index], survivors=children)
                 last = index == len(search.stages) - 1

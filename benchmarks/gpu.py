@@ -55,7 +55,7 @@ from darwinlm.runtime import ranks
 from darwinlm.runtime.device import choose_device, device_name
 from darwinlm.runtime.placement import Placement
 from darwinlm.search.evolution import Step
-from darwinlm.search.fitness import Teacher
+from darwinlm.search.fitness import Pools, Teacher
 from darwinlm.search.selection import TrainedFitness
 from darwinlm.search.trial import Trial
 
@@ -203,7 +203,7 @@ def generation(bench: Bench) -> dict[str, Any]:
     children = [(*parent[:i], parent[i] + 1, *parent[i + 1 :]) for i in range(min(len(parent), 6))]
     for kept in (True, False):
         config = replace(bench.search, continue_training=kept)
-        fitness = TrainedFitness(assembler, train, teacher, config, 0, torch.bfloat16)
+        fitness = TrainedFitness(assembler, Pools(train, teacher, stream), config, 0, torch.bfloat16)
 
         def run(fitness: TrainedFitness = fitness, config: SearchConfig = config) -> list[torch.Tensor]:
             return [

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -34,31 +34,13 @@ from darwinlm.runtime.files import read_json, write_json
 from darwinlm.runtime.progress import show_log
 from darwinlm.runtime.rundir import RunDirectory, settled
 from darwinlm.runtime.seeds import python_random
-from darwinlm.search.propose import FORBIDDEN, allocate
+from darwinlm.search.propose import FORBIDDEN, allocate, diverse
 from darwinlm.search.start import ModelMeasures
 from subjects import pep_llama
 
 RESULTS = Path(__file__).parent / "results/rankings.json"
 PARAMETERS = 4_264_192
 RATE = 3e-4
-Factor = Callable[[float, bool], float]
-"""(place from 0 to 1 in the depth, whether attention) -> what a module's costs are multiplied by."""
-BENT: dict[str, Factor] = {
-    "attention x 1/4": lambda place, attention: 0.25 if attention else 1,
-    "attention x 1/2": lambda place, attention: 0.5 if attention else 1,
-    "attention x 2": lambda place, attention: 2 if attention else 1,
-    "attention x 4": lambda place, attention: 4 if attention else 1,
-    "ends dear": lambda place, attention: 1 + 6 * abs(place - 0.5),
-    "middle dear": lambda place, attention: 4 - 6 * abs(place - 0.5),
-    "front dear": lambda place, attention: 4 - 3 * place,
-    "end dear": lambda place, attention: 1 + 3 * place,
-}
-WHOLE: dict[str, tuple[bool, bool]] = {
-    "whole modules": (True, True),
-    "whole attentions": (True, False),
-    "whole MLPs": (False, True),
-}
-"""Whether attention, and MLPs, are there or gone and nothing between."""
 
 
 def main() -> None:
@@ -122,32 +104,16 @@ def genomes(run: Run, assembler: Assembler) -> Iterator[tuple[str, Genome]]:
         assembler, run.stream, run.splits.train, make_teacher(run), run.config.search, 0, run.dtype
     )
     costs = measures.estimate(uniform, measures.kls([uniform])[0], 1).costs
-    rng, layers = python_random(0, "rankings"), len(run.source.shape.layers)
-    bent: dict[str, list[list[float]]] = {}
-    for name, factor in BENT.items():
-        bent[name] = [
-            [factor(ladder.layer / (layers - 1), ladder.kind == "attention") * cost for cost in row]
-            for ladder, row in zip(run.ladders, costs)
-        ]
-    for name, (attention, mlp) in WHOLE.items():
-        bent[name] = [
-            [
-                cost
-                if not (attention if ladder.kind == "attention" else mlp) or level in (0, ladder.top)
-                else FORBIDDEN
-                for level, cost in enumerate(row)
-            ]
-            for ladder, row in zip(run.ladders, costs)
-        ]
-    bent["near uniform"] = [
+    yield from diverse(costs, budget, run.ladders).items()
+    near = [
         [cost if abs(level - at) <= 1 else FORBIDDEN for level, cost in enumerate(row)]
         for row, at in zip(costs, uniform)
     ]
-    for number in range(2):
-        bent[f"random {number}"] = [
-            [weight * level**2 for level in range(len(row))] for row in costs for weight in [rng.random()]
-        ]
-    for name, each in bent.items():
+    rng = python_random(0, "rankings")
+    random = [
+        [[weight * level**2 for level in range(len(row))] for row in costs for weight in [rng.random()]] for _ in "01"
+    ]
+    for name, each in {"near uniform": near, "random": random[0], "random again": random[1]}.items():
         if genome := allocate(each, budget):
             yield name, genome
 

@@ -46,6 +46,7 @@ from darwinlm.runtime.rundir import settled
 from darwinlm.runtime.seeds import python_random
 from darwinlm.search import selection
 from darwinlm.search.evolution import Step
+from darwinlm.search.fitness import Pools
 from darwinlm.search.mutation import offspring
 from darwinlm.search.samples import draw, draw_parts
 from darwinlm.target.budget import level_budget
@@ -127,7 +128,7 @@ def ours(run: Run) -> Fitness:
     ):
         setattr(owner, name, timing(getattr(owner, name), part))
     return selection.TrainedFitness(
-        assembler, run.splits.train, teacher, run.config.search, run.config.seed, torch.float32
+        assembler, Pools(run.splits.train, teacher, run.stream), run.config.search, run.config.seed, torch.float32
     )
 
 

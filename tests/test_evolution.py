@@ -125,6 +125,22 @@ def test_the_parent_always_competes_and_no_ground_is_lost(tmp_path: Path) -> Non
     assert result(state) == (12, parent, lines[-1]["kl"])
 
 
+def test_founders_compete_in_the_first_generation_alone(tmp_path: Path) -> None:
+    """Also one that no few switches reach; the rest of the offspring are children as ever."""
+    landscape, far = Landscape((4, 0, 0, 4, 4, 0)), (4, 0, 0, 4, 2, 2)
+    budget, kept = (
+        Budget(level_limits(SPACE, SPACE.totals(START)), SPACE.present),
+        SearchRecord(tmp_path, IDENTITY, SPACE),
+    )
+    loop.search(lambda: START, SPACE, budget, landscape, config(2), 0, kept, founders=lambda parent: [far, parent])
+    (first, *_), (second, *_) = ([c for c, _, g, i in landscape.asked if (g, i) == (n, 0)] for n in (0, 1))
+    assert far in first
+    assert START not in first
+    assert len(first) == 7
+    assert far not in second
+    assert history(tmp_path)[0]["improved"]
+
+
 def test_a_selection_step_passes_its_best_on_to_the_next(tmp_path: Path) -> None:
     noisy = Noisy((4, 0, 1, 3, 4, 0))
     stages = config(3).stages

@@ -12,7 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from darwinlm.genome import Genome
-from darwinlm.search.propose import FORBIDDEN, NOISE, Estimate, allocate, proposals
+from darwinlm.search.propose import FORBIDDEN, NOISE, Estimate, allocate, diverse, proposals
 from darwinlm.target.budget import Budget, Limit, level_budget, uniform
 from test_budget import assert_full, budgets
 from test_genome import space_of
@@ -143,3 +143,24 @@ def test_absence_is_proposed_once_and_never_taken_for_granted() -> None:
     costs = [[-1.0, 0.0, -5.0]] * 4 + [[-1.0, 0.0, 0.5]] * 4
     found = proposals(Estimate(at, 1.0, costs, costs), budget)
     assert [genome for genome in found if 2 in genome[:4]] == [found[0]]
+
+
+@given(SEEDS)
+@settings(max_examples=20)
+def test_diverse_allocations_are_full_and_of_their_kind(seed: int) -> None:
+    space, rng = space_of(attention=[4] * 4, mlp=[4] * 4), random.Random(seed)
+    costs = [sorted([0.0, *(rng.random() for _ in range(4))]) for _ in space.ladders]
+    limit = Limit("parameters", 33, 0, tuple(tuple(2 * (4 - level) for level in range(5)) for _ in space.ladders))
+    budget = Budget((limit,), (0,) * 8)
+    found = diverse(costs, budget, space.ladders)
+    assert len(set(found.values())) > 4
+    for genome in found.values():
+        assert_full(space, budget, genome)
+
+    def gone(name: str) -> int:
+        return sum(level for level, ladder in zip(found[name], space.ladders) if ladder.kind == "attention")
+
+    steps = [gone(f"attention x {factor}") for factor in ("1/4", "1/2", "2", "4")]
+    assert steps == sorted(steps, reverse=True)
+    partial = [level for level, ladder in zip(found["whole MLPs"], space.ladders) if ladder.kind == "mlp" and level % 4]
+    assert len(partial) <= 1  # what the repair used of the room that was left

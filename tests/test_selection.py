@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.nn.functional import kl_div
 
 import pico
 from darwinlm.assemble import Assembler
 from darwinlm.config import SearchConfig, Stage
 from darwinlm.cost import generation_tokens, survivors_tokens
 from darwinlm.genome import Genome
+from darwinlm.refit.blocks import refit_blocks
+from darwinlm.refit.store import Refits
 from darwinlm.search import selection
 from darwinlm.search.evolution import Step
-from darwinlm.search.fitness import Targets, Teacher, kls_to_teacher
+from darwinlm.search.fitness import Pools, Targets, Teacher, kls_to_teacher
 from darwinlm.search.samples import draw, draw_parts
 from darwinlm.search.selection import TrainedFitness
 from darwinlm.search.trial import Trial
@@ -57,7 +62,8 @@ def fitness_of(
     survivor_bytes: tuple[int, int] | None = None,
 ) -> Any:
     assembler, teacher = setting
-    return TrainedFitness(assembler, TRAIN, teacher, config, SEED, dtype, survivor_bytes)
+    pools = Pools(TRAIN, teacher, pico.stream(assembler.source))
+    return TrainedFitness(assembler, pools, config, SEED, dtype, survivor_bytes)
 
 
 def target(setting: tuple[Assembler, Teacher], generation: int, index: int) -> Targets:
@@ -104,9 +110,9 @@ def steps_taken(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     taken: list[Any] = []
     original = Trial._step
 
-    def counted(self: Trial, tokens: Any) -> None:
+    def counted(self: Trial, tokens: Any, teacher: Any) -> None:
         taken.append(tokens)
-        original(self, tokens)
+        original(self, tokens, teacher)
 
     def since() -> int:
         count = len(taken)
@@ -300,3 +306,34 @@ def test_weights_are_of_the_asked_dtype_whatever_the_arithmetic(setting: Any, we
     kept = [survivor.trial.model for survivor in fitness._survivors.values()]
     assert {p.dtype for model in kept for p in model.parameters()} == {getattr(torch, weights)}
     assert scores == pytest.approx([trained_at_once(setting, genome, 0, 0) for genome in CHILDREN[:2]], rel=0.05)
+
+
+def test_distilled_candidates_are_trained_on_the_dense_model_of_their_own_blocks(setting: Any) -> None:
+    """Against a plain loop of AdamW on KL from all logits of both models."""
+    config = replace(CONFIG, training="distillation")
+    (score,) = scores_of(fitness_of(setting, config), CHILDREN[:1], config.stages[0], 1, 0)
+    dense, model = (setting[0].model(genome, pico.CPU) for genome in ((0,) * 6, CHILDREN[0]))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.0)
+    for block, length in draw_parts(TRAIN, CONFIG.train_tokens, SEED, "train", 1)[0]:
+        tokens = TRAIN[[block], :length]
+        ours, truth = (one(tokens, use_cache=False).logits[0].log_softmax(-1) for one in (model, dense))
+        kl_div(ours, truth.detach(), reduction="batchmean", log_target=True).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    truth = kls_to_teacher(model, target(setting, 1, 0), torch.float32).mean().item()
+    assert score == pytest.approx(truth, rel=1e-4)
+
+
+def test_refitted_candidates_are_those_of_the_refit(setting: Any, tmp_path: Path) -> None:
+    config, (assembler, _) = replace(CONFIG, training="refit"), setting
+    scores = scores_of(fitness_of(setting, config), CHILDREN, config.stages[2], 0, 2)
+    blocks = [
+        b for part in draw_parts(TRAIN, CONFIG.train_tokens, SEED, "train", 0) for b, had in part if had == LENGTH
+    ]
+    for genome, score in zip(CHILDREN[:2], scores):
+        refits, model = Refits(tmp_path / str(genome), {}), assembler.model(genome, pico.CPU)
+        block = partial(assembler.block, genome, device=pico.CPU, dtype=torch.float32)
+        stream = pico.stream(assembler.source)
+        refit_blocks(refits, stream, block, partial(assembler.mlp_columns, genome), TRAIN[blocks], 1)
+        refits.load_into(model)
+        assert score == kls_to_teacher(model, target(setting, 0, 2), torch.float32).mean().item()

@@ -126,6 +126,11 @@ class Assembler:
         placed = {name: tensor.to(device, dtype) for name, tensor in tensors.items()}
         return one_layer(source.family, source.config, source.shape.layers[layer], layer, placed, device)
 
+    def mlp_columns(self, genome: Genome, layer: int) -> Tensor:
+        """(k,) columns of a layer's MLP, as it is now, that the genome keeps."""
+        (place,) = (i for i, ladder in enumerate(self.space.ladders) if (ladder.layer, ladder.kind) == (layer, "mlp"))
+        return self.database.kept(self.space.ladders[place].name, genome[place])
+
     def _module(self, ladder: Ladder, level: int) -> dict[str, Tensor]:
         if level == ladder.present:
             return self._dense_module(ladder.name)

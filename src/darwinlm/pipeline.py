@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from darwinlm.assemble import Assembler
 from darwinlm.config import RunConfig
 from darwinlm.cost import database_need, plan_memory, search_need
 from darwinlm.database.build import build_database
-from darwinlm.database.levels import MODULE_OF_KIND
 from darwinlm.database.store import MANIFEST, Database, damaged_files
 from darwinlm.errors import RequestError
 from darwinlm.export.folder import discard, record_of
@@ -34,8 +32,8 @@ from darwinlm.runtime.placement import Placement, free_host_memory
 from darwinlm.runtime.progress import log
 from darwinlm.runtime.rundir import RunDirectory
 from darwinlm.search.evolution import finished
-from darwinlm.search.fitness import Teacher
-from darwinlm.search.loop import Pools, first_parent, search
+from darwinlm.search.fitness import Pools, Teacher
+from darwinlm.search.loop import diverse_founders, first_parent, search
 from darwinlm.search.record import SearchState
 from darwinlm.search.selection import TrainedFitness
 
@@ -107,8 +105,9 @@ def _search(run: Run, assembler: Assembler) -> SearchState:
         first = run.first(assembler.module_widths)
         return first_parent(first, budget, assembler, pools, config, seed, run.record, check)
 
-    fitness = TrainedFitness(assembler, pools.train, pools.teacher, config, seed, run.dtype)
-    return search(start, run.space, budget, fitness, config, seed, run.record, check)
+    fitness = TrainedFitness(assembler, pools, config, seed, run.dtype)
+    founders = functools.partial(diverse_founders, budget, assembler, pools, config, seed) if config.diverse else None
+    return search(start, run.space, budget, fitness, config, seed, run.record, check, founders)
 
 
 def make_teacher(run: Run) -> Teacher:
@@ -154,7 +153,7 @@ def _refitted(run: Run, database: Database, genome: Genome) -> Refits | None:
         assembler = Assembler(run.source, database, keep_dense=False)
         with run.directory.timed("refit"):
             block = functools.partial(assembler.block, genome, device=run.device, dtype=run.dtype)
-            kept = functools.partial(_mlp_columns, run, database, genome) if run.config.refit.choose_again else None
+            kept = functools.partial(assembler.mlp_columns, genome) if run.config.refit.choose_again else None
             refit_blocks(refits, run.stream, block, kept, tokens, run.config.database.batch_sequences, _placement(run))
             if ranks.is_first():
                 _judge(run, assembler, genome, refits)
@@ -170,12 +169,6 @@ def _judge(run: Run, assembler: Assembler, genome: Genome, refits: Refits) -> No
     before = judged_on.quality_of_model(model).kl or 0.0
     refits.load_into(model)
     refits.judge(before, judged_on.quality_of_model(model).kl or 0.0)
-
-
-def _mlp_columns(run: Run, database: Database, genome: Genome, layer: int) -> Tensor:
-    """Columns of a layer's MLP as it is now that the genome keeps."""
-    (level,) = (level for ladder, level in zip(run.ladders, genome) if ladder.layer == layer and ladder.kind == "mlp")
-    return database.kept(f"model.layers.{layer}.{MODULE_OF_KIND['mlp']}", level)
 
 
 def export_stage(run: Run, database: Database, genome: Genome, refits: Refits | None = None) -> None:

@@ -8,7 +8,8 @@ from darwinlm.baselines.task import Task
 from darwinlm.config import SearchConfig
 from darwinlm.cost import generation_tokens
 from darwinlm.genome import Genome
-from darwinlm.search.loop import Pools, first_parent, search
+from darwinlm.search.fitness import Pools
+from darwinlm.search.loop import first_parent, search
 from darwinlm.search.selection import TrainedFitness
 from darwinlm.target.budget import Budget
 
@@ -42,5 +43,5 @@ def _search(task: Task, config: SearchConfig, budget: Budget) -> Genome:
         asked = (budget, task.assembler, pools, config, task.seed, record)
         return task.once(f"start {budget.limits[0].name}", lambda: first_parent(task.uniform, *asked))
 
-    fitness = TrainedFitness(task.assembler, task.train, task.teacher, config, task.seed, task.dtype)
+    fitness = TrainedFitness(task.assembler, pools, config, task.seed, task.dtype)
     return search(start, task.space, budget, fitness, config, task.seed, record).parent

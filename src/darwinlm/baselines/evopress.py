@@ -16,6 +16,7 @@ from darwinlm.genome import Genome, Space
 from darwinlm.runtime import ranks
 from darwinlm.runtime.seeds import python_random
 from darwinlm.search.evolution import Step
+from darwinlm.search.fitness import Pools
 from darwinlm.search.loop import search
 from darwinlm.search.screen import untrained_kls
 from darwinlm.search.selection import TrainedFitness
@@ -56,7 +57,8 @@ def best_of_random(task: Task, share: float) -> Genome:
 def evolve_dropped(task: Task, budget: Budget, start: Callable[[], Genome]) -> Genome:
     """The best genome that evolution finds from `start()`, which tells of each module whether it is gone, 1, or not, 0."""
     config = dataclasses.replace(task.search, train_tokens=[0] * len(task.search.train_tokens))
-    fitness = TrainedFitness(task.assembler, task.train, task.teacher, config, task.seed, task.dtype)
+    pools = Pools(task.train, task.teacher, task.stream)
+    fitness = TrainedFitness(task.assembler, pools, config, task.seed, task.dtype)
     space = dense_or_gone(task.space)
 
     def scores(step: Step) -> Tensor:

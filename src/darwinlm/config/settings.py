@@ -113,12 +113,16 @@ class SearchConfig:
     """Tokens that each candidate is trained on, per selection step; a step's are the beginning of a longer one's."""
     select_tokens: list[int] = field(default_factory=lambda: [1024, 2048, 4096, 8192])
     """Tokens that each candidate is scored on, per selection step."""
+    training: Literal["cross_entropy", "distillation", "refit"] = "cross_entropy"
+    """What candidates are trained by: cross entropy (the paper), the KL to the dense model, or the refit, in closed form."""
     learning_rate: float = 1e-5
     """AdamW's learning rate in the trial training."""
     batch_sequences: int = 1
     """Blocks in one optimizer step of the trial training."""
     switches: int = 3
     """Level switches of an offspring are min(u1, u2) with u drawn from 1 to this number."""
+    diverse: bool = False
+    """Let genomes of other kinds compete in the first generation: rich in attention or in MLPs, deep, wide, of front or end."""
     start: Literal["linearized", "uniform"] = "linearized"
     """The first parent: the best allocation of levels by linearized costs, or every module at the target (the paper)."""
     start_tokens: int = 16_384

@@ -65,8 +65,7 @@ def refit_blocks(
                     _put(ours, name, weight)
             else:
                 weights, found = streams.refit(block, ours, layer, kept)
-                if ranks.is_first():
-                    refits.write(layer, weights, found)
+                refits.write(layer, weights, found)
             dense.forward(ours, streams.hidden, batch)
             advance(f"layer {layer}")
     ranks.barrier()

@@ -11,7 +11,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from darwinlm.errors import DamagedFileError
+from darwinlm.runtime import ranks
 from darwinlm.runtime.files import read_json, read_tensors, sha256_of_file, write_json, write_tensors
+
+RECORD = "refit.json"
 
 
 @dataclass(frozen=True)
@@ -32,13 +35,14 @@ class Refits:
     """The refitted output matrices of one model on disk: a safetensors file a block, and a record of all.
 
     Args:
-        folder: where they lie.
+        folder: where they lie; None for this process's memory alone.
         identity: what they are made from; what lies there and is made from something else counts for nothing.
     """
 
-    def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
-        self.folder, self.identity, self._record = folder, identity, folder / "refit.json"
-        stored = read_json(self._record) if self._record.exists() else {}
+    def __init__(self, folder: Path | None, identity: dict[str, Any]) -> None:
+        self.folder, self.identity = folder, identity
+        self._held: dict[int, dict[str, Tensor]] = {}
+        stored = read_json(folder / RECORD) if folder and (folder / RECORD).exists() else {}
         same = stored.get("identity") == identity
         self.files: dict[str, str] = stored["files"] if same else {}
         self.kl: list[float] = stored.get("kl", []) if same else []
@@ -49,31 +53,39 @@ class Refits:
 
     def __contains__(self, layer: int) -> bool:
         """Whether a block is finished and its file whole."""
+        if self.folder is None:
+            return layer in self._held
         path = self.folder / _file(layer)
         return path.is_file() and self.files.get(path.name) == sha256_of_file(path)
 
     def write(self, layer: int, weights: dict[str, Tensor], found: dict[str, MatrixRefit]) -> None:
         """Keep a finished block: its output matrices by their names within the layer, and how each ended."""
-        path = self.folder / _file(layer)
-        write_tensors(path, weights)
-        self.files[path.name] = sha256_of_file(path)
         self.matrices |= found
         self.kl = []
-        self._save()
+        if self.folder is None:
+            self._held[layer] = weights
+        elif ranks.is_first():
+            path = self.folder / _file(layer)
+            write_tensors(path, weights)
+            self.files[path.name] = sha256_of_file(path)
+            self._save(self.folder)
 
     def judge(self, before: float, after: float) -> None:
         """Keep the KL to the dense model, before and after, that decides whether the model is to have the refit."""
         self.kl = [before, after]
-        self._save()
+        if self.folder is not None:
+            self._save(self.folder)
 
     @property
     def helps(self) -> bool:
         """Whether the KL is lower with it."""
         return bool(self.kl) and self.kl[1] < self.kl[0]
 
-    def _save(self) -> None:
+    def _save(self, folder: Path) -> None:
         matrices = {name: dataclasses.asdict(one) for name, one in self.matrices.items()}
-        write_json(self._record, {"identity": self.identity, "kl": self.kl, "files": self.files, "matrices": matrices})
+        write_json(
+            folder / RECORD, {"identity": self.identity, "kl": self.kl, "files": self.files, "matrices": matrices}
+        )
 
     def finished(self, layers: int) -> bool:
         """Whether all of so many blocks are, and judged."""
@@ -91,14 +103,16 @@ class Refits:
         Raises:
             DamagedFileError: the file is missing or altered.
         """
+        if self.folder is None:
+            return self._held[layer]
+        path = self.folder / _file(layer)
         if layer not in self:
-            path = self.folder / _file(layer)
             raise DamagedFileError(f"'{path}' is missing or damaged. Run `darwinlm refit` to make it again.")
-        return read_tensors(self.folder / _file(layer))[0]
+        return read_tensors(path)[0]
 
     def load_into(self, model: nn.Module) -> None:
         """Give an assembled model of the genome the refitted matrices."""
-        for layer in range(len(self.files)):
+        for layer in range(len(self._held or self.files)):
             for name, weight in self.read(layer).items():
                 model.get_parameter(f"model.layers.{layer}.{name}").data.copy_(weight)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,10 +45,18 @@ class Evolution:
         config: generations, offspring and selection steps.
         budget: that every genome keeps.
         seed: of the mutations.
+        founders: of the first parent, genomes that compete with its first children.
     """
 
-    def __init__(self, state: SearchState, config: SearchConfig, budget: Budget, seed: int) -> None:
-        self.state, self.config, self.budget, self.seed = state, config, budget, seed
+    def __init__(
+        self,
+        state: SearchState,
+        config: SearchConfig,
+        budget: Budget,
+        seed: int,
+        founders: Callable[[Genome], list[Genome]] | None = None,
+    ) -> None:
+        self.state, self.config, self.budget, self.seed, self.founders = state, config, budget, seed, founders
         self.line: dict[str, Any] = {}
         """What the history says of the last generation."""
 
@@ -79,9 +87,10 @@ class Evolution:
 
     def _begin(self) -> None:
         self._began = time.perf_counter()
-        rng = python_random(self.seed, "mutation", self.state.generation)
-        asked = (self.config.offspring, self.budget, self.config.switches, rng)
-        self._candidates = offspring(self.state.parent, *asked)
+        rng, parent = python_random(self.seed, "mutation", self.state.generation), self.state.parent
+        first = self.founders(parent)[: self.config.offspring] if self.founders and not self.state.generation else []
+        children = offspring(parent, self.config.offspring - len(first), self.budget, self.config.switches, rng)
+        self._candidates = list(dict.fromkeys(genome for genome in [*first, *children] if genome != parent))
         self._children = len(self._candidates)
 
     def _advance(self, winner: Genome, kl: float) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from darwinlm.errors import RequestError
 from darwinlm.losses import chunk_tokens, distributions, kl_of_tokens, token_nll
+from darwinlm.models.blocks import BlockStream
 from darwinlm.search.samples import batches
 
 SCORING_TOKENS = 2048
@@ -30,6 +31,18 @@ class Teacher:
     """(blocks, T, H), on the CPU."""
     head: Tensor
     """(V, H) float32, on the device of the candidates."""
+
+
+@dataclass(frozen=True)
+class Pools:
+    """What a search reads."""
+
+    train: Tensor
+    """(blocks, T) ids that candidates are trained on, and costs linearized on."""
+    teacher: Teacher
+    """The dense model on the blocks that candidates are scored on."""
+    stream: BlockStream
+    """The dense model, block by block."""
 
 
 class Targets:

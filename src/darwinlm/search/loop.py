@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from torch import Tensor
 
 from darwinlm.assemble import Assembler
 from darwinlm.config import SearchConfig
 from darwinlm.genome import Genome, Space
-from darwinlm.models.blocks import BlockStream
 from darwinlm.runtime import ranks
 from darwinlm.runtime.progress import log, progress
 from darwinlm.search.evolution import Evolution, Step, changes, finished
-from darwinlm.search.fitness import Teacher
+from darwinlm.search.fitness import Pools
+from darwinlm.search.propose import diverse
 from darwinlm.search.record import SearchRecord, SearchState
 from darwinlm.search.start import ModelMeasures, StartRecord, linearized_start
 from darwinlm.target.budget import Budget
@@ -24,18 +23,6 @@ Check = Callable[[Genome], dict[str, float]]
 """Scores of a genome on held-out text, for the history alone: nothing is chosen by them."""
 Fitness = Callable[[Step], Tensor]
 """(candidates, sequences) parts of the KL of a selection step, as `Evolution.tell` takes them; the lower the better."""
-
-
-@dataclass(frozen=True)
-class Pools:
-    """What a search reads."""
-
-    train: Tensor
-    """(blocks, T) ids that candidates are trained on, and costs linearized on."""
-    teacher: Teacher
-    """The dense model on the blocks that candidates are scored on."""
-    stream: BlockStream
-    """The dense model, block by block."""
 
 
 def search(
@@ -47,6 +34,7 @@ def search(
     seed: int,
     record: SearchRecord,
     check: Check | None = None,
+    founders: Callable[[Genome], list[Genome]] | None = None,
 ) -> SearchState:
     """Run the search to its last generation, from where it stopped or from the start.
 
@@ -59,6 +47,7 @@ def search(
         seed: of the mutations.
         record: where every generation is saved.
         check: of parents, every `search.check_every` generations.
+        founders: of the first parent, genomes that compete with its first children.
 
     Returns:
         The last state; its parent is the result.
@@ -69,7 +58,7 @@ def search(
         record.save(state)
     if finished(state, config):
         return state
-    evolution = Evolution(state, config, budget, seed)
+    evolution = Evolution(state, config, budget, seed, founders)
     with progress("Search", config.generations, done=state.generation) as advance:
         for step in evolution:
             scores = fitness(step)  # stitched, trained and scored; the ranks share the candidates out
@@ -109,3 +98,12 @@ def first_parent(
         genome = linearized_start(uniform, assembler.space.present, budget, measures, config.start_rounds, begun)
     begun.end(config.start, genome)
     return genome
+
+
+def diverse_founders(
+    budget: Budget, assembler: Assembler, pools: Pools, config: SearchConfig, seed: int, parent: Genome
+) -> list[Genome]:
+    """Genomes of other kinds than the first parent, by costs linearized there; arguments as of `first_parent`."""
+    measures = ModelMeasures(assembler, pools.stream, pools.train, pools.teacher, config, seed, pools.stream.dtype)
+    estimate = measures.estimate(parent, 0.0, config.start_rounds)
+    return ranks.told_by_first([*diverse(estimate.costs, budget, assembler.space.ladders).values()])

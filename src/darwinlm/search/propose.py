@@ -6,13 +6,14 @@ Letters: M = modules, G = genomes.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
+from darwinlm.database.levels import Kind, Ladder
 from darwinlm.genome import Genome
 from darwinlm.target.budget import Budget, Step
 
@@ -26,6 +27,23 @@ DOUBT = 0.5
 """Standard deviation of a cost that is only estimated, as a part of it."""
 NOISE = 0.01
 """Standard deviation of what does not add up, as a part of the KL."""
+DEARER: dict[str, Callable[[bool, float], float]] = {
+    "attention x 1/4": lambda attention, depth: 0.25 if attention else 1.0,
+    "attention x 1/2": lambda attention, depth: 0.5 if attention else 1.0,
+    "attention x 2": lambda attention, depth: 2.0 if attention else 1.0,
+    "attention x 4": lambda attention, depth: 4.0 if attention else 1.0,
+    "ends dear": lambda attention, depth: 1 + 6 * abs(depth - 0.5),
+    "middle dear": lambda attention, depth: 4 - 6 * abs(depth - 0.5),
+    "front dear": lambda attention, depth: 4 - 3 * depth,
+    "end dear": lambda attention, depth: 1 + 3 * depth,
+}
+"""(whether attention, depth from 0 to 1) -> what a module's costs are multiplied by, in diverse allocations."""
+WHOLE: dict[str, tuple[Kind, ...]] = {
+    "whole modules": ("attention", "mlp"),
+    "whole attentions": ("attention",),
+    "whole MLPs": ("mlp",),
+}
+"""Kinds whose modules can only stay or go in a diverse allocation."""
 
 Costs = Sequence[Sequence[float]]
 """(M, levels): what a level of a module adds to the KL, in nats; `FORBIDDEN` where it must not be."""
@@ -155,3 +173,25 @@ def proposals(estimate: Estimate, budget: Budget) -> list[Genome]:
         ]
         found += [allocate(near, budget, genome, modules // part) for part in PARTS if modules // part > 1]
     return list(dict.fromkeys(each for each in found if each is not None and each != genome))
+
+
+def diverse(costs: Costs, budget: Budget, ladders: Sequence[Ladder]) -> dict[str, Genome]:
+    """Allocations of different kinds, by name: each the cheapest if some modules were dearer, or could only stay or go.
+
+    Args:
+        costs: of the levels.
+        budget: that every one keeps.
+        ladders: of the modules.
+    """
+    last = max((ladder.layer for ladder in ladders), default=0) or 1
+    found: dict[str, Costs] = {}
+    for name, factor in DEARER.items():
+        factors = [factor(ladder.kind == "attention", ladder.layer / last) for ladder in ladders]
+        found[name] = [[factor * cost for cost in row] for factor, row in zip(factors, costs)]
+    for name, kinds in WHOLE.items():
+        found[name] = [
+            [cost if ladder.kind not in kinds or level in (0, top) else FORBIDDEN for level, cost in enumerate(row)]
+            for ladder, row, top in zip(ladders, costs, budget.tops())
+        ]
+    genomes = {name: allocate(bent, budget) for name, bent in found.items()}
+    return {name: genome for name, genome in genomes.items() if genome is not None}

@@ -1,8 +1,9 @@
-"""One selection step: every candidate is stitched from the database, trained briefly, and scored."""
+"""One selection step: every candidate is stitched from the database, trained or refitted briefly, and scored."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,10 +12,12 @@ from darwinlm.assemble import Assembler
 from darwinlm.config import SearchConfig
 from darwinlm.cost import trial_memory
 from darwinlm.genome import Genome
+from darwinlm.refit.blocks import refit_blocks
+from darwinlm.refit.store import Refits
 from darwinlm.runtime import ranks
 from darwinlm.runtime.placement import HOST_SHARE, free_host_memory, free_memory
 from darwinlm.search.evolution import Step
-from darwinlm.search.fitness import Targets, Teacher, kls_to_teacher
+from darwinlm.search.fitness import Pools, Targets, Teacher, kls_to_teacher
 from darwinlm.search.samples import Drawn, draw, draw_parts
 from darwinlm.search.screen import untrained_kls
 from darwinlm.search.trial import Trial, checkpoint_activations
@@ -33,6 +36,19 @@ class _Survivor:
     score: float
 
 
+@dataclass(frozen=True)
+class _Text:
+    """The training text of a generation."""
+
+    generation: int
+    pool: Tensor
+    """(blocks, T) ids."""
+    parts: list[Drawn]
+    """Blocks of the pool that a step trains on beyond those of the step before."""
+    teacher: Teacher | None
+    """The dense model on the pool, where candidates are distilled from it."""
+
+
 class TrainedFitness:
     """Training-aware fitness (arXiv 2502.07780, section 3.5): KL to the dense model after a short training.
 
@@ -42,9 +58,8 @@ class TrainedFitness:
 
     Args:
         assembler: builds candidates at their own size.
-        train: (blocks, T) pool that candidates are trained on.
-        teacher: the dense model on the pool that they are scored on.
-        config: learning rate, batch, tokens of the steps.
+        pools: what candidates are trained on, and scored on.
+        config: training, learning rate, batch, tokens of the steps.
         seed: of the choice of blocks.
         dtype: arithmetic of the forward passes.
         survivor_bytes: memory for what survivors go on from between two steps, on the device and in host memory beside
@@ -54,20 +69,19 @@ class TrainedFitness:
     def __init__(
         self,
         assembler: Assembler,
-        train: Tensor,
-        teacher: Teacher,
+        pools: Pools,
         config: SearchConfig,
         seed: int,
         dtype: torch.dtype,
         survivor_bytes: tuple[int, int] | None = None,
     ) -> None:
-        self.assembler, self.train, self.teacher = assembler, train, teacher
+        self.assembler, self.pools, self.teacher = assembler, pools, pools.teacher
         self.config, self.seed, self.dtype = config, seed, dtype
         self._room = survivor_bytes if config.continue_training else (0, 0)
         self.weights = {"auto": dtype, "float32": torch.float32, "bfloat16": torch.bfloat16}[config.weights]
         self._ends = sorted({tokens for tokens in config.train_tokens if tokens})
         """Where the training tokens of a generation are cut."""
-        self._generation = -1
+        self._text = _Text(-1, pools.train[:0], [], None)
         self._survivors: dict[Genome, _Survivor] = {}
         self._known: dict[Genome, tuple[int, int]] = {}
         """Of the survivors of all ranks: where each lies, and the parts that it has seen."""
@@ -81,18 +95,19 @@ class TrainedFitness:
             (step.stage.select_tokens, self.seed, "select", step.generation, step.index),
         )
         targets = Targets(self.teacher, draw(tokens, *asked, self.config.sequence_tokens))
-        if step.stage.train_tokens == 0 or self.config.learning_rate == 0:
+        refits = self.config.training == "refit"
+        if step.stage.train_tokens == 0 or (self.config.learning_rate == 0 and not refits):
             return torch.stack(untrained_kls(self.assembler, step.candidates, targets, self.dtype))
-        found = self._exchanged(self._trained(step, targets))
+        if step.generation != self._text.generation:
+            self._text = self._drawn(step.generation)
+            self._survivors, self._known = {}, {}
+        found = self._exchanged((self._refitted if refits else self._trained)(step, targets))
         return torch.stack([found[genome] for genome in step.candidates])
 
     def _trained(self, step: Step, targets: Targets) -> dict[Genome, Tensor]:
         """The parts of the KL of this rank's share."""
-        candidates, stage = step.candidates, step.stage
-        if step.generation != self._generation:
-            self._generation, self._survivors, self._known = step.generation, {}, {}
-        parts = draw_parts(self.train, self._ends, self.seed, "train", step.generation)
-        parts = parts[: self._ends.index(stage.train_tokens) + 1]
+        candidates, stage, text = step.candidates, step.stage, self._text
+        parts = text.parts[: self._ends.index(stage.train_tokens) + 1]
         if self._room is None:
             self._room = self._spare_memory(candidates)
         share = ranks.told_by_first(ranks.share_out([self._costs(genome, parts) for genome in candidates]))
@@ -102,13 +117,40 @@ class TrainedFitness:
         for genome in own:
             trial, seen = self._begun(genome, going_on.pop(genome, None), len(parts))
             for part in parts[seen:]:
-                trial.train(self.train, part)
+                trial.train(text.pool, part, text.teacher)
             found[genome] = kls_to_teacher(trial.model, targets, self.dtype)
             if not step.last:
                 self._survivors[genome] = _Survivor(trial, len(parts), found[genome].mean().item())
                 self._forget_the_worst(stage.survivors, [survivor.trial for survivor in going_on.values()])
             del trial  # its memory is needed for the next one
         return found
+
+    def _refitted(self, step: Step, targets: Targets) -> dict[Genome, Tensor]:
+        """The parts of the KL of this rank's share, after refits that the ranks make together."""
+        drawn = [block for part in self._text.parts[: self._ends.index(step.stage.train_tokens) + 1] for block in part]
+        length = self._text.pool.shape[1]
+        tokens = self._text.pool[[block for block, had in drawn if had == length]]
+        found: dict[Genome, Tensor] = {}
+        device = self.teacher.head.device
+        for index, genome in enumerate(step.candidates):
+            refits, kept = Refits(None, {}), partial(self.assembler.mlp_columns, genome)
+            block = partial(self.assembler.block, genome, device=device, dtype=self.dtype)
+            refit_blocks(refits, self.pools.stream, block, kept, tokens, self.config.batch_sequences)
+            if index % ranks.world_size() == ranks.rank():
+                model = self.assembler.model(genome, device, self.dtype)
+                refits.load_into(model)
+                found[genome] = kls_to_teacher(model, targets, self.dtype)
+        return found
+
+    def _drawn(self, generation: int) -> _Text:
+        """What the candidates of a generation are trained on."""
+        parts = draw_parts(self.pools.train, self._ends, self.seed, "train", generation)
+        if self.config.training != "distillation":
+            return _Text(generation, self.pools.train, parts, None)
+        blocks = sorted({block for part in parts for block, _ in part})
+        place, pool = {block: index for index, block in enumerate(blocks)}, self.pools.train[blocks]
+        parts = [[(place[block], length) for block, length in part] for part in parts]
+        return _Text(generation, pool, parts, Teacher(pool, self.pools.stream.final_hidden(pool), self.teacher.head))
 
     def _costs(self, genome: Genome, parts: list[Drawn]) -> list[int]:
         """Tokens that a candidate must still be trained on, by rank."""
@@ -148,7 +190,7 @@ class TrainedFitness:
 
     def _spare_memory(self, candidates: list[Genome]) -> tuple[int, int]:
         """Bytes for survivors: most of what the training of the largest candidate leaves free, and of the host's beside."""
-        device, sharers, length = self.teacher.head.device, ranks.local_world_size(), self.train.shape[1]
+        device, sharers, length = self.teacher.head.device, ranks.local_world_size(), self.pools.train.shape[1]
         needed = max(trial_memory(self.assembler.shape(g), self.config, length, self.weights) for g in candidates)
         here = int(SPARE_SHARE * (free_memory(device, sharers) - needed))
         beside = 0 if device.type == "cpu" else int(HOST_SHARE * free_host_memory()) // sharers

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from darwinlm.errors import RequestError
-from darwinlm.losses import next_token_loss
+from darwinlm.losses import distillation_losses, next_token_loss
 from darwinlm.runtime.placement import host_tensor
+from darwinlm.search.fitness import Teacher
 from darwinlm.search.optimizer import CompensatedAdamW
 from darwinlm.search.samples import batches
 
@@ -25,7 +26,7 @@ def checkpoint_activations(model: Any) -> None:
 
 
 class Trial:
-    """A candidate in its trial training: AdamW on cross entropy, without weight decay.
+    """A candidate in its trial training: AdamW on cross entropy or on the KL to the dense model, without weight decay.
 
     Its weights are float32, or bfloat16 with compensated sums: rounded alone, they would lose most updates at these
     learning rates.
@@ -51,12 +52,13 @@ class Trial:
         else:
             self.optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0, fused=True)
 
-    def train(self, pool: Tensor, drawn: list[tuple[int, int]]) -> None:
+    def train(self, pool: Tensor, drawn: list[tuple[int, int]], teacher: Teacher | None = None) -> None:
         """Train on the drawn blocks, once each; goes on from where an earlier call stopped.
 
         Args:
             pool: (blocks, T) token ids.
             drawn: (block, tokens of it) pairs.
+            teacher: the dense model on the pool, to be distilled from; None for cross entropy.
 
         Raises:
             RequestError: the loss is no longer finite.
@@ -65,7 +67,8 @@ class Trial:
             return
         self.model.train()
         for blocks, length in batches(drawn, self.batch):
-            self._step(pool[blocks, :length].to(self.device))
+            hidden = teacher and (teacher.hidden[blocks, :length].to(self.device), teacher.head)
+            self._step(pool[blocks, :length].to(self.device), hidden)
         self.model.eval()
 
     @property
@@ -103,10 +106,17 @@ class Trial:
                 tensor.data = tensor.data.to(self.device, copy=True)
             self._away = None
 
-    def _step(self, tokens: Tensor) -> None:
+    def _step(self, tokens: Tensor, teacher: tuple[Tensor, Tensor] | None) -> None:
         with self.autocast:
-            hidden = self.model.model(input_ids=tokens, use_cache=False).last_hidden_state
-            loss = next_token_loss(hidden, self.model.lm_head.weight, tokens)
+            hidden, head = (
+                self.model.model(input_ids=tokens, use_cache=False).last_hidden_state,
+                self.model.lm_head.weight,
+            )
+            if teacher is None:
+                loss = next_token_loss(hidden, head, tokens)
+            else:
+                dense = (teacher[0].flatten(0, 1), teacher[1])
+                loss = distillation_losses(hidden.flatten(0, 1), head, tokens.flatten(), dense)[1]
         if not torch.isfinite(loss):
             raise RequestError(
                 f"The loss of a candidate became {loss.item()} in its trial training. Lower search.learning_rate "
