@@ -6,7 +6,9 @@ import dataclasses
 import itertools
 import math
 import random
+import re
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,10 +17,8 @@ from torch.nn.functional import cross_entropy, kl_div, log_softmax
 from transformers import AutoModelForCausalLM
 
 import pico
-from darwinlm.assemble import Assembler
 from darwinlm.baselines.evopress import best_of_random, dense_or_gone, evolve_dropped, evopress, in_levels
 from darwinlm.baselines.layers import drop_in_order, without_layers
-from darwinlm.baselines.magnitude import build_magnitude_database
 from darwinlm.baselines.random_levels import draw_allocation, random_levels
 from darwinlm.baselines.registry import METHODS, methods_named
 from darwinlm.baselines.shortened_llama import losses_without, taylor_importances
@@ -26,44 +26,12 @@ from darwinlm.baselines.shortgpt import block_influences, shortgpt
 from darwinlm.baselines.sliding_cosine import angular_distances, sliding_cosine
 from darwinlm.baselines.task import Task
 from darwinlm.baselines.ziplm import ziplm, ziplm_kinds
-from darwinlm.config import SearchConfig
-from darwinlm.database.store import Database
+from darwinlm.cli import main
 from darwinlm.errors import RequestError
 from darwinlm.genome import is_valid
-from darwinlm.search.fitness import Teacher
 from darwinlm.target.budget import Budget, level_limits
 
 TOKENS = pico.random_tokens(4, 16, seed=5)
-SEARCH = {
-    "generations": 2,
-    "offspring": 3,
-    "survivors": [2, 1],
-    "train_tokens": [16, 32],
-    "select_tokens": [64, 64],
-    "start_tokens": 64,
-    "start_rounds": 1,
-}
-
-
-@pytest.fixture
-def task(source, database, tmp_path):
-    """Family, share and search settings -> a task."""
-
-    def make(family: str = "llama_gqa", share: float = 0.5, unit: str = "auto", **search) -> Task:
-        stream = pico.stream(source(family))
-        return Task(
-            assembler=Assembler(source(family), database(family, unit), keep_dense=True),
-            stream=stream,
-            teacher=Teacher(TOKENS, stream.final_hidden(TOKENS), source(family).head()),
-            train=pico.random_tokens(4, 16, seed=6),
-            share=share,
-            search=SearchConfig(**{**SEARCH, **search}),
-            seed=0,
-            folder=tmp_path,
-            identity={},
-        )
-
-    return make
 
 
 def stock(checkpoint):
@@ -123,25 +91,23 @@ def test_random_levels_keep_the_budget(task):
 
 
 @pytest.mark.parametrize(("family", "unit"), [("llama_mha", "auto"), ("llama_gqa", "balanced"), ("qwen3", "kv_group")])
-def test_magnitude_removes_the_least_norms_and_refits_nothing(family, unit, source, database, checkpoint, tmp_path):
-    ladders = database(family, unit).ladders()
-    built = Database(tmp_path, {"rule": "magnitude"})
-    build_magnitude_database(built, ladders, pico.stream(source(family)))
+def test_magnitude_removes_the_least_norms_and_refits_nothing(family, unit, task, checkpoint):
+    asked = task(family, unit=unit)
+    genome = METHODS["magnitude"].find(asked)
     model = AutoModelForCausalLM.from_pretrained(checkpoint(family), dtype=torch.float32)
-    assert built.ladders() == ladders
-    for ladder in ladders:
-        output = model.get_submodule(ladder.name + (".o_proj" if ladder.kind == "attention" else ".down_proj")).weight
-        norms = output.detach().double().unflatten(1, (-1, ladder.group_size)).norm(dim=(0, 2))  # (groups,)
-        runs = norms.unflatten(0, (ladder.rounds or 1, -1))
-        for level in range(1, ladder.top):
-            kept = built.kept(ladder.name, level)
-            torch.testing.assert_close(built.weight(ladder.name, level), output[:, kept])
-            gone = runs.argsort(dim=1)[:, : ladder.removed[level] // runs.shape[0]]
-            gone = (gone + torch.arange(runs.shape[0])[:, None] * runs.shape[1]).flatten()
-            columns = (gone[:, None] * ladder.group_size + torch.arange(ladder.group_size)).flatten()
-            assert set(kept.tolist()) == set(range(ladder.columns)) - set(columns.tolist())
-        removed = output.detach().double().square().sum().item()
-        assert built.modules[ladder.name].errors[-1] == pytest.approx(removed, rel=1e-5)
+    assert genome == asked.uniform
+    with torch.no_grad():
+        for ladder, level in zip(asked.space.ladders, genome):
+            output = model.get_submodule(ladder.name + (".o_proj" if ladder.kind == "attention" else ".down_proj"))
+            columns = output.weight.unflatten(1, (ladder.rounds or 1, -1, ladder.group_size))
+            norms = columns.double().norm(dim=(0, 3))  # (runs, units)
+            gone = norms.argsort(dim=1)[:, : ladder.removed[level] // norms.shape[0]]
+            for run, units in enumerate(gone):
+                columns[:, run, units] = 0
+            if level == ladder.top and output.bias is not None:
+                output.bias.zero_()
+    found = METHODS["magnitude"].model(asked, genome, pico.CPU, torch.float32)
+    torch.testing.assert_close(found(TOKENS).logits, model(TOKENS).logits, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("family", ["llama_gqa", "qwen3_bias"])
@@ -241,12 +207,13 @@ def test_evopress_drops_as_few_modules_as_the_budget_asks(task):
 
 
 @pytest.mark.parametrize("family", ["llama_mha", "mistral", "qwen2_tied", "qwen3"])
-@pytest.mark.parametrize("name", [name for name in METHODS if METHODS[name].rule == "second_order"])
+@pytest.mark.parametrize("name", METHODS)
 def test_every_method_ends_within_the_budget(name, family, task):
     asked = task(family, share=1 / 3)
     genome = METHODS[name].find(asked)
+    model = METHODS[name].model(asked, genome, pico.CPU, torch.float32)
     assert is_valid(asked.space, genome)
-    assert asked.parameters(genome) <= asked.budget
+    assert model.num_parameters() <= asked.budget
     assert any(genome)
 
 
@@ -270,3 +237,13 @@ def test_methods_come_in_the_order_of_the_registry():
         methods_named("uniform,zplm")
     with pytest.raises(RequestError, match="names no method"):
         methods_named(" ,")
+
+
+def test_help_and_readme_name_every_method(capsys):
+    with pytest.raises(SystemExit):
+        main(["compare", "--help"])
+    printed = capsys.readouterr().out
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    for name in METHODS:
+        assert re.search(rf"\b{name}[,\s]", printed)
+        assert f"`{name}`" in readme

@@ -177,7 +177,7 @@ def test_a_sheared_model_keeps_what_it_was_trained_to(finished):
         own, uniform = cell(finished, "sheared", level), cell(finished, "uniform", level)
         assert 0 <= uniform["quality"]["parameters"] - own["quality"]["parameters"] <= 6 * 32
         folder = finished / f"compare/sheared/level{level}_seed0/sheared"
-        assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors", "columns"}
+        assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors", "orders.safetensors"}
 
 
 def test_trained_models_need_room_only_where_they_are_missing(finished, monkeypatch):

@@ -18,10 +18,10 @@ import pico
 from darwinlm.assemble import Assembler
 from darwinlm.baselines.hard_concrete import BETA, GAMMA, ZETA, at_rest, draw, openness, sample
 from darwinlm.baselines.masks import Constraints, Gates, Masks, fold, gated
+from darwinlm.baselines.orders import removal_order
 from darwinlm.baselines.sheared import (
     learn,
     nearest_levels,
-    removal_order,
     sheared,
     sheared_model,
     sheared_tokens,
@@ -284,8 +284,8 @@ def test_a_loss_that_is_not_finite_says_what_to_lower(task):
 def test_a_lost_model_is_named(task):
     asked = task()
     genome = sheared(asked)
-    (asked.folder / "sheared/columns/manifest.json").unlink()
-    with pytest.raises(DamagedFileError, match=r"manifest.json"):
+    (asked.folder / "sheared/orders.safetensors").unlink()
+    with pytest.raises(DamagedFileError, match=r"orders.safetensors"):
         sheared_model(asked, genome, CPU, torch.float32)
 
 

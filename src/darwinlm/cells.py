@@ -1,9 +1,9 @@
 """The cells of a comparison: one method at one level with one seed, found, scored, and kept as a file.
 
 compare/dense.json                                 the dense model
-compare/magnitude_database/                        the second database
 compare/METHOD/levelL_seedS/search/                state of a search under way
-compare/sheared/levelL_seedS/sheared/               the model that ShearedLLaMA trained, and which of its columns stay
+compare/METHOD/levelL_seedS/orders.safetensors     of methods without a refit: in which order units leave
+compare/sheared/levelL_seedS/sheared/              the model that ShearedLLaMA trained, and the same of it
 compare/METHOD/levelL_seedS/pruned.json            the finished cell, with the settings it depends on
 compare/METHOD/levelL_seedS/trained_TOKENS.json    the same after post-training
 """
@@ -21,12 +21,10 @@ from typing import Any
 import torch
 
 from darwinlm.assemble import Assembler
-from darwinlm.baselines.magnitude import build_magnitude_database
 from darwinlm.baselines.registry import METHODS
 from darwinlm.baselines.task import Task
 from darwinlm.config import to_dict
-from darwinlm.cost import Work, database_bytes, training_need
-from darwinlm.database.store import MANIFEST, Database
+from darwinlm.cost import Work, training_need
 from darwinlm.errors import DamagedFileError
 from darwinlm.genome import Genome, Space
 from darwinlm.measure.compare import Cell
@@ -124,7 +122,7 @@ class Workbench:
         self.teacher = functools.cache(lambda: make_teacher(run))
         self.held_out = functools.cache(lambda: HeldOut(run.splits.held_out, run.stream))
         self.assembler = functools.cache(self._assembler)
-        self.found: dict[tuple[str, float, int], tuple[Any, float]] = {}
+        self.found: dict[tuple[str, float | None, int], tuple[Any, float]] = {}
 
     @functools.cached_property
     def dense_quality(self) -> Quality:
@@ -139,19 +137,16 @@ class Workbench:
     def budget(self, level: float) -> int:
         """Parameters that every method may leave at a level: those of the uniform model."""
         run, share = self.run, level / self.run.config.database.levels
-        return Task.budget_of(self.assembler("second_order"), share, run.config.seed)
+        return Task.budget_of(self.assembler(), share, run.config.seed)
 
-    def _assembler(self, rule: str) -> Assembler:
-        """Models with levels by one of the rules."""
-        if rule == "magnitude":
-            return Assembler(self.run.source, _magnitude_database(self.run))
+    def _assembler(self) -> Assembler:
         return Assembler(self.run.source, database_stage(self.run), keep_dense=True, cache_bytes=cache_bytes())
 
     def task(self, place: Place) -> Task:
         """What a method is asked in a cell."""
         run = self.run
         return Task(
-            assembler=self.assembler(METHODS[place.method].rule),
+            assembler=self.assembler(),
             stream=run.stream,
             teacher=self.teacher(),
             train=run.splits.train,
@@ -165,26 +160,15 @@ class Workbench:
         )
 
 
-def require_room_for_magnitudes(run: Run) -> None:
-    """Check that the second database has room, unless it lies there already.
-
-    Raises:
-        RequestError: it has not.
-    """
-    if not (_magnitude_folder(run) / MANIFEST).exists():
-        needed = database_bytes(run.source.shape, run.ladders, run.source.dtype.itemsize)
-        require_room(run.directory.path, needed, "The database of method magnitude")
-
-
 def require_room_for_trained(run: Run, places: Sequence[Place]) -> None:
-    """Check that the full-size models that methods train have room: each is kept, with its kept columns once more.
+    """Check that the full-size models that methods train have room: each is kept.
 
     Raises:
         RequestError: it has not.
     """
     missing = [p for p in places if METHODS[p.method].keeps and not (_cell_folder(run, p) / "pruned.json").exists()]
     if missing:
-        needed = 2 * len(missing) * run.source.shape.parameters * run.source.dtype.itemsize
+        needed = len(missing) * run.source.shape.parameters * run.source.dtype.itemsize
         names = ", ".join(sorted({place.method for place in missing}))
         require_room(run.directory.path, needed, f"What {names} trains")
 
@@ -192,20 +176,6 @@ def require_room_for_trained(run: Run, places: Sequence[Place]) -> None:
 def later_training_need(work: Work) -> Need:
     """Memory of the post-training that every model of a comparison gets."""
     return training_need("The post-training", work, work.pruned, "leave --train-tokens out")
-
-
-def _magnitude_folder(run: Run) -> Path:
-    return folder_of(run) / "magnitude_database"
-
-
-def _magnitude_database(run: Run) -> Database:
-    folder, identity = _magnitude_folder(run), {**run.database_identity, "rule": "magnitude"}
-    database = Database.open(folder) if (folder / MANIFEST).exists() else Database(folder, identity)
-    require_same(database.identity, identity, folder, "a database", _OTHER)
-    for name in database.damaged(thorough=True):
-        del database.modules[name]
-    build_magnitude_database(database, run.ladders, run.stream)
-    return database
 
 
 def finished_cell(bench: Workbench, place: Place, training: Training) -> Cell:

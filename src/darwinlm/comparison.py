@@ -17,7 +17,6 @@ from darwinlm.cells import (
     finished_cell,
     folder_of,
     later_training_need,
-    require_room_for_magnitudes,
     require_room_for_trained,
     require_same_cell,
 )
@@ -132,8 +131,6 @@ def run_compare(config: RunConfig, wanted: Asked) -> tuple[Comparison, Path]:
                 f"'{run.source.name}' is pruned already, and the methods are compared from a whole model on. Give the model "
                 "that it was pruned from; `darwinlm prune` takes pruned ones, too."
             )
-        if "magnitude" in wanted.methods:
-            require_room_for_magnitudes(run)
         require_room_for_trained(run, places)
         for place in places:
             require_same_cell(run, place, wanted.training)

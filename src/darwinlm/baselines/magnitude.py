@@ -1,45 +1,23 @@
-"""Groups leave by the norm of their columns in the output matrix, least first, and nothing is refitted.
-
-That is what the second-order step does where the Hessian is the identity: the score of a group is the square of its norm,
-no removal changes another group, and the best refit of what stays is what it was. So the levels come from the same
-code, with the same ladders and the same files.
-"""
+"""Units leave by the norm of their columns in the output matrix, least first, and nothing is refitted."""
 
 from __future__ import annotations
 
-import torch
+from torch import Tensor
 
-from darwinlm.database.hessians import output_weight
-from darwinlm.database.levels import Ladder
-from darwinlm.database.obs import prune_groups
-from darwinlm.database.store import NO_HESSIAN, Database
-from darwinlm.models.blocks import BlockStream
-from darwinlm.runtime.progress import progress
+from darwinlm.baselines.orders import removal_orders, write_orders
+from darwinlm.baselines.task import Task
+from darwinlm.genome import Genome
+from darwinlm.models.source import ModelSource
 
 
-def build_magnitude_database(database: Database, ladders: list[Ladder], stream: BlockStream) -> None:
-    """Complete a database by the rule of magnitude; modules that it already has are not made again.
+def magnitude(task: Task) -> Genome:
+    """Every module at the share; the orders lie in the task's folder."""
+    ladders = task.space.ladders
+    norms = [column_norms(task.assembler.source, l.output, l.group_size) for l in ladders]
+    write_orders(task.folder, removal_orders(ladders, norms))
+    return task.uniform
 
-    Its errors are the squared norms of what left.
 
-    Args:
-        database: empty or begun.
-        ladders: the modules wanted.
-        stream: the dense model; no text passes through it.
-    """
-    missing = [ladder for ladder in ladders if ladder.name not in database.modules]
-    if not missing:
-        return
-    last = max(ladder.layer for ladder in missing)
-    with progress("Magnitudes", total=last + 1) as advance:
-        for layer, block in enumerate(stream.blocks(last + 1)):
-            records = []
-            for ladder in (ladder for ladder in missing if ladder.layer == layer):
-                weight = output_weight(block, ladder.kind)
-                identity = torch.eye(ladder.columns, device=weight.device)
-                levels = prune_groups(
-                    weight, identity, group_size=ladder.group_size, counts=ladder.removed, rounds=ladder.rounds
-                )
-                records.append(database.write(ladder, levels, stream.source.dtype_of(ladder.output), **NO_HESSIAN))
-            database.admit(records, save=bool(records))
-            advance(f"layer {layer}")
+def column_norms(source: ModelSource, output: str, group_size: int) -> Tensor:
+    """(G,) norms of the groups of columns of a matrix."""
+    return source.tensors([output])[output].double().unflatten(1, (-1, group_size)).norm(dim=(0, 2))

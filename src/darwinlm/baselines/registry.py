@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from darwinlm.baselines.darwin import darwinlm, darwinlm_parameters, darwinlm_untrained, trial_tokens
 from darwinlm.baselines.evopress import evopress
+from darwinlm.baselines.llm_pruner import llm_pruner
+from darwinlm.baselines.magnitude import magnitude
+from darwinlm.baselines.orders import ordered_model
 from darwinlm.baselines.random_levels import random_levels
 from darwinlm.baselines.sheared import sheared, sheared_levels, sheared_model, sheared_need, sheared_tokens
-from darwinlm.baselines.shortened_llama import shortened_llama, shortened_llama_taylor, taylor_need
+from darwinlm.baselines.shortened_llama import shortened_llama, shortened_llama_taylor
 from darwinlm.baselines.shortgpt import shortgpt
 from darwinlm.baselines.sliding_cosine import sliding_cosine
 from darwinlm.baselines.task import Task
+from darwinlm.baselines.taylor import taylor_need
 from darwinlm.baselines.uniform import uniform_levels
 from darwinlm.baselines.ziplm import ziplm, ziplm_kinds
 from darwinlm.cost import Work, search_need
@@ -35,8 +39,6 @@ class Method:
 
     title: str
     find: Callable[[Task], Genome]
-    rule: Literal["second_order", "magnitude"] = "second_order"
-    """How the database is made that its levels come from."""
     searches: bool = False
     """Whether the search's settings count: generations, offspring, selection, trial training."""
     seeds: int = 1
@@ -55,7 +57,8 @@ class Method:
 
 METHODS = {
     "uniform": Method("uniform", uniform_levels),
-    "magnitude": Method("magnitude, uniform", uniform_levels, rule="magnitude"),
+    "magnitude": Method("magnitude, uniform", magnitude, model=ordered_model),
+    "llm_pruner": Method("LLM-Pruner", llm_pruner, model=ordered_model, need=taylor_need),
     "random": Method("random levels", random_levels, seeds=3),
     "ziplm": Method("ZipLM, parameters", ziplm),
     "ziplm_kinds": Method("ZipLM, levels of a kind", ziplm_kinds),

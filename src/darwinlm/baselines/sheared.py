@@ -19,13 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from darwinlm.assemble import Assembler
 from darwinlm.baselines.masks import Constraints, Masks, fold, gated, output_of
+from darwinlm.baselines.orders import ordered_model, removal_orders, write_orders
 from darwinlm.baselines.task import Task
 from darwinlm.cost import Work, generation_tokens, training_need
 from darwinlm.database.levels import Ladder
-from darwinlm.database.obs import PrunedLevel
-from darwinlm.database.store import NO_HESSIAN, Database
 from darwinlm.errors import RequestError
 from darwinlm.genome import Genome, Space
 from darwinlm.losses import next_token_loss
@@ -49,7 +47,7 @@ def sheared(task: Task) -> Genome:
     def make() -> Genome:
         model, masks = learn(task)
         genome = nearest_levels(task.space, (1 - masks.kept().detach()).tolist(), task.share)
-        _keep(task, model, masks, genome)
+        _keep(task, model, masks)
         return genome
 
     task.found.pop(
@@ -85,12 +83,7 @@ def sheared_model(task: Task, genome: Genome, device: torch.device, dtype: torch
     Raises:
         DamagedFileError: it is not there, or not whole.
     """
-    folder = _folder(task)
-    database = Database.open(folder / "columns")
-    source = ModelSource(str(folder))
-    removed = [ladder.removed[level] for ladder, level in zip(task.space.ladders, genome, strict=True)]
-    own = tuple(ladder.removed.index(count) for ladder, count in zip(database.ladders(), removed, strict=True))
-    return Assembler(source, database).model(own, device, dtype)
+    return ordered_model(task, genome, device, dtype, ModelSource(str(_folder(task))))
 
 
 def sheared_need(work: Work) -> Need:
@@ -177,28 +170,12 @@ def _distances(ladder: Ladder, gone: float) -> list[float]:
     return [(ladder.top * (count / ladder.removed[-1] - gone)) ** 2 for count in ladder.removed]
 
 
-def removal_order(ladder: Ladder, gates: Tensor, norms: Tensor) -> list[int]:
-    """Units in the order they leave: the least gate first, and of equal gates the least norm.
-
-    Args:
-        ladder: of the module; where it has rounds, every run of neighbours loses a unit before any loses another.
-        gates: (G,)
-        norms: (G,)
-    """
-    scores = list(zip(gates.tolist(), norms.tolist(), range(len(gates))))
-    if ladder.rounds is None:
-        return [unit for _, _, unit in sorted(scores)]
-    run = len(scores) // ladder.rounds
-    runs = [sorted(scores[first : first + run]) for first in range(0, len(scores), run)]
-    return [unit for turn in zip(*runs) for _, _, unit in sorted(turn)]
-
-
 def _folder(task: Task) -> Path:
     return task.folder / "sheared"
 
 
-def _keep(task: Task, model: Any, masks: Masks, genome: Genome) -> None:
-    """Write the trained model with its gates folded in, and which columns of it stay."""
+def _keep(task: Task, model: Any, masks: Masks) -> None:
+    """Write the trained model with its gates folded in, and the order in which its units leave."""
     folder, source, ladders = _folder(task), task.assembler.source, task.space.ladders
     norms = [output_of(model, l).weight.detach().unflatten(1, (-1, l.group_size)).norm(dim=(0, 2)) for l in ladders]
     fold(model, ladders, masks.at_rest())
@@ -210,21 +187,4 @@ def _keep(task: Task, model: Any, masks: Masks, genome: Genome) -> None:
     settings = {key: value for key, value in read_json(source.folder / "config.json").items() if key != "auto_map"}
     write_json(folder / "config.json", settings)
     write_tensors(folder / "model.safetensors", stored, {"format": "pt"})
-    database, records = Database(folder / "columns", task.identity), []
-    for ladder, level, units, norm in zip(ladders, genome, masks.units, norms):
-        order = removal_order(ladder, units.detach(), norm)
-        weight = output_of(model, ladder).weight.detach()
-        rungs = tuple(sorted({0, ladder.removed[level], ladder.removed[-1]}))
-        own = Ladder(ladder.name, ladder.kind, ladder.layer, ladder.columns, ladder.group_size, rungs, ladder.rounds)
-        levels = [_cut(weight, order[:count], ladder.group_size) for count in rungs]
-        records.append(database.write(own, levels, source.dtype_of(own.output), **NO_HESSIAN))
-    database.admit(records)
-
-
-def _cut(weight: Tensor, gone: list[int], group_size: int) -> PrunedLevel:
-    """(R, C) without some groups; its error is the squared norm of what left."""
-    stays = torch.ones(weight.shape[1] // group_size, dtype=torch.bool, device=weight.device)
-    stays[gone] = False
-    columns = stays.repeat_interleave(group_size)
-    error = weight[:, ~columns].double().square().sum().item()
-    return PrunedLevel(gone, columns.nonzero().flatten().cpu(), weight[:, columns].contiguous(), error)
+    write_orders(folder, removal_orders(ladders, [units.detach() for units in masks.units], norms))

@@ -6,15 +6,10 @@ there; its rule to spare the first four and the last two layers is left out, sin
 
 from __future__ import annotations
 
-import torch
-
 from darwinlm.baselines.layers import drop_in_order, droppable, without_layers
 from darwinlm.baselines.task import Task
-from darwinlm.cost import Work, activation_bytes, beside_dense
+from darwinlm.baselines.taylor import saliences
 from darwinlm.genome import Genome
-from darwinlm.losses import next_token_loss
-from darwinlm.runtime.memory import Need
-from darwinlm.search.fitness import SCORING_TOKENS
 from darwinlm.search.screen import final_hidden
 
 
@@ -38,28 +33,9 @@ def losses_without(task: Task) -> dict[int, float]:
     return {genomes[genome]: targets.nll(hidden, targets.teacher.head) for genome, hidden in states}
 
 
-def taylor_need(work: Work) -> Need:
-    """Memory of the Taylor estimate: float32 weights and gradients, and the activations of a batch of whole blocks."""
-    tokens = max(work.config.blocks.sequence_length, min(SCORING_TOKENS, work.config.search.start_tokens))
-    activations = activation_bytes(work.shape, tokens, 4, checkpointing=False)
-    peak = 8 * work.shape.parameters + activations
-    without = "leave shortened_llama_taylor out of --methods"
-    return beside_dense("Shortened LLaMA's Taylor estimate", work, peak, "lower search.start_tokens", without)
-
-
 def taylor_importances(task: Task) -> dict[int, float]:
     """Sum over a layer's matrices of |weight x gradient of the loss|, for every layer (eq. 2 there)."""
-    device = task.teacher.head.device
-    model = task.assembler.model(without_layers(task.space, ()), device, torch.float32)
-    for tokens in task.targets().tokens():
-        hidden = model.model(input_ids=tokens, use_cache=False).last_hidden_state
-        loss = next_token_loss(hidden, model.lm_head.weight, tokens)
-        (loss * (tokens.shape[1] - 1) * tokens.shape[0]).backward()  # by tokens, so that batches of any size add up
-    return {
-        layer: sum(
-            (weight * weight.grad).abs().sum().item()
-            for weight in model.model.layers[layer].parameters()
-            if weight.ndim == 2 and weight.grad is not None
-        )
-        for layer in droppable(task.space)
-    }
+    found = dict.fromkeys(droppable(task.space), 0.0)
+    for name, sums in saliences(task).items():
+        found[int(name.split(".")[2])] += sums.rows.sum().item()
+    return found

@@ -47,8 +47,8 @@ class Task:
     """The settings that the answer depends on."""
     sheared: ShearedConfig = field(default_factory=ShearedConfig)
     """Of the method of that name alone."""
-    found: dict[tuple[str, float, int], tuple[Any, float]] = field(default_factory=dict)
-    """What methods of the comparison have in common, by name, share and seed, and the seconds it took."""
+    found: dict[tuple[str, float | None, int], tuple[Any, float]] = field(default_factory=dict)
+    """What methods of the comparison have in common, by name, share (None: of any) and seed, and the seconds it took."""
     borrowed: list[float] = field(default_factory=list)
     """Seconds of work that another method had done, and this one used."""
 
@@ -87,24 +87,29 @@ class Task:
         wanted = min(self.search.start_tokens, tokens.numel())
         return Targets(self.teacher, draw(tokens, wanted, self.seed, "start", 0, 0))
 
-    def parameter_limit(self) -> Budget:
-        """The budget as a limit on every genome, with the exact widths of all levels."""
+    def parameter_limit(self, assembler: Assembler | None = None) -> Budget:
+        """The budget as a limit on every genome, with the exact widths of all levels.
+
+        Args:
+            assembler: whose levels they are; by default the task's.
+        """
         source, target = self.assembler.source, TargetConfig(level=None, parameters=str(self.budget))
         limits = Target(target, None, source.shape, self.space, source.dtype.itemsize)
-        return limits.budget(self.assembler.module_widths)
+        return limits.budget((assembler or self.assembler).module_widths)
 
     def level_limits(self) -> Budget:
         """The share of every kind of module as limits on every genome."""
         return level_budget(self.space, self.share)
 
-    def once(self, name: str, make: Callable[[], T]) -> T:
+    def once(self, name: str, make: Callable[[], T], *, any_share: bool = False) -> T:
         """What several methods need, made by the first of them; its seconds count in each.
 
         Args:
             name: of it.
             make: makes it, from this task alone.
+            any_share: whether it is the same at every share.
         """
-        key = (name, self.share, self.seed)
+        key = (name, None if any_share else self.share, self.seed)
         if key in self.found:
             value, seconds = self.found[key]
             self.borrowed.append(seconds)
