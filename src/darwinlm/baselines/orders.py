@@ -37,7 +37,7 @@ class Orders(Database):
 
     def __init__(self, source: ModelSource, ladders: Sequence[Ladder], orders: Mapping[str, Tensor]) -> None:
         super().__init__(source.folder, {})
-        self._source, self._orders = source, dict(orders)
+        self.orders, self._source, self._orders = orders, source, dict(orders)
         self.modules = {l.name: ModuleRecord(l, "", "", 0, [], [], **NO_HESSIAN) for l in ladders}
 
     def weight(self, name: str, level: int) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 
 from darwinlm.baselines.darwin import darwinlm, darwinlm_parameters, darwinlm_untrained, trial_tokens
 from darwinlm.baselines.evopress import evopress
+from darwinlm.baselines.flap import flap, flap_no_bias
 from darwinlm.baselines.llm_pruner import llm_pruner
 from darwinlm.baselines.magnitude import magnitude
 from darwinlm.baselines.orders import ordered_model
@@ -59,6 +60,8 @@ METHODS = {
     "uniform": Method("uniform", uniform_levels),
     "magnitude": Method("magnitude, uniform", magnitude, model=ordered_model),
     "llm_pruner": Method("LLM-Pruner", llm_pruner, model=ordered_model, need=taylor_need),
+    "flap": Method("FLAP", flap, model=ordered_model),
+    "flap_no_bias": Method("FLAP, no bias", flap_no_bias, model=ordered_model),
     "random": Method("random levels", random_levels, seeds=3),
     "ziplm": Method("ZipLM, parameters", ziplm),
     "ziplm_kinds": Method("ZipLM, levels of a kind", ziplm_kinds),
