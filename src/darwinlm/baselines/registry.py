@@ -13,6 +13,7 @@ from darwinlm.baselines.evopress import evopress
 from darwinlm.baselines.flap import flap, flap_no_bias
 from darwinlm.baselines.llm_pruner import llm_pruner
 from darwinlm.baselines.magnitude import magnitude
+from darwinlm.baselines.minitron import minitron
 from darwinlm.baselines.orders import ordered_model
 from darwinlm.baselines.random_levels import random_levels
 from darwinlm.baselines.sheared import sheared, sheared_levels, sheared_model, sheared_need, sheared_tokens
@@ -62,6 +63,8 @@ METHODS = {
     "llm_pruner": Method("LLM-Pruner", llm_pruner, model=ordered_model, need=taylor_need),
     "flap": Method("FLAP", flap, model=ordered_model),
     "flap_no_bias": Method("FLAP, no bias", flap_no_bias, model=ordered_model),
+    "minitron": Method("Minitron, width", minitron, model=ordered_model),
+    "minitron_depth": Method("Minitron, depth (as ShortGPT)", shortgpt),
     "random": Method("random levels", random_levels, seeds=3),
     "ziplm": Method("ZipLM, parameters", ziplm),
     "ziplm_kinds": Method("ZipLM, levels of a kind", ziplm_kinds),

@@ -17,7 +17,7 @@ from darwinlm.models.blocks import BlockStream
 
 def shortgpt(task: Task) -> Genome:
     """Drop layers of the least block influence."""
-    influence = block_influences(task.stream, task.teacher.tokens)
+    influence = task.once("block influence", lambda: block_influences(task.stream, task.teacher.tokens), any_share=True)
     return drop_in_order(task, sorted(droppable(task.space), key=lambda layer: influence[layer]))
 
 

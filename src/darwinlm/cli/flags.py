@@ -35,8 +35,8 @@ _FLAG_HELP = {
     "format": "write this format, too: gguf, for llama.cpp",
     "dtype": "of the GGUF file: f32, f16, bf16 or q8_0; by default what the checkpoint is stored in",
     "methods": "methods with commas, or all, which is the default: uniform, magnitude, llm_pruner, flap, flap_no_bias, "
-    "random, ziplm, ziplm_kinds, shortgpt, shortened_llama, shortened_llama_taylor, sliding_cosine, evopress, sheared, "
-    "sheared_levels, darwinlm_untrained, darwinlm, darwinlm_parameters",
+    "minitron, minitron_depth, random, ziplm, ziplm_kinds, shortgpt, shortened_llama, shortened_llama_taylor, "
+    "sliding_cosine, evopress, sheared, sheared_levels, darwinlm_untrained, darwinlm, darwinlm_parameters",
     "levels": "levels with commas, in steps of database.levels; by default the run's target",
     "train_tokens": "tokens of the same post-training for every model, which is then scored again; 0 (default) for none",
     "tokens": "tokens to train on, such as 50M or 10B; short for --train.tokens",
