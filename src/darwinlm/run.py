@@ -39,6 +39,8 @@ from darwinlm.target.target import WidthsOf, target_of
 _RESTART = "Choose another --output, or add --restart to `search` or `prune` to discard that search and begin anew."
 _MAY_CHANGE = ("generations", "patience", "check_every", "continue_training")
 """Settings of a search that a begun one may be continued with."""
+_NOT_IN_OLDER_RUNS = (("training", "cross_entropy"), ("diverse", False))
+"""Settings of a search, at values that change nothing, which older runs do not know."""
 _OTHER_OUTPUT = "Choose another --output, or ask for what is there."
 
 
@@ -138,9 +140,8 @@ class Run:
     @property
     def search_identity(self) -> dict[str, Any]:
         """What the search depends on. Not on what ends it: a finished search can go on."""
-        settings = {
-            f"search.{key}": value for key, value in to_dict(self.config.search).items() if key not in _MAY_CHANGE
-        }
+        chosen = {key: value for key, value in to_dict(self.config.search).items() if key not in _MAY_CHANGE}
+        settings = {f"search.{key}": value for key, value in chosen.items() if (key, value) not in _NOT_IN_OLDER_RUNS}
         target = {f"target.{key}": value for key, value in wish_identity(self.config.target).items()}
         if self.target.times:
             target["target.latency_table"] = sha256_of(self.target.times.as_dict())
