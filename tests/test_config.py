@@ -124,6 +124,7 @@ def test_unknown_and_ill_typed_settings_are_named(spoilt: dict[str, Any], named:
         ({"search": {"survivors": [], "train_tokens": [], "select_tokens": []}}, ["search.survivors has 0"]),
         ({"search": {"train_tokens": [16, 161]}}, ["search.train_tokens", "[161]", "160", "blocks.train"]),
         ({"search": {"select_tokens": [0, 176]}}, ["search.select_tokens", "[0, 176]", "160", "blocks.select"]),
+        ({"search": {"training": "refit"}}, ["search.train_tokens", "[16]", "2 blocks", "32"]),
         ({"search": {"train_tokens": [-1, 0]}}, ["search.train_tokens", "[-1]"]),
         *(({"sheared": {"tokens": count}}, [f"sheared.tokens is {count}"]) for count in (-1, 1)),
         *(({"sheared": {"learning_rate": rate}}, ["sheared.learning_rate"]) for rate in (-1e-5, math.inf, math.nan)),

@@ -57,7 +57,7 @@ class MemoryPlan:
     database: int
     search: int
     host: int
-    """Dense weights that the search keeps in host memory beside a GPU, of each rank."""
+    """In host memory beside a GPU, of each rank: dense weights, and what candidates are distilled from."""
     hidden_states: int
     """Activations of the calibration blocks, in host memory while the database is built."""
     survivors: int
@@ -109,13 +109,18 @@ def plan_memory(
     search = shape.vocabulary * shape.hidden * 4 + (dense if on_host else 0)
     if not config.search.generations:  # the start streams
         search += streamed_memory(shape, config)
-    elif any(config.search.train_tokens):
-        search += trial_memory(pruned, config.search, length, work.weights)
-    else:
+    elif not any(config.search.train_tokens):
         search += pruned.parameters * compute.itemsize
+    elif config.search.training == "refit":  # a block and its sums, as in the database, then the whole candidate
+        search += max(database, pruned.parameters * compute.itemsize)
+    else:
+        search += trial_memory(pruned, config.search, length, work.weights)
     hidden_states = config.blocks.hessian * length * shape.hidden * compute.itemsize
+    distilled = config.search.generations > 0 and config.search.training == "distillation"
+    taught = max(config.search.train_tokens) * shape.hidden * compute.itemsize if distilled else 0
     survivors = max(config.search.survivors[:-1], default=0) * pruned.parameters * trained_bytes(work.weights)
-    return MemoryPlan(database, search, 0 if on_host else dense, hidden_states, survivors)
+    search, host = (search + taught, 0) if on_host else (search, dense + taught)
+    return MemoryPlan(database, search, host, hidden_states, survivors)
 
 
 def streamed_memory(shape: ModelShape, config: RunConfig) -> int:
@@ -176,7 +181,7 @@ def beside_dense(what: str, work: Work, peak: int, *remedies: str) -> Need:
 def training_remedies(work: Work) -> tuple[str, ...]:
     """What makes the training of candidates smaller, as far as it is not asked for."""
     search = work.config.search
-    trains = any(search.train_tokens)
+    trains = any(search.train_tokens) and search.training != "refit"
     remedies = [
         ("set search.gradient_checkpointing to true", trains and not search.gradient_checkpointing),
         ("lower search.batch_sequences", trains and search.batch_sequences > 1),

@@ -93,6 +93,12 @@ def _stage_faults(search: SearchConfig, blocks: BlocksConfig) -> list[str]:
                 f"search.{name} asks for {wrong} tokens; each must lie between {floor} and {pool * blocks.sequence_length} "
                 f"(blocks.{split} x blocks.sequence_length)."
             )
+    least = 2 * blocks.sequence_length
+    if search.training == "refit" and (few := [tokens for tokens in search.train_tokens if 0 < tokens < least]):
+        found.append(
+            f"search.train_tokens asks for {few} tokens, but a refit needs 2 blocks, one to check what it fitted to the "
+            f"other: {least} tokens, or 0 for none."
+        )
     return found
 
 

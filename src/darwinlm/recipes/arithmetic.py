@@ -7,7 +7,7 @@ Letters: T = tokens, R = hidden size, C = columns of an output matrix, k = colum
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from math import ceil
 
 from darwinlm.config import SearchConfig
@@ -52,14 +52,18 @@ def pruning_seconds(ladders: Sequence[Ladder], hidden: int, devices: int, rate: 
     return sum(max(sum(own[rank::devices]) for rank in range(min(devices, len(own)))) for own in blocks.values()) / rate
 
 
+def entering(config: SearchConfig) -> list[int]:
+    """Candidates of each selection step; the parent joins the last one."""
+    counts = [config.offspring, *config.survivors[:-1]]
+    return [*counts[:-1], counts[-1] + 1]
+
+
 def evolution_passes(config: SearchConfig, devices: int) -> tuple[int, int, int]:
     """(tokens trained on, tokens scored on, candidates built) by the busiest device in all generations.
 
-    Candidates of a selection step are shared out to the devices, never split; the parent joins the last step.
+    Candidates of a selection step are shared out to the devices, never split.
     """
-    entering = [config.offspring, *config.survivors[:-1]]
-    entering[-1] += 1
-    shares = [ceil(count / devices) for count in entering]
+    shares = [ceil(count / devices) for count in entering(config)]
     train = sum(share * stage.train_tokens for share, stage in zip(shares, config.stages))
     select = sum(share * stage.select_tokens for share, stage in zip(shares, config.stages))
     return train * config.generations, select * config.generations, sum(shares) * config.generations
@@ -77,6 +81,12 @@ class Passes:
     """Bytes from the host to the device."""
     moved: float = 0.0
     """Bytes within the device's memory that are no products."""
+
+    def __add__(self, other: Passes) -> Passes:
+        return Passes(*(a + b for a, b in zip(astuple(self), astuple(other))))
+
+    def __mul__(self, times: float) -> Passes:
+        return Passes(*(times * each for each in astuple(self)))
 
 
 def start_passes(

@@ -23,6 +23,7 @@ from darwinlm.planning import planned_target
 from darwinlm.recipes.arithmetic import (
     OPTIMIZER_BYTES,
     Passes,
+    entering,
     evolution_passes,
     forward_flops,
     hessian_flops,
@@ -144,7 +145,7 @@ def _prune(config: RunConfig, shape: ModelShape, value_bytes: int) -> tuple[list
         passes = start_passes(shape, pruned, rungs, config.search, value_bytes)
         work.append(_passes_work(config, "start", config.search.start_tokens, passes, memory.search))
     if config.search.generations:
-        work.append(_evolution_work(config, pruned, value_bytes, memory.search))
+        work.append(_evolution_work(config, shape, pruned, value_bytes, memory.search))
     if tokens := min(config.refit.tokens, config.blocks.hessian * config.blocks.sequence_length):
         passes = refit_passes(shape, pruned, tokens, config.blocks.sequence_length, value_bytes)
         work.append(_passes_work(config, "refit", tokens, passes, memory.database))
@@ -175,22 +176,39 @@ def _database_work(config: RunConfig, shape: ModelShape, rungs: list[Ladder], me
     return Work("database", tokens, forward + moments + pruning, seconds / 3600, memory, disk)
 
 
-def _evolution_work(config: RunConfig, pruned: ModelShape, value_bytes: int, memory: int) -> Work:
+def _evolution_work(config: RunConfig, dense: ModelShape, pruned: ModelShape, value_bytes: int, memory: int) -> Work:
     """Trial trainings and scores of all candidates; the busiest device decides how long."""
+    search, devices = config.search, config.plan.devices
+    train, select, _ = evolution_passes(search, 1)
+    whole, busiest = (_evolution_passes(config, dense, pruned, value_bytes, count) for count in (1, devices))
+    hours = _hours(replace(config, plan=replace(config.plan, devices=1)), busiest)
+    return Work("evolution", train + select, whole.bfloat16 + whole.float32, hours, memory, 0)
+
+
+def _evolution_passes(
+    config: RunConfig, dense: ModelShape, pruned: ModelShape, value_bytes: int, devices: int
+) -> Passes:
+    """Of the busiest of so many devices."""
     search, length = config.search, config.blocks.sequence_length
     once, head = forward_flops(pruned, length), 2 * pruned.vocabulary * pruned.hidden
-    pass_and_back = once * (3 + search.gradient_checkpointing)
-    train, select, _ = evolution_passes(search, 1)
-    trained, scored, built = evolution_passes(search, config.plan.devices)
+    trained, scored, built = evolution_passes(search, devices)
+    scores = Passes(scored * (once - head), 2 * scored * head, built * pruned.parameters * value_bytes)
+    if search.training == "refit":  # the devices share the sequences out
+        refits = [
+            refit_passes(dense, pruned, stage.train_tokens, length, value_bytes) * (count / devices)
+            for count, stage in zip(entering(search), search.stages)
+            if stage.train_tokens
+        ]
+        return sum(refits, Passes()) * search.generations + scores
     steps = trained / (search.batch_sequences * length)
-    busiest = Passes(
-        trained * pass_and_back + scored * (once - head),
-        2 * scored * head,
-        built * pruned.parameters * value_bytes,
-        steps * pruned.parameters * OPTIMIZER_BYTES,
+    training = Passes(
+        trained * once * (3 + search.gradient_checkpointing), moved=steps * pruned.parameters * OPTIMIZER_BYTES
     )
-    hours = _hours(replace(config, plan=replace(config.plan, devices=1)), busiest)
-    return Work("evolution", train + select, train * pass_and_back + select * (once + head), hours, memory, 0)
+    if search.training == "distillation":  # of the dense model once a generation, and its head for every candidate
+        text = search.generations * max(search.train_tokens)
+        dense_pass = forward_flops(dense, length, head=False)
+        training += Passes(text * dense_pass, trained * head, search.generations * dense.parameters * value_bytes)
+    return training + scores
 
 
 def _train(config: RunConfig, shape: ModelShape, value_bytes: int) -> tuple[list[Work], ModelShape]:
