@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 KILL = """
 import importlib, os, signal, sys, torch
@@ -24,8 +25,10 @@ main(sys.argv[4:])
 """
 
 
-def kill_within(module: str, name: str, call: int, command: Sequence[str]) -> None:
+def kill_within(
+    module: str, name: str, call: int, command: Sequence[str], environment: Mapping[str, str] | None = None
+) -> None:
     """Run a command line until the `call`-th call of `module.name`, and kill it there."""
     arguments = [sys.executable, "-c", KILL, module, name, str(call), *command]
-    died = subprocess.run(arguments, capture_output=True)
+    died = subprocess.run(arguments, capture_output=True, env={**os.environ, **(environment or {})})
     assert died.returncode == -signal.SIGKILL, died.stderr.decode()

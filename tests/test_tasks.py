@@ -5,23 +5,31 @@ from __future__ import annotations
 import functools
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
+import numpy as np
 import pytest
+from lm_eval.api.group import Group
 
 import darwinlm
 import local_tasks
+import pico
 from darwinlm.assemble import Assembler
 from darwinlm.cli import main
 from darwinlm.errors import RequestError
 from darwinlm.export.huggingface import export_checkpoint
-from darwinlm.measure.harness import load_tasks
+from darwinlm.measure.answers import Answers, differences, scores
+from darwinlm.measure.harness import LoadedTask, load_tasks
 from darwinlm.measure.task_list import PAPER, TaskRequest, read_tasks
+from darwinlm.measure.task_scores import Difference, TaskComparison
+from killing import kill_within
 
 TASKS = ("darwin_choice", "darwin_write", "darwin_read")
 SHOTS, BATCH = 2, 4
@@ -54,15 +62,35 @@ def pruned(source, database, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def command_line(tasks, home, tmp_path_factory) -> Callable[[Path], dict[str, Any]]:
-    """What `python -m lm_eval` writes of a checkpoint, by task."""
+def chatting(tmp_path_factory) -> Path:
+    """A checkpoint with a chat template."""
+    folder = pico.make_checkpoint(tmp_path_factory.mktemp("chatting") / "model", "llama_tied", seed=3)
+    tokenizer = pico.tokenizer()
+    turns = "{% for turn in messages %}[{{ turn.role }}]{{ turn.content }}\n{% endfor %}"
+    tokenizer.chat_template = turns + "{% if add_generation_prompt %}[assistant]{% endif %}"
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def command_line(tasks, home, tmp_path_factory) -> Callable[..., dict[str, Any]]:
+    """What `python -m lm_eval` writes of a checkpoint: `results` by task, and `samples`, the rows of every document."""
 
     @functools.cache
-    def ask(folder: Path) -> dict[str, Any]:
+    def ask(folder: Path, *more: str) -> dict[str, Any]:
         output = tmp_path_factory.mktemp("asked")
         command = [sys.executable, "-m", "lm_eval", "--model", "hf", "--device", "cpu", "--trust_remote_code"]
         command += ["--model_args", f"pretrained={folder},dtype=float32", "--batch_size", str(BATCH)]
-        command += ["--tasks", ",".join(TASKS), "--num_fewshot", str(SHOTS), "--include_path", str(tasks)]
+        command += [
+            "--tasks",
+            ",".join(TASKS),
+            "--num_fewshot",
+            str(SHOTS),
+            "--include_path",
+            str(tasks),
+            "--log_samples",
+            *more,
+        ]
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(home), "OMP_NUM_THREADS": "1"}
         environment.pop("PYTHONPATH", None)  # the harness needs nothing of ours
         done = subprocess.run(
@@ -70,7 +98,9 @@ def command_line(tasks, home, tmp_path_factory) -> Callable[[Path], dict[str, An
         )
         assert done.returncode == 0, done.stderr[-3000:]
         (written,) = output.rglob("results_*.json")
-        return json.loads(written.read_text())["results"]
+        samples = {task: next(output.rglob(f"samples_{task}_*.jsonl")).read_text().splitlines() for task in TASKS}
+        rows = {task: [json.loads(line) for line in lines] for task, lines in samples.items()}
+        return {"results": json.loads(written.read_text())["results"], "samples": rows}
 
     return ask
 
@@ -84,7 +114,7 @@ def test_numbers_are_those_of_the_harness_itself(checkpoint, pruned, tasks, comm
     found = json.loads((tmp_path / "out/eval.json").read_text())["tasks"]
     assert found["models"] == {"dense": str(dense), "model": str(pruned)}
     for key, folder in (("dense", dense), ("model", pruned)):
-        truth = command_line(folder)
+        truth = command_line(folder)["results"]
         assert len(found["scores"][key]) == 6
         for score in found["scores"][key]:
             values = truth[score["task"]]
@@ -92,6 +122,14 @@ def test_numbers_are_those_of_the_harness_itself(checkpoint, pruned, tasks, comm
             stderr = values[f"{score['metric']}_stderr,none"]
             assert score["stderr"] == (stderr if stderr != "N/A" else None)
             assert (score["shots"], score["questions"]) == (SHOTS, 10)
+    rows = {key: command_line(folder)["samples"] for key, folder in (("dense", dense), ("model", pruned))}
+    paired = {(one["task"], one["metric"]): one for one in found["differences"]["model"]}
+    assert set(paired) == {("darwin_choice", "acc"), ("darwin_choice", "acc_norm"), ("darwin_write", "exact_match")}
+    for (task, metric), one in paired.items():
+        ours, theirs = ([row[metric] for row in sorted(rows[key][task], key=lambda row: row["doc_id"])] for key in rows)
+        each = np.subtract(theirs, ours)
+        assert one["value"] == pytest.approx(each.mean(), abs=1e-12)
+        assert one["stderr"] == pytest.approx(each.std(ddof=1) / len(each) ** 0.5, abs=1e-12)
     values = {key: [score["value"] for score in scores] for key, scores in found["scores"].items()}
     assert values["dense"] != values["model"]
     counted = [score["value"] for score in found["scores"]["model"] if score["counts"]]
@@ -102,6 +140,88 @@ def test_numbers_are_those_of_the_harness_itself(checkpoint, pruned, tasks, comm
         assert row in table
     assert "darwin_write" in printed
     assert "average of *" in printed
+    assert "Differences, paired by document" in printed
+
+
+def test_chat_templates_are_applied_as_the_harness_does(checkpoint, chatting, tasks, command_line, tmp_path):
+    asked = ",".join(f"{task}@{SHOTS}" for task in TASKS[:2])
+    plain, found = (
+        darwinlm.evaluate(
+            str(chatting), tasks=asked, include_path=tasks, batch_size=BATCH, apply_chat_template=chat, output=tmp_path
+        )
+        for chat in (False, True)
+    )
+    truth = command_line(chatting, "--apply_chat_template")["results"]
+    for score in found.tasks.scores["model"]:
+        assert score.value == truth[score.task][f"{score.metric},none"]
+    assert plain.tasks.scores != found.tasks.scores
+    assert found.tasks.settings["chat template"] == "applied"
+    with pytest.raises(RequestError, match="has no chat template"):
+        darwinlm.evaluate(
+            str(checkpoint("llama_gqa")), tasks="darwin_choice", include_path=tasks, apply_chat_template=True
+        )
+
+
+def test_killed_between_tasks_and_typed_again_is_as_uninterrupted(
+    checkpoint, pruned, tasks, home, text, tmp_path, capsys
+):
+    command = ["eval", pruned, "--against", checkpoint("llama_gqa"), "--beside", f"{pruned}/../again", "--data", text]
+    shutil.copytree(pruned, pruned.parent / "again", dirs_exist_ok=True)
+    command += ["--blocks.sequence_length", 32, "--blocks.held_out", 4, "--include-path", tasks, "--batch-size", BATCH]
+    command += ["--tasks", "darwin_group@1,darwin_write@2", "--output"]
+    environment = {"HF_DATASETS_CACHE": str(home / "datasets")}
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    kill_within("darwinlm.measure.answering", "_ask", 5, [*map(str, command), str(killed)], environment)
+    assert not (killed / "eval.json").exists()
+    before = {path: path.stat().st_mtime_ns for path in (killed / "eval").iterdir()}
+    assert len(before) == 2 + 4  # text of two different models; tasks: three of the dense one, one of the next
+    for folder in (killed, whole):
+        main([str(word) for word in [*command, folder]])
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    for name in ("eval.json", "eval.md"):
+        assert (killed / name).read_bytes() == (whole / name).read_bytes()
+    assert {path.name for path in (killed / "eval").iterdir()} == {path.name for path in (whole / "eval").iterdir()}
+    found = json.loads((whole / "eval.json").read_text())["tasks"]
+    same = f"{pruned}/../again"
+    assert [one["value"] for one in found["differences"][same]] == [
+        one["value"] for one in found["differences"]["model"]
+    ]
+    assert found["averages"][same] == found["averages"]["model"]
+    assert "Running" not in capsys.readouterr().err  # the harness's own bars
+
+
+def test_groups_and_averages_of_differences_have_closed_forms():
+    rng = np.random.default_rng(0)
+    parts = {"a": rng.random((2, 9)), "b": rng.random((2, 30))}
+    for by_size in (True, False):
+        how = SimpleNamespace(metric="acc", weight_by_size=by_size, aggregation="mean", filter_list=None)
+        group: Any = Group("both", aggregate_metric_list=[how])
+        group.get_all_tasks = lambda: [SimpleNamespace(task_name=name) for name in parts]
+        task = LoadedTask(TaskRequest("both"), dict.fromkeys(parts), {"both": group})
+        ours, theirs = (
+            {
+                name: Answers(
+                    {"acc,none": values[k].mean(), "sample_len": values.shape[1]}, 0, {"acc": list(values[k])}
+                )
+                for name, values in parts.items()
+            }
+            for k in range(2)
+        )
+        (one,) = differences(task, ours, theirs)
+        gaps = {name: values[0] - values[1] for name, values in parts.items()}
+        sizes = np.array([len(gap) for gap in gaps.values()]) if by_size else np.ones(2)
+        weights = sizes / sizes.sum()
+        means = np.array([gap.mean() for gap in gaps.values()])
+        errors = np.array([gap.std(ddof=1) / len(gap) ** 0.5 for gap in gaps.values()])
+        assert one.value == pytest.approx(weights @ means)
+        assert one.value == pytest.approx(scores(task, ours)[0].value - scores(task, theirs)[0].value)
+        assert one.stderr == pytest.approx(((weights * errors) ** 2).sum() ** 0.5)
+    rows = [
+        Difference(name, 0, "acc", value, error, True) for name, value, error in (("a", 0.1, 0.03), ("b", 0.3, 0.04))
+    ]
+    of_both = TaskComparison({"dense": "", "model": ""}, {}, {}, {}, {"model": rows}).average_difference("model")
+    assert of_both is not None
+    assert (of_both.value, of_both.stderr) == (pytest.approx(0.2), pytest.approx(0.025))
 
 
 def test_a_group_is_one_row_and_text_is_read_too(checkpoint, tasks, tmp_path):
@@ -148,7 +268,7 @@ def test_what_cannot_be_asked_is_refused_before_a_model_is_loaded(checkpoint, ta
     def unreachable(*arguments: object, **options: object) -> None:
         raise ConnectionError("Couldn't reach the hub")
 
-    monkeypatch.setattr("darwinlm.evaluation.load_whole", loaded)
+    monkeypatch.setattr("darwinlm.models.whole.load_whole", loaded)
     asked = ["eval", checkpoint("llama_gqa"), "--include-path", tasks, "--tasks"]
     said = refused(capsys, *asked, "darwin_choise,darwin_write,nothing_like_it")
     assert "no task 'darwin_choise'. Did you mean darwin_choice" in said
@@ -175,6 +295,8 @@ def test_what_cannot_be_asked_is_refused_before_a_model_is_loaded(checkpoint, ta
         (["--tasks", "a", "--limit", "0"], "--limit is '0'"),
         (["--tasks", "a", "--batch-size", "many"], "--batch-size is 'many'"),
         (["--limit", "3"], "--limit without tasks"),
+        (["--apply-chat-template"], "--apply-chat-template without tasks"),
+        (["--beside", "./a,./a"], "--beside names './a', which is among the models already"),
         (["--tasks", "a", "--include-path", "./gone"], "no folder './gone'"),
     ],
 )

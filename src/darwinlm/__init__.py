@@ -10,6 +10,7 @@ Every command of the command line has such a twin; settings are given as in `con
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from darwinlm.errors import CalibrationError, DamagedFileError, DarwinLMError, RequestError
@@ -143,27 +144,34 @@ def evaluate(
     model: str,
     *,
     against: str = "",
+    beside: Sequence[str | os.PathLike[str]] = (),
     tasks: str = "",
     include_path: str | os.PathLike[str] = "",
     limit: int | None = None,
     batch_size: int | None = None,
+    apply_chat_template: bool = False,
     output: str | os.PathLike[str] = "",
     **settings: Any,
 ):
     """Perplexity of a checkpoint on held-out text, its KL to the model it was pruned from, and both at tasks.
 
-    Without `tasks` the result is {`dense`, `model`: `Quality`}; with `tasks` (`paper`, or names such as
-    `hellaswag@10,piqa`) it is an `Evaluation` that holds these and the scores. `output` is a folder for both.
+    Models in `beside` get the same text and requests. Without `tasks` the result is {`dense`, `model`, further names:
+    `Quality`}; with `tasks` (`paper`, or names such as `hellaswag@10,piqa`) it is an `Evaluation` that holds these, the scores
+    and their differences paired by document. `output` is a folder for all of it; what lies there is not made again.
     """
     from pathlib import Path
 
     from darwinlm.evaluation import Asked, run_evaluation
 
     config = _config(None, {"model": model, **settings}, ("database", "target", "search"))
-    asked = Asked.typed(os.fspath(against), tasks, os.fspath(include_path), limit, batch_size)
-    found = run_evaluation(config, asked)
-    if output:
-        found.save(Path(output).expanduser())
+    others = ",".join(map(os.fspath, beside))
+    asked = Asked.typed(
+        os.fspath(against), tasks, os.fspath(include_path), limit, batch_size, apply_chat_template, others
+    )
+    folder = Path(output).expanduser() if output else None
+    found = run_evaluation(config, asked, folder)
+    if folder:
+        found.save(folder)
     return found if tasks else found.qualities
 
 

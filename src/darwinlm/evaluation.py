@@ -1,7 +1,10 @@
-"""`darwinlm eval`: perplexity of a checkpoint on any text, its KL to another, and both at tasks."""
+"""`darwinlm eval`: perplexity of checkpoints on any text, their KL to a dense one, and all at tasks."""
 
 from __future__ import annotations
 
+import functools
+import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -12,16 +15,17 @@ from torch import Tensor
 from darwinlm.config import RunConfig
 from darwinlm.data.blocks import from_the_beginning
 from darwinlm.data.lineage import Lineage
+from darwinlm.data.windows import shared
 from darwinlm.errors import RequestError
+from darwinlm.measure.answers import Answers, Kept, differences, results_of, scores
 from darwinlm.measure.evaluated import Evaluation
-from darwinlm.measure.harness import LoadedTask, load_tasks, score_tasks
+from darwinlm.measure.harness import LoadedTask, load_tasks, write_out
 from darwinlm.measure.quality import HeldOut, Quality
 from darwinlm.measure.task_list import read_tasks
 from darwinlm.measure.task_scores import TaskComparison
 from darwinlm.models.blocks import BlockStream
 from darwinlm.models.source import ModelSource
-from darwinlm.models.tokens import require_same_tokens
-from darwinlm.models.whole import load_whole
+from darwinlm.models.tokens import require_same_chat, require_same_tokens, tokens_digest
 from darwinlm.runtime.device import choose_device, choose_dtype
 from darwinlm.runtime.progress import log
 from darwinlm.runtime.rundir import RunDirectory
@@ -33,6 +37,8 @@ class Asked:
 
     against: str = ""
     """The dense model; none gives the checkpoint alone."""
+    beside: tuple[str, ...] = ()
+    """Further models that get the same text and tasks."""
     tasks: str = ""
     """`paper`, or names with commas (`measure.task_list`); none for perplexity and KL alone."""
     include_path: str = ""
@@ -41,9 +47,20 @@ class Asked:
     """Questions of each task, the first ones; all by default."""
     batch_size: int = 8
     """Sequences in a forward pass at the tasks."""
+    chat: bool = False
+    """Put the requests of tasks into the models' chat template, solved examples as turns."""
 
     @classmethod
-    def typed(cls, against: str, tasks: str, include_path: str, limit: Any, batch_size: Any) -> Asked:
+    def typed(
+        cls,
+        against: str,
+        tasks: str,
+        include_path: str,
+        limit: Any,
+        batch_size: Any,
+        apply_chat_template: Any = False,
+        beside: str = "",
+    ) -> Asked:
         """From what was typed; empty is the default.
 
         Raises:
@@ -54,101 +71,144 @@ class Asked:
             for flag, value in (("--limit", limit), ("--batch-size", batch_size))
             if value and not (str(value).isdecimal() and int(value) >= 1)
         ]
-        idle = [
-            flag
-            for flag, value in (("--include-path", include_path), ("--limit", limit), ("--batch-size", batch_size))
-            if value and not tasks
-        ]
-        if idle:
+        of_tasks = {
+            "--include-path": include_path,
+            "--limit": limit,
+            "--batch-size": batch_size,
+            "--apply-chat-template": apply_chat_template,
+        }
+        if (idle := [flag for flag, value in of_tasks.items() if value]) and not tasks:
             wrong.append(f"{' and '.join(idle)} without tasks: add --tasks paper, or names of tasks.")
         if wrong:
             raise RequestError(*wrong)
-        return cls(against, tasks, include_path, int(limit) if limit else None, int(batch_size) if batch_size else 8)
+        others = tuple(name for name in (each.strip() for each in beside.split(",")) if name)
+        numbers = int(limit) if limit else None, int(batch_size) if batch_size else 8
+        return cls(against, others, tasks, include_path, *numbers, bool(apply_chat_template))
 
 
-def run_evaluation(config: RunConfig, asked: Asked) -> Evaluation:
-    """Score a checkpoint, and the one it is compared with, on text and at tasks.
+def run_evaluation(config: RunConfig, asked: Asked, folder: Path | None = None) -> Evaluation:
+    """Score checkpoints on text and at tasks: all on the same blocks, all asked the same requests.
 
     Without `config.data`, text is needed only where no tasks are asked for or a run's held-out blocks lie there.
+
+    Args:
+        config: model, data, blocks, device and dtype count.
+        asked: the rest.
+        folder: where every result is kept as soon as it is there, so that none is made twice; None keeps nothing.
 
     Raises:
         RequestError: a model, a text or a task cannot be had; raised before any long work.
     """
-    names = _sources(config, asked.against)
+    sources = _sources(config, asked)
     loaded = load_tasks(read_tasks(asked.tasks), asked.include_path) if asked.tasks else []
-    lineage = Lineage(config.model)
+    if asked.chat:
+        require_same_chat(list(sources.values()))
+    lineage = Lineage(config.model, *asked.beside)
+    kept = Kept(folder / "eval" if folder else None)
     readable = config.data or lineage.runs or not asked.tasks
-    qualities = run_eval(config, asked.against) if readable else {}
+    qualities = _on_text(sources, config, lineage, kept) if readable else {}
     own = lineage.scored(config.data) is not None
     text = "Held-out text of the run" if own else f"First blocks of {config.data}" if readable else ""
-    return Evaluation(qualities, text, _at_tasks(names, loaded, config, asked) if loaded else None)
+    return Evaluation(qualities, text, _at_tasks(sources, loaded, config, asked, kept) if loaded else None)
 
 
-def _sources(config: RunConfig, against: str) -> dict[str, ModelSource]:
+def _sources(config: RunConfig, asked: Asked) -> dict[str, ModelSource]:
+    """By what tables call them."""
     if not config.model:
         raise RequestError("No model is given: a folder such as runs/llama/model, or a hub id.")
-    named = {**({"dense": against} if against else {}), "model": config.model}
-    return {key: ModelSource(name) for key, name in named.items()}
+    named = {**({"dense": asked.against} if asked.against else {}), "model": config.model}
+    taken = {*named, *named.values()}
+    for name in asked.beside:
+        if name in taken:
+            raise RequestError(f"--beside names '{name}', which is among the models already. Leave it out.")
+        taken.add(name)
+        named[name] = name
+    return {label: ModelSource(name) for label, name in named.items()}
 
 
 def _at_tasks(
-    sources: dict[str, ModelSource], loaded: list[LoadedTask], config: RunConfig, asked: Asked
+    sources: dict[str, ModelSource], loaded: list[LoadedTask], config: RunConfig, asked: Asked, kept: Kept
 ) -> TaskComparison:
-    """Each model in turn, so that only one is in memory."""
+    """Each model in turn, so that only one is in memory; one whose answers are all known is not loaded."""
+    from darwinlm.measure.answering import Asking, Encodings, chat_of  # imports the harness, which may not be installed
+
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
-    scored: dict[str, Any] = {}
+    chat = chat_of(next(iter(sources.values())).tokenizer) if asked.chat else None
+    requests = [{name: write_out(part, asked.limit, chat) for name, part in task.parts.items()} for task in loaded]
+    known: dict[str, Encodings] = {}
+    answered: dict[str, list[dict[str, Answers]]] = {}
     for key, source in sources.items():
         log.info("Tasks: %s", source.name)
-        model = load_whole(source, device, dtype)
-        scored[key] = score_tasks(loaded, model, source.tokenizer, batch_size=asked.batch_size, limit=asked.limit)
-        del model
+        encodings = known.setdefault(tokens_digest(source.tokenizer), {})
+        asking = Asking(source, device, dtype, asked.batch_size, asked.limit, asked.chat, encodings)
+        answered[key] = [asking.all_of(parts, task.parts, kept) for task, parts in zip(loaded, requests)]
+    first = next(iter(answered.values()))
     settings = {
         "tasks": ",".join(str(task.request) for task in loaded),
         "limit": asked.limit or "none",
+        "chat template": "applied" if asked.chat else "none",
         "batch size": asked.batch_size,
         "arithmetic": str(dtype).removeprefix("torch."),
         "lm-evaluation-harness": version("lm_eval"),
     }
+
+    def gathered(of: Callable[..., list[Any]], *models: list[dict[str, Answers]]) -> list[Any]:
+        return [row for task, *answers in zip(loaded, *models) for row in of(task, *answers)]
+
     return TaskComparison(
         models={key: source.name for key, source in sources.items()},
-        scores={key: scores for key, (scores, _) in scored.items()},
+        scores={key: gathered(scores, answers) for key, answers in answered.items()},
         settings=settings,
-        raw={key: raw for key, (_, raw) in scored.items()},
+        raw={
+            key: {str(task.request): results_of(task, one) for task, one in zip(loaded, answers)}
+            for key, answers in answered.items()
+        },
+        differences={key: gathered(differences, one, first) for key, one in answered.items() if one is not first},
     )
 
 
-def run_eval(config: RunConfig, against: str = "") -> dict[str, Quality]:
-    """Score a checkpoint on text, and the one it is compared with.
+def _on_text(sources: dict[str, ModelSource], config: RunConfig, lineage: Lineage, kept: Kept) -> dict[str, Quality]:
+    """Perplexity of every model, and its KL to the dense one where there is one.
 
     Without `config.data`, or with the data of its run, a checkpoint inside a run directory is scored on that run's
-    held-out blocks. Otherwise it is the first `blocks.held_out` blocks of the data that share no text with what its runs
-    were calibrated, trained or selected on.
-
-    Args:
-        config: model, data, blocks, device and dtype count.
-        against: the dense model; none gives perplexity alone.
-
-    Returns:
-        By name: `dense` where there is one, and `model`.
+    held-out blocks. Otherwise it is the first `blocks.held_out` blocks of the data that share no text with what the models'
+    runs were calibrated, trained or selected on.
     """
-    sources = _sources(config, against)
-    source = sources["model"]
+    source, against = sources["model"], sources.get("dense")
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
-    dense, rows = None, None
-    if against:
-        tokens = require_same_tokens(source, sources["dense"])
-        padded = source.shape.vocabulary != sources["dense"].shape.vocabulary
-        dense, rows = BlockStream(sources["dense"], device, dtype), tokens if padded else None
-    held_out = HeldOut(_tokens(source, config), dense, rows=rows)
-    found = {"dense": held_out.dense_quality()} if dense else {}
-    return {**found, "model": held_out.quality(BlockStream(source, device, dtype))}
+    tokens = {key: require_same_tokens(source, other) for key, other in sources.items() if other is not source}
+    blocks = _tokens(source, config, lineage)
+    sizes = {each.shape.vocabulary for each in sources.values()}
+    rows = min(tokens.values()) if against and len(sizes) > 1 else None
+    made_from = {"blocks": hashlib.sha256(blocks.numpy().tobytes()).hexdigest(), "dtype": str(dtype), "rows": rows}
+    made_from |= {"device": device.type, "dense": against.fingerprint if against else None}
+
+    @functools.cache
+    def held_out() -> HeldOut:
+        return HeldOut(blocks, BlockStream(against, device, dtype) if against else None, rows=rows)
+
+    found: dict[str, Quality] = {}
+    for key, each in sources.items():
+        identity = {**made_from, "model": each.fingerprint}
+        if (result := kept.find("text", identity)) is None:
+            log.info("Text: %s", each.name)
+            one = held_out()
+            quality = one.dense_quality() if each is against else one.quality(BlockStream(each, device, dtype))
+            kept.keep("text", identity, quality)
+            found[key] = quality
+        else:
+            found[key] = Quality(**result)
+    return found
 
 
-def _tokens(source: ModelSource, config: RunConfig) -> Tensor:
-    lineage = Lineage(config.model)
+def _tokens(source: ModelSource, config: RunConfig, lineage: Lineage) -> Tensor:
     if (own := lineage.scored(config.data)) is not None:
+        if shared(own.blocks, lineage.fitted_by_others).any():
+            raise RequestError(
+                f"The held-out text of '{config.model}' is what another model's run was fitted to. Give other text: --data FILE."
+            )
         return own.blocks
     if not config.data:
         raise RequestError("No text is given: --data with a file, folder, hub data set or stdlib.")

@@ -118,12 +118,13 @@ def evaluate(config: RunConfig, flags: dict[str, Any]) -> None:
     from darwinlm.evaluation import Asked, eval_folder, run_evaluation
 
     given = {name: value or "" for name, value in flags.items() if name != "output"}
-    found = run_evaluation(config, Asked.typed(**given))
+    folder = eval_folder(config, flags["output"] or "")
+    found = run_evaluation(config, Asked.typed(**given), folder)
     if found.qualities:
         console.show(tables.qualities(found.qualities, found.text))
     if found.tasks:
-        console.show(tables.tasks(found.tasks))
-    if folder := eval_folder(config, flags["output"] or ""):
+        console.show(*tables.tasks(found.tasks))
+    if folder:
         found.save(folder)
         console.show(f"Numbers and tables lie in {pasted(folder / 'eval.json')} and eval.md.")
 

@@ -67,9 +67,9 @@ COMMANDS = {
     ),
     "eval": Command(
         "perplexity of a checkpoint, its KL to the dense model, and both at tasks of lm-evaluation-harness",
-        "CHECKPOINT [--against MODEL] [--data DATA] [--tasks paper|NAME@SHOTS,...]",
+        "CHECKPOINT [--against MODEL] [--beside MODEL,...] [--data DATA] [--tasks paper|NAME@SHOTS,...]",
         calls.evaluate,
-        flags=("against", "tasks", "include_path", "limit", "batch_size", "output"),
+        flags=("against", "beside", "tasks", "include_path", "limit", "batch_size", "apply_chat_template", "output"),
         without=("output", "database", "target", "search"),
     ),
     "bench": Command(

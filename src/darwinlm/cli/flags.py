@@ -18,6 +18,8 @@ _FLAG_HELP = {
     "show": "only show the errors of a run's database: a table, and a picture beside its files",
     "restart": "discard the search that lies in the output folder and begin anew",
     "against": "the dense model to compare with: folder or hub id",
+    "beside": "further models with commas, given the same text and tasks",
+    "apply_chat_template": "put the requests of tasks into the models' chat template, solved examples as turns",
     "output": "folder for the numbers: by default runs/bench (bench), or the checkpoint's run directory (eval)",
     "tasks": "tasks of lm-evaluation-harness: paper, or names with commas such as hellaswag@10,piqa (10 examples, usual)",
     "include_path": "folder with task files of your own, for --tasks",
@@ -56,6 +58,7 @@ _ONLY_OF = {
 _WITH_VALUE = (
     "recipe",
     "against",
+    "beside",
     "output",
     "tasks",
     "include_path",
@@ -119,7 +122,7 @@ def _parser(name: str, command: Command) -> ArgumentParser:
         elif flag in _WITH_VALUE:
             parser.add_argument(f"--{flag.replace('_', '-')}", help=_FLAG_HELP[flag])
         else:
-            parser.add_argument(f"--{flag}", action="store_true", help=_FLAG_HELP[flag])
+            parser.add_argument(f"--{flag.replace('_', '-')}", action="store_true", help=_FLAG_HELP[flag])
     return parser
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from darwinlm.config import BlocksConfig
 from darwinlm.data.lineage import RANGES, Lineage, Scored
 from darwinlm.data.sources import documents
-from darwinlm.data.tokens import Ranges, read_pool
+from darwinlm.data.tokens import Ranges, growing_pools, read_pool
 from darwinlm.data.windows import shared
 from darwinlm.errors import RequestError
 from darwinlm.runtime.seeds import torch_generator
@@ -144,16 +144,11 @@ def from_the_beginning(source: str, config: BlocksConfig, tokenizer: Any, lineag
     """
     length, needed = config.sequence_length, config.held_out
     fitted = lineage.fitted if lineage else []
-    count = needed
-    while True:
-        texts = documents(source, config.text_field, held_out=True)
-        pool = read_pool(texts, tokenizer, length, count * length)
+    free: list[int] = []
+    for pool in growing_pools(documents(source, config.text_field, held_out=True), tokenizer, length, needed * length):
         free = (~shared(pool.blocks, fitted)).nonzero()[0].tolist()
         if len(free) >= needed:
             return Scored(pool.blocks[free[:needed]], pool.ranges(free[:needed]))
-        if len(pool.blocks) < count:
-            break
-        count *= 4
     known = "of which the model's runs have seen none, " if fitted else ""
     raise RequestError(
         f"The held-out text '{source}' has {len(free) * length:,} tokens in whole blocks of {length}, {known}but "

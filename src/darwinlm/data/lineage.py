@@ -62,10 +62,13 @@ class Lineage:
 
     Args:
         model: path or hub id; of what lies in no run, there are none.
+        others: models that are scored beside it.
     """
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, *others: str) -> None:
         self.runs = list(_ancestors(model))
+        known = {run.folder: run for run in self.runs}
+        self.others = [run for other in others for run in _ancestors(other) if known.setdefault(run.folder, run) is run]
 
     def scored(self, data: str) -> Scored | None:
         """The held-out blocks of the nearest run on the same data, or of the nearest one where no data are named."""
@@ -84,12 +87,21 @@ class Lineage:
     @cached_property
     def fitted(self) -> list[Tensor]:
         """The blocks that the runs were calibrated, trained or selected on in their search."""
-        return [run.tensors[name].long() for run in self.runs for name in FITTED if name in run.tensors]
+        return _fitted(self.runs) + self.fitted_by_others
+
+    @cached_property
+    def fitted_by_others(self) -> list[Tensor]:
+        """What only runs of the models beside were."""
+        return _fitted(self.others)
 
     @property
     def trained_on(self) -> list[str]:
         """The data of post-trainings: text of which it is not known whether they read it."""
-        return [str(run.settings.get("data")) for run in self.runs if run.is_training]
+        return list(dict.fromkeys(str(run.settings.get("data")) for run in self.runs + self.others if run.is_training))
+
+
+def _fitted(runs: list[Ancestor]) -> list[Tensor]:
+    return [run.tensors[name].long() for run in runs for name in FITTED if name in run.tensors]
 
 
 def _ancestors(model: str) -> Iterator[Ancestor]:

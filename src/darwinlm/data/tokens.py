@@ -155,17 +155,29 @@ def read_pool(texts: Iterable[str], tokenizer: Any, length: int, at_most: int, w
         at_most: tokens in all.
         without: what is left out.
     """
+    return next(growing_pools(texts, tokenizer, length, at_most, without))
+
+
+def growing_pools(
+    texts: Iterable[str], tokenizer: Any, length: int, at_most: int, without: Ranges | None = None
+) -> Iterator[Pool]:
+    """`read_pool`, and then pools of four times as many tokens each, without reading anything twice; the last is all."""
     parts: list[np.ndarray] = []
     origins: list[tuple[int, int, int, int, int]] = []
     total = 0
+
+    def pool() -> Pool:
+        count = min(total, at_most) // length
+        joined = np.concatenate(parts)[: count * length] if parts else np.zeros(0, dtype=np.int32)
+        return Pool(torch.from_numpy(joined.astype(np.int64)).view(count, length), list(origins))
+
     for text in tokenized(texts, tokenizer, without, numbered=True) if at_most else ():
         for place, tokens in text.pieces(tokenizer.eos_token_id, first=not total):
             if place is not None:
                 origins.append((*text.origin, place, total, len(tokens)))
             parts.append(tokens)
             total += len(tokens)
-        if total >= at_most:
-            break
-    count = min(total, at_most) // length
-    joined = np.concatenate(parts)[: count * length] if parts else np.zeros(0, dtype=np.int32)
-    return Pool(torch.from_numpy(joined.astype(np.int64)).view(count, length), origins)
+        while total >= at_most:
+            yield pool()
+            at_most *= 4
+    yield pool()

@@ -1,16 +1,17 @@
-"""lm-evaluation-harness as a library: tasks found and loaded before any model, then asked of models in memory.
-
-Its own answers are given as they are: the same tasks, prompts, seeds and sums as its command line.
-"""
+"""Tasks of lm-evaluation-harness, found, loaded and written out as requests before any model is loaded."""
 
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib.util
+import json
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,7 @@ import numpy as np
 import torch
 
 from darwinlm.errors import RequestError, first_line
-from darwinlm.measure.task_list import USUAL_METRICS, TaskRequest
-from darwinlm.measure.task_scores import Score
+from darwinlm.measure.task_list import TaskRequest
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,10 @@ class LoadedTask:
     """A task with its data."""
 
     request: TaskRequest
-    tasks: dict[str, Any]
-    """The harness's own objects: {task or group: ...} and so on, as its manager gives them."""
+    parts: dict[str, Any]
+    """The harness's own objects: of a group or tag all that are in it, else the task itself."""
+    groups: dict[str, Any]
+    """Those that sum parts up, innermost groups among them."""
 
 
 def require_harness() -> None:
@@ -58,12 +60,12 @@ def load_tasks(requests: Sequence[TaskRequest], include_path: str = "") -> list[
         raise RequestError(
             f"There is no folder '{include_path}' for --include-path. Give the folder of the task files."
         )
-    _seed()
     names = [request.name for request in requests]
     manager = _manager(names, folder)
     if unknown := [name for name in names if name not in manager.all_tasks]:
         raise RequestError(*(_unknown(name, manager.all_tasks) for name in unknown))
-    return [_load(request, manager) for request in requests]
+    with as_its_command_line():
+        return [_load(request, manager) for request in requests]
 
 
 def _manager(names: list[str], folder: Path | None) -> Any:
@@ -90,9 +92,11 @@ def _load(request: TaskRequest, manager: Any) -> LoadedTask:
     try:
         loaded = manager.load([request.name])
     except Exception as fault:  # task files run code of their own, and data sets come from anywhere
+        lost = isinstance(fault, FileNotFoundError)
+        hint = f"Paths in a task file count from the working folder, here '{Path.cwd()}'" if lost else ""
         raise RequestError(
-            f"The task '{request.name}' cannot be loaded ({type(fault).__name__}: {first_line(fault)}). Check its data set "
-            "and the connection, or leave it out."
+            f"The task '{request.name}' cannot be loaded ({type(fault).__name__}: {first_line(fault)}). "
+            f"{hint or 'Check its data set and the connection'}, or leave it out."
         ) from fault
     for name, task in loaded["tasks"].items():
         if getattr(task, "UNSAFE_CODE", False):
@@ -105,76 +109,64 @@ def _load(request: TaskRequest, manager: Any) -> LoadedTask:
             raise RequestError(f"The task '{name}' takes no examples, but '{request}' asks for {request.shots}.")
         shots = (fixed or 0) if request.shots is None else request.shots
         task.set_config(key="num_fewshot", value=shots)
-    return LoadedTask(request, loaded)
+    return LoadedTask(request, loaded["tasks"], {name: g for name, g in loaded["groups"].items() if g.has_aggregation})
 
 
-def score_tasks(
-    loaded: Sequence[LoadedTask], model: Any, tokenizer: Any, *, batch_size: int, limit: int | None
-) -> tuple[list[Score], dict[str, Any]]:
-    """Ask a model.
-
-    Args:
-        loaded: the tasks.
-        model: a causal language model in memory.
-        tokenizer: its tokenizer.
-        batch_size: sequences in a forward pass.
-        limit: questions of each task that are asked, the first ones; None for all.
-
-    Returns:
-        The scores of all metrics, and {`task@shots`: all that the harness says of its parts}.
-    """
-    import lm_eval
-    from lm_eval.defaults import DEFAULT_OTHER_SEED
-    from lm_eval.models.huggingface import HFLM
-
-    wrap: Any = HFLM  # its decorators hide what it takes
-    ask: Any = lm_eval.evaluate
-    answering = wrap(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size)
-    scores: list[Score] = []
-    raw: dict[str, Any] = {}
-    for task in loaded:
-        _seed()
-        for part in task.tasks["tasks"].values():
-            part.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
-        results = ask(answering, task_dict=task.tasks, limit=limit, log_samples=False)
-        raw[str(task.request)] = {**results["results"], **results.get("groups", {})}
-        scores += _scores(task, results)
-    return scores, raw
-
-
-def _seed() -> None:
-    """The harness reads global generators; these are the seeds of its command line."""
+@contextmanager
+def as_its_command_line() -> Iterator[None]:
+    """With the seeds of the harness's command line, which it takes from global generators, and without its bars."""
     from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
+    from tqdm import tqdm
 
+    bar: Any = tqdm
     random.seed(DEFAULT_RANDOM_SEED)
     np.random.seed(DEFAULT_OTHER_SEED)
     torch.manual_seed(DEFAULT_OTHER_SEED)
+    shown = bar.__init__
+    bar.__init__ = partialmethod(shown, disable=True)
+    try:
+        yield
+    finally:
+        bar.__init__ = shown
 
 
-def _scores(task: LoadedTask, results: dict[str, Any]) -> list[Score]:
-    """A group that sums up its parts is one task; of one that does not, and of a tag, every part is."""
-    found = {**results["results"], **results.get("groups", {})}
-    parts, name = list(task.tasks["tasks"]), task.request.name
-    summed = bool(_metrics(found.get(name, {})))
-    scores: list[Score] = []
-    for whole, leaves in [(name, parts)] if summed else [(part, [part]) for part in parts]:
-        metrics = _metrics(found[whole])
-        chosen = next((metric for metric in (task.request.metric, *USUAL_METRICS) if metric in metrics), None)
-        shots = max(results["n-shot"][leaf] for leaf in leaves)
-        questions = sum(results["n-samples"][leaf]["effective"] for leaf in leaves)
-        for metric, (value, stderr) in metrics.items():
-            scores.append(Score(whole, shots, metric, value, stderr, questions, counts=metric == chosen))
-    return scores
+def write_out(task: Any, limit: int | None, chat: Callable[..., str] | None) -> str:
+    """Make the requests of one of `LoadedTask.parts`; returns what tells others apart.
+
+    Args:
+        task: the harness's own object.
+        limit: questions that are asked, the first ones; None for all.
+        chat: the harness's function that puts turns into a chat template; None asks plain text.
+    """
+    with as_its_command_line():
+        begin(task)
+        task.build_all_requests(
+            limit=limit,
+            apply_chat_template=chat is not None,
+            fewshot_as_multiturn=chat is not None,
+            chat_template=chat,
+        )
+    return digest(task)
 
 
-def _metrics(values: dict[str, Any]) -> dict[str, tuple[float, float | None]]:
-    """{metric: (value, standard error)}; a filter that changes answers is part of the metric's name."""
-    found: dict[str, tuple[float, float | None]] = {}
-    for key, value in values.items():
-        metric, comma, filter_ = key.partition(",")
-        if not comma or metric.endswith("_stderr") or not isinstance(value, (int, float)):
-            continue
-        stderr = values.get(f"{metric}_stderr,{filter_}")
-        named = metric if filter_ == "none" else f"{metric}, {filter_}"
-        found[named] = (float(value), float(stderr) if isinstance(stderr, (int, float)) else None)
-    return found
+def begin(task: Any) -> None:
+    """Draw solved examples as the harness's command line does."""
+    from lm_eval.defaults import DEFAULT_OTHER_SEED
+
+    task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
+
+
+def digest(task: Any) -> str:
+    """Of all requests as they are asked, and of how they are judged; not of where their data lie."""
+    plain = {
+        key: value for key, value in task.dump_config().items() if isinstance(value, (str, int, float, list, dict))
+    }
+    judged = {key: value for key, value in plain.items() if not key.startswith("dataset_")}
+    asked = [[request.request_type, request.args, request.doc] for request in task.instances]
+    text = json.dumps([str(task.VERSION), judged, asked], sort_keys=True, default=_named)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _named(value: Any) -> str:
+    """What is no plain data, such as a function of a task file."""
+    return getattr(value, "__name__", type(value).__name__)

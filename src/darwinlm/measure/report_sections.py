@@ -24,7 +24,7 @@ from darwinlm.measure.report_tables import (
     history,
     quality_table,
     seconds_table,
-    task_table,
+    task_tables,
 )
 from darwinlm.runtime.files import read_json
 from darwinlm.runtime.rundir import RunDirectory
@@ -133,7 +133,7 @@ def _measured(path: Path) -> Iterator[Section]:
 
 def _evaluated(values: dict[str, Any]) -> Section:
     tables = [quality_table(values["qualities"], values["text"])] if values["qualities"] else []
-    tables += [task_table(values["tasks"])] if values["tasks"] else []
+    tables += task_tables(values["tasks"]) if values["tasks"] else []
     return Section("eval", "Evaluation", "By darwinlm eval.", tables=tables)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from darwinlm.measure.task_scores import TaskComparison, headings, texts
+from darwinlm.measure.task_scores import PAIRED, TaskComparison, difference_rows, score_rows
 from darwinlm.runtime.progress import duration
 
 
@@ -113,12 +113,15 @@ def bench_tables(result: dict[str, Any]) -> list[Table]:
     return tables
 
 
-def task_table(values: dict[str, Any]) -> Table:
-    """Tasks, models side by side."""
+def task_tables(values: dict[str, Any]) -> list[Table]:
+    """Tasks, models side by side, and their paired differences."""
     comparison = TaskComparison.of(values)
     caption = "Standard errors behind ±; * counts in the average. "
     caption += ", ".join(f"{key} {value}" for key, value in comparison.settings.items())
-    return Table(list(texts(comparison)), headings(comparison), caption, ("average of *",))
+    heads, rows = score_rows(comparison)
+    found = [Table(rows, heads, caption, ("average of *",))]
+    heads, rows = difference_rows(comparison)
+    return [*found, Table(rows, heads, f"Paired: {PAIRED}.", ("average of *",))] if rows else found
 
 
 def comparison_table(values: dict[str, Any]) -> Table:

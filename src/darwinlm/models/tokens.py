@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from darwinlm.errors import RequestError, first_line
+from darwinlm.runtime.files import sha256_of
 from darwinlm.runtime.progress import log
 
 
@@ -61,6 +62,33 @@ def require_same_tokens(ours: Any, theirs: Any) -> int:
         f"'{theirs.name}' ({len(other):,} tokens) does not have the vocabulary of '{ours.name}' ({len(mine):,} tokens): "
         f"{token!r:.60} {places} there, so their predictions cannot be compared. Give the model it was pruned from."
     )
+
+
+def require_same_chat(sources: list[Any]) -> None:
+    """Check that models put turns into one chat template, so that they are asked the same.
+
+    Args:
+        sources: each a `ModelSource`.
+
+    Raises:
+        RequestError: one has none, or another one than the first.
+    """
+    first = sources[0]
+    for source in sources:
+        template = source.tokenizer.chat_template
+        if template is None:
+            raise RequestError(f"'{source.name}' has no chat template. Leave out --apply-chat-template, or this model.")
+        if template != first.tokenizer.chat_template:
+            raise RequestError(
+                f"'{source.name}' has another chat template than '{first.name}', so they would not be asked the same. Leave out "
+                "--apply-chat-template, or one of them."
+            )
+
+
+def tokens_digest(tokenizer: Any) -> str:
+    """Tells tokenizers apart that make other tokens of a text."""
+    made_by = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else sorted(tokenizer.get_vocab().items())
+    return sha256_of([made_by, str(sorted(tokenizer.special_tokens_map.items()))])
 
 
 def _take_out(tokenizer: Any, beyond: dict[str, int], rows: int, name: str) -> None:
