@@ -254,20 +254,31 @@ def test_long_work_speaks_while_it_is_silent(monkeypatch, no_terminal, said):
     assert len(said) == count
 
 
-def test_quick_work_speaks_no_more_than_once_a_second(monkeypatch, no_terminal, said):
+def test_quick_work_speaks_no_more_than_every_five_seconds(monkeypatch, no_terminal, said):
     now = [0.0]
     monkeypatch.setattr(progress_file, "time", type("Clock", (), {"perf_counter": staticmethod(lambda: now[0])}))
     with progress("Work", 1000) as advance:
         for _ in range(1000):
-            now[0] += 0.004
+            now[0] += 1 / 64
             advance("")
     assert [line.split(",")[0] for line in said] == [
-        "Work 100/1000",
-        "Work 350/1000",
-        "Work 600/1000",
-        "Work 850/1000",
+        "Work 320/1000",
+        "Work 640/1000",
+        "Work 960/1000",
         "Work 1000/1000",
     ]
+
+
+def test_many_short_works_in_a_row_are_few_lines(monkeypatch, no_terminal, said):
+    now = [0.0]
+    monkeypatch.setattr(progress_file, "time", type("Clock", (), {"perf_counter": staticmethod(lambda: now[0])}))
+    with never_silent():
+        for _ in range(60):
+            with progress("Proposals", 10) as advance:
+                for _ in range(10):
+                    now[0] += 0.03
+                    advance("")
+    assert 1 <= len(said) <= 18 / progress_file.RUSH
 
 
 def test_slow_steps_within_a_tenth_are_told_every_half_minute(monkeypatch, no_terminal, said):

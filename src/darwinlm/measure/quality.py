@@ -14,6 +14,9 @@ from torch import Tensor
 from darwinlm.errors import RequestError
 from darwinlm.losses import token_kl, token_nll
 from darwinlm.models.blocks import BlockStream
+from darwinlm.runtime.progress import progress
+
+_TITLE = "Held-out text"
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class HeldOut:
     ) -> None:
         self.tokens, self.dense, self.batch, self.rows = tokens, dense, batch, rows
         if dense is not None:
-            self.hidden = dense.final_hidden(tokens, batch)
+            self.hidden = dense.final_hidden(tokens, batch, f"{_TITLE}, dense model")
             self.head = dense.source.head().to(dense.device, torch.float32) if head is None else head
 
     def dense_quality(self) -> Quality:
@@ -70,7 +73,7 @@ class HeldOut:
                 f"'{stream.source.name}' has {shape.vocabulary:,} tokens and '{self.dense.source.name}' "
                 f"{self.dense.source.shape.vocabulary:,}; their predictions cannot be compared. Give the model it was pruned from."
             )
-        hidden = stream.final_hidden(self.tokens, self.batch)
+        hidden = stream.final_hidden(self.tokens, self.batch, _TITLE)
         return self._of(shape.parameters, hidden, stream.source.head().to(stream.device, torch.float32))
 
     def _of(self, parameters: int, hidden: Tensor, head: Tensor) -> Quality:
@@ -83,10 +86,12 @@ class HeldOut:
     def quality_of_model(self, model) -> Quality:
         """A model in memory."""
         head = model.lm_head.weight
-        parts = [
-            model.model(input_ids=part.to(head.device), use_cache=False).last_hidden_state.cpu()
-            for part in self.tokens.split(self.batch)
-        ]
+        parts: list[Tensor] = []
+        batches = self.tokens.split(self.batch)
+        with progress(_TITLE, len(batches)) as advance:
+            for part in batches:
+                parts.append(model.model(input_ids=part.to(head.device), use_cache=False).last_hidden_state.cpu())
+                advance("")
         return self._of(model.num_parameters(), torch.cat(parts), head)
 
     def _perplexity(self, hidden: Tensor, head: Tensor) -> float:

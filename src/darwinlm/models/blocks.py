@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from darwinlm.models.heterogeneous import final_norm, one_layer
 from darwinlm.models.source import ModelSource
 from darwinlm.runtime.placement import Placement
+from darwinlm.runtime.progress import progress
 
 
 class BlockStream:
@@ -79,9 +80,11 @@ class BlockStream:
         weight = self.source.tensors(["model.norm.weight"])["model.norm.weight"].to(self.device, self.dtype)
         return final_norm(self.source.family, self.source.config, weight)
 
-    def final_hidden(self, tokens: Tensor, batch: int = 8) -> Tensor:
-        """(S, T) token ids -> (S, T, H) inputs of the head: the model's whole forward but the logits."""
+    def final_hidden(self, tokens: Tensor, batch: int = 8, title: str = "Dense model") -> Tensor:
+        """(S, T) token ids -> (S, T, H) inputs of the head: the model's whole forward but the logits; `title` of its progress."""
         hidden = self.embed(tokens)
-        for block in self.blocks():
-            self.forward(block, hidden, batch)
+        with progress(title, len(self)) as advance:
+            for block in self.blocks():
+                self.forward(block, hidden, batch)
+                advance("")
         return self.final_norm(hidden)

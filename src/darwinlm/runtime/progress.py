@@ -29,8 +29,8 @@ log = logging.getLogger("darwinlm")
 log.addFilter(_harmless)
 console = Console(stderr=True)
 Advance = Callable[[str], None]
-SILENCE, RUSH = 30.0, 1.0
-"""Seconds: without a terminal, work is never silent for longer, and its lines are never closer."""
+SILENCE, RUSH = 30.0, 5.0
+"""Seconds: without a terminal, the log is never silent for longer, and progress never speaks sooner after another line."""
 
 
 def show_log(*, speak: bool = True) -> None:
@@ -150,8 +150,8 @@ def never_silent() -> Iterator[None]:
 def progress(title: str, total: int, done: int = 0) -> Iterator[Advance]:
     """Give a function that is called once per finished step with a word about it.
 
-    On a terminal this is a bar with the time left; elsewhere a line about every tenth of the work, and at least every
-    `SILENCE` seconds.
+    On a terminal this is a bar with the time left; elsewhere a line about every tenth of the work, at least every `SILENCE`
+    seconds, and no sooner than `RUSH` after the last line of the log, so that many short works in a row are a few lines.
     """
     pace = _Pace(title, total, done)
     if console.is_terminal and log.isEnabledFor(logging.INFO):
@@ -193,15 +193,15 @@ def _bar() -> Progress:
 
 def _lines(pace: _Pace) -> Advance:
     tenth, said = max(1, pace.total // 10), pace.first
-    spoke = pace.began - RUSH
 
     def advance(note: str = "") -> None:
-        nonlocal said, spoke
+        nonlocal said
         pace.step()
-        silent = pace.stepped - spoke
-        if pace.done == pace.total or silent >= SILENCE or (silent >= RUSH and pace.done - said >= tenth):
+        silent, ended = pace.stepped - _pulse.spoke, pace.done == pace.total
+        told = ended and pace.stepped >= pace.began + RUSH  # the end of what took a while is always said
+        if told or silent >= SILENCE or (silent >= RUSH and (ended or pace.done - said >= tenth)):
             log.info("%s  %s", pace, note)
-            said, spoke = pace.done, pace.stepped
+            said = pace.done
 
     return advance
 
