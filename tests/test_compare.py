@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import os
 import shutil
@@ -89,6 +90,20 @@ def test_its_darwinlm_and_uniform_are_those_of_prune(finished, checkpoint, text,
     for method, name in (("darwinlm", "pruned"), ("uniform", "uniform")):
         assert cell(finished, method, 2)["quality"] == pytest.approx(summary[name], rel=1e-5)
     assert results(finished)["dense"] == pytest.approx(summary["dense"], rel=1e-6)
+
+
+def test_models_are_kept_where_that_is_asked_and_are_those_that_were_scored(finished, checkpoint, text, tmp_path):
+    shutil.copytree(finished, run := tmp_path / "run")
+    dense, methods = str(checkpoint("llama_gqa")), ("uniform", "magnitude", "sheared", "flap")
+    asked = {"methods": ",".join(methods), "levels": "2", "keep_models": True}
+    darwinlm.compare(dense, data=str(text), output=str(run), **asked, **SETTINGS)
+    device, tokens = torch.device("cpu"), read_tensors(run / "blocks.safetensors")[0]["held_out"].long()
+    held_out = HeldOut(tokens, BlockStream(ModelSource(dense), device, torch.float32))
+    for method in methods[:-1]:
+        kept = ModelSource(str(run / f"compare/{method}/level2_seed0/model"))
+        found = held_out.quality(BlockStream(kept, device, torch.float32))
+        assert dataclasses.asdict(found) == pytest.approx(cell(run, method, 2)["quality"], rel=1e-5)
+    assert not (run / "compare/flap/level2_seed0/model").exists()  # its biases are in no checkpoint of the family
 
 
 def test_post_training_is_adamw_on_cross_entropy(finished, checkpoint):

@@ -213,19 +213,23 @@ def compare(
     train_tokens: int = 0,
     learning_rate: float = 3e-5,
     seeds: int = 1,
+    keep_models: bool = False,
     preset: str | None = None,
     **settings: Any,
 ):
     """Every method of the paper's comparisons on one model; returns a `Comparison`, whose `rows` are the table.
 
     `methods` are names with commas, or `all`; `levels` a list or numbers with commas; `train_tokens` and `learning_rate` a
-    post-training after which all are scored again; `seeds` the runs of every method that searches, whose mean is reported.
+    post-training after which all are scored again; `seeds` the runs of every method that searches, whose mean is reported;
+    `keep_models` writes every method's model as a checkpoint, too.
     """
     from darwinlm.comparison import asked, run_compare
 
     config = _config(preset, {"model": model, **settings}, ("target",))
     listed = levels if isinstance(levels, str) else ",".join(map(str, levels if isinstance(levels, list) else [levels]))
-    return run_compare(config, asked(config, methods, listed, str(train_tokens), str(learning_rate), str(seeds)))[0]
+    return run_compare(
+        config, asked(config, methods, listed, str(train_tokens), str(learning_rate), str(seeds), keep_models)
+    )[0]
 
 
 def report(run: str | os.PathLike[str]):

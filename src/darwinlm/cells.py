@@ -6,6 +6,7 @@ compare/METHOD/levelL_seedS/orders.safetensors     of methods without a refit: i
 compare/sheared/levelL_seedS/sheared/              the model that ShearedLLaMA trained, and the same of it
 compare/METHOD/levelL_seedS/pruned.json            the finished cell, with the settings it depends on
 compare/METHOD/levelL_seedS/trained_TOKENS.json    the same after post-training
+compare/METHOD/levelL_seedS/model/                 its checkpoint as pruned, where that is asked
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ from darwinlm.baselines.task import Task
 from darwinlm.config import to_dict
 from darwinlm.cost import Work, training_need
 from darwinlm.errors import DamagedFileError
+from darwinlm.export.card import model_card
+from darwinlm.export.folder import record_of
+from darwinlm.export.huggingface import write_model
 from darwinlm.genome import Genome, Space
 from darwinlm.measure.compare import Cell
 from darwinlm.measure.quality import HeldOut, Quality
@@ -33,6 +37,7 @@ from darwinlm.pipeline import cache_bytes, database_stage, make_teacher
 from darwinlm.run import Run
 from darwinlm.runtime.files import read_json, require_room, sha256_of, write_json
 from darwinlm.runtime.memory import Need
+from darwinlm.runtime.progress import log
 from darwinlm.runtime.rundir import require_same
 from darwinlm.search.record import SearchRecord
 from darwinlm.search.samples import draw
@@ -212,6 +217,21 @@ def _found(bench: Workbench, place: Place) -> Cell:
         search_seconds=round(seconds + sum(task.borrowed), 3),
         search_tokens=method.tokens(task),
     )
+
+
+def keep_model(bench: Workbench, place: Place) -> None:
+    """Write a finished cell's model, as pruned, as a checkpoint beside it; one that lies there is not made again."""
+    run, method, task = bench.run, METHODS[place.method], bench.task(place)
+    cell, folder = finished_cell(bench, place, Training(0, 0.0)), _cell_folder(run, place) / "model"
+    made_from = {"cell": sha256_of(_identity(run, place)), "levels": cell.levels}
+    if record_of(folder) == made_from:
+        return
+    genome = task.space.genome(cell.levels)
+    model = method.model(task, genome, run.device, torch.float32)
+    facts = {"method": method.title, "level": f"{place.level:g} of {run.config.database.levels}", "seed": place.seed}
+    card = model_card(run.source, task.assembler.shape(genome), cell.levels, facts, told=f"pruned by {method.title}")
+    if not write_model(folder, run.source, model, card=card, made_from=made_from):
+        log.warning("%s gives a model no checkpoint of its family can hold (biases): it is not kept.", method.title)
 
 
 def _seconds_so_far(task: Task) -> float:

@@ -16,6 +16,7 @@ from darwinlm.cells import (
     Workbench,
     finished_cell,
     folder_of,
+    keep_model,
     later_training_need,
     require_room_for_trained,
     require_same_cell,
@@ -39,6 +40,8 @@ class Asked:
     training: Training
     seeds: int = 1
     """Runs with different seeds of the methods that search."""
+    keep_models: bool = False
+    """Write every cell's model as a checkpoint, too."""
 
     def runs(self, method: str) -> int:
         """Runs of a method, whose mean is reported."""
@@ -52,6 +55,7 @@ def asked(
     train_tokens: str = "0",
     learning_rate: str = "3e-5",
     seeds: str = "1",
+    keep_models: bool = False,
 ) -> Asked:
     """Read what was typed.
 
@@ -62,6 +66,7 @@ def asked(
         train_tokens: a whole number; 0 for no post-training.
         learning_rate: of the post-training, a positive number.
         seeds: runs of every method that searches, a whole number.
+        keep_models: write every cell's model as a checkpoint, too.
 
     Raises:
         RequestError: it does not fit; names all that does not.
@@ -92,7 +97,7 @@ def asked(
         raise RequestError(*fault.faults, *faults) from fault
     if faults:
         raise RequestError(*faults)
-    return Asked(names, sorted(set(found)), Training(int(tokens), rate), int(repeats))
+    return Asked(names, sorted(set(found)), Training(int(tokens), rate), int(repeats), keep_models)
 
 
 def _number(text: str, flag: str, faults: list[str]) -> float:
@@ -153,6 +158,8 @@ def _compared(run: Run, places: list[Place], wanted: Asked) -> Comparison:
     for number, place in enumerate(places, 1):
         cell = finished_cell(bench, place, wanted.training)
         cells.append(cell)
+        if wanted.keep_models:
+            keep_model(bench, place)
         found = f"level {place.level:g}, {cell.title}: perplexity {cell.quality.perplexity:.2f}"
         later = f", {cell.trained.perplexity:.2f} after training" if cell.trained else ""
         log.info("Cell %d/%d: %s%s", number, len(places), found, later)

@@ -83,7 +83,7 @@ COMMANDS = {
         "every method of the paper's comparisons, on your model, at the same sizes",
         f"MODEL {_RUN_FLAGS} [--methods all] [--levels 2,4,6] [--train-tokens N]",
         calls.compare,
-        flags=("methods", "levels", "train_tokens", "learning_rate", "seeds"),
+        flags=("methods", "levels", "train_tokens", "learning_rate", "seeds", "keep_models"),
         without=("target",),
     ),
     "report": Command(

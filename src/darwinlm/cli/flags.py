@@ -45,6 +45,7 @@ _FLAG_HELP = {
     "teacher": "the dense model to learn from: folder or hub id; short for --train.teacher",
     "lora": "train low-rank adapters and merge them; short for --train.method lora",
     "learning_rate": "AdamW's learning rate in that post-training, without warm-up; 3e-5 by default",
+    "keep_models": "write every method's model, as pruned, as a checkpoint, too: RUN/compare/METHOD/levelL_seedS/model",
     "seeds": "runs with different seeds of every method that searches; 1 by default",
 }
 _POSITIONAL = ("source", "run", "file")

@@ -20,6 +20,7 @@ from darwinlm.export.folder import check_replaceable, partial_of, put_in_place, 
 from darwinlm.export.words import copy_words
 from darwinlm.genome import Genome
 from darwinlm.models.heterogeneous import modeling_source
+from darwinlm.models.shape import ModelShape
 from darwinlm.models.source import ModelSource
 from darwinlm.refit.store import Refits
 from darwinlm.runtime.files import write_json, write_tensors, write_text
@@ -62,6 +63,20 @@ def export_checkpoint(
         card=card,
         made_from=made_from,
     )
+
+
+def write_model(folder: Path, source: ModelSource, model: Any, *, card: str, made_from: dict[str, Any]) -> bool:
+    """Write a model in memory as a checkpoint, in the dtype of the one that it was cut from.
+
+    Returns:
+        Whether it can be one: False where it has tensors that its configuration does not name, and nothing is written.
+    """
+    names, state = ModelShape.of(source.family, model.config).outlines(), model.state_dict()
+    if set(names) != set(state) - ({"lm_head.weight"} if source.shape.tied else set()):
+        return False
+    tensors = ((name, state[name].to("cpu", source.dtype)) for name in names)
+    write_checkpoint(folder, source, model.config, tensors, card=card, made_from=made_from)
+    return True
 
 
 def write_checkpoint(
