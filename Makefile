@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test check bench compare clean
+.PHONY: demo test check bench compare smollm2 clean
 
 demo: $(INSTALLED)  ## prune the embedded model
 	$(BIN)/darwinlm demo
@@ -21,6 +21,9 @@ bench: $(INSTALLED)  ## the measurements of docs/benchmarks.md
 
 compare: $(INSTALLED)  ## every method of the paper's comparisons on two small models, resumable: takes hours on two cores
 	$(BIN)/python benchmarks/compare.py --runs runs/compare
+
+smollm2: $(INSTALLED)  ## a real model with every method, trained, scored and timed, resumable: about a day on two cores
+	$(BIN)/python recipes/smollm2/run.py
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
