@@ -120,13 +120,15 @@ def convert_checkpoint(folder: str, *, portable: bool = False, format: str = "",
     return write_forms(Path(folder).expanduser(), Wanted(portable, format, dtype))
 
 
-def import_checkpoint(source: str, output: str, *, model: str = "", configuration: str = ""):
-    """Write a masked model, or the authors' level database, as a really smaller checkpoint; returns what was found."""
-    from darwinlm.foreign.masked import import_model
+def import_checkpoint(source: str, output: str, *, model: str = "", configuration: str = "", dtype: str = ""):
+    """Write a GGUF file as a checkpoint, or a masked model or the authors' level database as a really smaller one.
 
-    return import_model(
-        os.fspath(source), os.fspath(output), model=os.fspath(model), configuration=os.fspath(configuration)
-    )
+    Returns what was found.
+    """
+    from darwinlm.foreign.importing import import_foreign
+
+    places = {"model": os.fspath(model), "configuration": os.fspath(configuration)}
+    return import_foreign(os.fspath(source), os.fspath(output), dtype=dtype, **places)
 
 
 def train(model: str = "", *, preset: str | None = None, **settings: Any):

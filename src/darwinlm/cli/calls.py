@@ -91,13 +91,17 @@ def export(config: RunConfig, flags: dict[str, Any]) -> None:
 def import_(config: RunConfig, flags: dict[str, Any]) -> None:
     """A foreign model as a checkpoint."""
     from darwinlm import tables
-    from darwinlm.foreign.masked import import_model
+    from darwinlm.foreign.importing import import_foreign
+    from darwinlm.foreign.masked import Imported
 
-    imported = import_model(
-        flags["source"] or "", config.output, model=config.model, configuration=flags["configuration"] or ""
-    )
-    console.show(*tables.imported(imported))
-    next_command("eval", imported.folder, "--against", "MODEL", "--data", "TEXT")
+    given = {name: flags[name] or "" for name in ("configuration", "dtype")}
+    imported = import_foreign(flags["source"] or "", config.output, model=config.model, **given)
+    if isinstance(imported, Imported):
+        console.show(*tables.imported(imported))
+        next_command("eval", imported.folder, "--against", "MODEL", "--data", "TEXT")
+        return
+    console.show(*tables.imported_gguf(imported))
+    next_command("prune", imported.folder, "--data", "TEXT", "--output", "RUN")
 
 
 def train(config: RunConfig, flags: dict[str, Any]) -> None:

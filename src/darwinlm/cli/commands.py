@@ -51,11 +51,11 @@ COMMANDS = {
         without=("dtype",),
     ),
     "import": Command(
-        "a masked model, or the authors' level database, as a really smaller checkpoint",
-        "SOURCE --output FOLDER [--model DENSE --configuration FILE]",
+        "a GGUF file as a checkpoint; a masked model, or the authors' level database, as a really smaller one",
+        "SOURCE --output FOLDER [--dtype bf16] [--model DENSE --configuration FILE]",
         calls.import_,
         takes_model=False,
-        flags=("source", "configuration"),
+        flags=("source", "configuration", "dtype"),
         without=("data", "seed", "device", "dtype", "blocks", "database", "target", "search"),
     ),
     "train": Command(

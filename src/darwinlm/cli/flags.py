@@ -28,14 +28,15 @@ _FLAG_HELP = {
     "targets": "several targets of one kind with commas, such as 3B,4B,5B, 40%%,60%% or 4,5,6: a family of nested models",
     "table": "measure every width that a module can have, for --target.speedup: latency.json in the output folder",
     "latency_table": "such a file: its predictions are printed beside what is measured",
-    "source": "masked checkpoint, or folder of <module>/<level>.pth files",
+    "source": "FILE.gguf, masked checkpoint, or folder of <module>/<level>.pth files",
     "run": "run directory: what a command wrote by --output",
     "configuration": "text file with a line `module: level` for each module of a level database",
     "file": "the recipe, such as recipes/llama2_7b_to_2.7b.yaml",
     "recipe": "predict the steps of this recipe instead; MODEL, where it is given, takes the place of its model",
     "portable": "write a checkpoint with zero stubs for absent modules, too, for engines that need every module",
     "format": "write this format, too: gguf, for llama.cpp",
-    "dtype": "of the GGUF file: f32, f16, bf16 or q8_0; by default what the checkpoint is stored in",
+    "dtype": "of the GGUF file that is written: f32, f16, bf16 or q8_0, by default what the checkpoint is stored in; of the "
+    "checkpoint that a GGUF file becomes: f32, f16 or bf16, by default what loses nothing, f32 of a quantized file",
     "methods": "methods with commas, or all, which is the default: uniform, magnitude, llm_pruner, flap, flap_no_bias, "
     "minitron, minitron_depth, random, ziplm, ziplm_kinds, shortgpt, shortened_llama, shortened_llama_taylor, "
     "sliding_cosine, evopress, sheared, sheared_levels, darwinlm_untrained, darwinlm, darwinlm_parameters",

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from darwinlm.assemble import Assembler
@@ -19,6 +20,7 @@ from darwinlm.export.card import model_card
 from darwinlm.export.folder import check_replaceable, partial_of, put_in_place, record_of
 from darwinlm.export.words import copy_words
 from darwinlm.genome import Genome
+from darwinlm.models.family import Family
 from darwinlm.models.heterogeneous import modeling_source
 from darwinlm.models.shape import ModelShape
 from darwinlm.models.source import ModelSource
@@ -103,13 +105,20 @@ def write_checkpoint(
     """
     check_replaceable(folder)
     partial = partial_of(folder)
-    _write_weights(partial, tensors)
-    write_json(partial / "config.json", _config_values(config, source))
-    if _is_ours(config):
-        write_text(partial / f"{_CODE}.py", modeling_source(source.family))
+    write_files(partial, source.family, config, source.dtype, tensors)
     copy_words(source, partial)
     write_text(partial / "README.md", card)
     put_in_place(partial, folder, made_from)
+
+
+def write_files(
+    folder: Path, family: Family, config: Any, dtype: torch.dtype, tensors: Iterable[tuple[str, Tensor]]
+) -> None:
+    """Weights, configuration and, where layers differ, the modeling file; arguments as in `write_checkpoint`."""
+    _write_weights(folder, tensors)
+    write_json(folder / "config.json", _config_values(config, dtype))
+    if _is_ours(config):
+        write_text(folder / f"{_CODE}.py", modeling_source(family))
 
 
 def require_canonical(source: ModelSource) -> None:
@@ -130,12 +139,12 @@ def _is_ours(config: Any) -> bool:
     return type(config).__name__ == "DarwinLMConfig"
 
 
-def _config_values(config: Any, source: ModelSource) -> dict[str, Any]:
+def _config_values(config: Any, dtype: torch.dtype) -> dict[str, Any]:
     values = json.loads(config.to_json_string())
     if not _is_ours(config):
         return {key: value for key, value in values.items() if key != "auto_map"}  # that code is not copied
-    dtype = str(source.dtype).removeprefix("torch.")
-    return {"architectures": ["DarwinLMForCausalLM"], "auto_map": _AUTO_MAP, **values, "dtype": dtype}
+    stored = str(dtype).removeprefix("torch.")
+    return {"architectures": ["DarwinLMForCausalLM"], "auto_map": _AUTO_MAP, **values, "dtype": stored}
 
 
 def _write_weights(folder: Path, tensors: Iterable[tuple[str, Tensor]]) -> None:

@@ -35,6 +35,10 @@ def locate(name: str, *, config_alone: bool = False) -> tuple[Path, bool]:
         return folder, False
     if folder.is_file() and folder.name == "config.json" and config_alone:
         return folder.parent, False
+    if folder.suffix == ".gguf":
+        raise RequestError(
+            f"'{name}' is a GGUF file. Make a checkpoint of it first: darwinlm import {name} --output FOLDER, then give FOLDER."
+        )
     if folder.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise RequestError(
             f"There is no model folder '{name}'. Give a folder with a config.json, or a hub id such as Qwen/Qwen3-0.6B."

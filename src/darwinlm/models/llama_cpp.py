@@ -16,11 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from darwinlm.models.family import Family
 from darwinlm.models.heterogeneous import heterogeneous_config, modeling
+from darwinlm.models.shape import ModelShape
 from darwinlm.models.source import ModelSource
 from darwinlm.models.stubs import stubbed, stubbed_layer
 
-_NAMES = {
+NAMES = {
     "input_layernorm": "attn_norm",
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
@@ -33,6 +35,7 @@ _NAMES = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
+"""Name of a module within its layer -> llama.cpp's."""
 _FIXED_ROPE = ("default", "linear", "llama3", "yarn")
 
 
@@ -92,13 +95,18 @@ def sliding_window(config: Any) -> int | None:
 
 
 def rope_of(source: ModelSource) -> Rope:
-    """The rotary embedding, read from the very buffer that the model computes with."""
-    config = heterogeneous_config(source.family, source.config, source.shape.layers)
-    rotary = modeling(source.family)._Rotary(config=config.per_layer_config[0])
-    base = float(source.config.rope_parameters["rope_theta"])
-    exponents = torch.arange(0, source.shape.head_dim, 2, dtype=torch.float32) / source.shape.head_dim
+    """The rotary embedding of a checkpoint."""
+    return rope(source.family, source.config, source.shape)
+
+
+def rope(family: Family, config: Any, shape: ModelShape) -> Rope:
+    """The rotary embedding of a configuration, read from the very buffer that the model computes with."""
+    own = heterogeneous_config(family, config, shape.layers)
+    rotary = modeling(family)._Rotary(config=own.per_layer_config[0])
+    base = float(config.rope_parameters["rope_theta"])
+    exponents = torch.arange(0, shape.head_dim, 2, dtype=torch.float32) / shape.head_dim
     factors = 1.0 / (base**exponents * rotary.inv_freq)
-    changed = source.config.rope_parameters.get("rope_type", "default") != "default"
+    changed = config.rope_parameters.get("rope_type", "default") != "default"
     return Rope(base, factors if changed else None, float(rotary.attention_scaling))
 
 
@@ -128,7 +136,7 @@ def _tensors(source: ModelSource, *, meta: bool) -> Iterator[tuple[str, Tensor]]
             _interleave(layer, "k", widths.kv_heads, 1.0)
         for name, tensor in layer.items():
             module, kind = name.rsplit(".", 1)
-            yield f"blk.{index}.{_NAMES.get(module, module)}.{kind}", tensor
+            yield f"blk.{index}.{NAMES.get(module, module)}.{kind}", tensor
     yield "output_norm.weight", read("model.norm.")["weight"]
     if not shape.tied:
         yield "output.weight", read("lm_head.")["weight"]

@@ -4,7 +4,7 @@ from darwinlm.tables.latency import latency, predictions
 from darwinlm.tables.measured import bench, comparison, qualities
 from darwinlm.tables.planned import plan
 from darwinlm.tables.recipes import hours, recipe_plan, recipe_results
-from darwinlm.tables.runs import database, demo, family, forms, genome, imported, refits, summary
+from darwinlm.tables.runs import database, demo, family, forms, genome, imported, imported_gguf, refits, summary
 from darwinlm.tables.scored import tasks
 from darwinlm.tables.trained import trained
 
@@ -18,6 +18,7 @@ __all__ = [
     "genome",
     "hours",
     "imported",
+    "imported_gguf",
     "latency",
     "plan",
     "predictions",

@@ -12,6 +12,7 @@ from rich.table import Table
 from darwinlm.database.store import Database
 from darwinlm.demonstration import DemoRow
 from darwinlm.export.forms import Form
+from darwinlm.foreign.gguf.importing import ImportedGguf
 from darwinlm.foreign.masked import Imported
 from darwinlm.nested import Member
 from darwinlm.refit.store import Refits
@@ -112,6 +113,16 @@ def imported(found: Imported) -> Iterable[Any]:
         pairs = ((old.heads, new.heads), (old.kv_heads, new.kv_heads), (old.intermediate, new.intermediate))
         table.add_row(str(layer), *(f"{after} of {before}" for before, after in pairs))
     table.caption = f"{found.after.parameters:,} of {found.before.parameters:,} parameters"
+    yield table
+    yield f"The checkpoint lies in {pasted(found.folder)}"
+
+
+def imported_gguf(found: ImportedGguf) -> Iterable[Any]:
+    """The end of `darwinlm import FILE.gguf`: what the file holds."""
+    table = empty_table("Read", "family", "layers", "parameters", "matrices in the file", "stored as")
+    types = ", ".join(f"{count} {name}" for name, count in found.types.items())
+    row = (found.model_type, str(len(found.shape.layers)), f"{found.shape.parameters:,}", types)
+    table.add_row(*row, str(found.dtype).removeprefix("torch."))
     yield table
     yield f"The checkpoint lies in {pasted(found.folder)}"
 

@@ -14,14 +14,19 @@ _LETTERS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
 _REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 _HEAD = r"[^\r\n\p{L}\p{N}]?"
-_PATTERNS = {
+PATTERNS = {
     f"{_CONTRACTIONS}|{_LETTERS}|\\p{{N}}{{1,3}}|{_REST}": "llama-bpe",
     f"{_CONTRACTIONS}|{_LETTERS}|\\p{{N}}|{_REST}": "qwen2",
     rf"{_HEAD}{_UPPER}*{_LOWER}+|{_HEAD}{_UPPER}+{_LOWER}*|\p{{N}}|"
     r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+": "tekken",
 }
-_NO_MERGES = ["no merges"]  # llama.cpp wants one; this never applies, for no merge makes its two words
-_IGNORES_MERGES = {"llama-bpe": True, "tekken": True}  # a whole word that is a token stays one, whatever the merges say
+"""Regular expression -> llama.cpp's name for it."""
+NO_MERGES = ["no merges"]
+"""llama.cpp wants a merge; this one never applies, for none makes its two words."""
+IGNORES_MERGES = {"llama-bpe": True, "tekken": True}
+"""A whole word that is a token stays one, whatever the merges say."""
+BEGINS = ("llama-bpe", "tekken")
+"""Where llama.cpp puts a begin token before a text unless the file says otherwise."""
 
 
 def cut(stored: Mapping[str, Any]) -> Cut:
@@ -38,10 +43,10 @@ def cut(stored: Mapping[str, Any]) -> Cut:
     pre = _pre_tokenizer(stored["pre_tokenizer"])
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
     words = model["vocab"].keys() - {token["content"] for token in stored["added_tokens"]}
-    same = bool(model.get("ignore_merges")) == _IGNORES_MERGES.get(pre, False)
+    same = bool(model.get("ignore_merges")) == IGNORES_MERGES.get(pre, False)
     if not same and _some_unreachable(model["vocab"], words, merges):
         raise ValueError(f"its ignore_merges is {model.get('ignore_merges')}, unlike llama.cpp's '{pre}'")
-    return Cut(model="gpt2", pre=pre, types={}, merges=merges or _NO_MERGES, notes=notes)
+    return Cut(model="gpt2", pre=pre, types={}, merges=merges or NO_MERGES, notes=notes)
 
 
 def _normalizer_notes(normalizer: Mapping[str, Any] | None) -> list[str]:
@@ -67,8 +72,8 @@ def _pre_tokenizer(pre: Mapping[str, Any] | None) -> str:
         split = before[0]
         pattern = split["pattern"].get("Regex")
         if split["behavior"] in ("Isolated", "Removed") and split["invert"] == (split["behavior"] == "Removed"):
-            if pattern in _PATTERNS:
-                return _PATTERNS[pattern]
+            if pattern in PATTERNS:
+                return PATTERNS[pattern]
             raise ValueError(f"llama.cpp has no name for its regular expression {pattern}")
     raise ValueError(f"llama.cpp has no name for its steps {', '.join(step['type'] for step in steps)}")
 

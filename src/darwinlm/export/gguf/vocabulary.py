@@ -11,7 +11,7 @@ from darwinlm.errors import RequestError
 from darwinlm.export.gguf import byte_level, sentencepiece
 from darwinlm.models.source import ModelSource
 
-CONTROL, USER_DEFINED, UNUSED = 3, 4, 5  # token types of GGUF
+NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # token types of GGUF
 
 
 @dataclass(frozen=True)
