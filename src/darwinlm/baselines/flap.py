@@ -6,9 +6,9 @@ meets the budget: the adaptive structure of its results (AL-AM). What leaves is 
 becomes a bias of the output matrix, which counts as parameters. Nothing is refitted.
 
 What differs: a module takes the level of its ladder that is nearest to the units under the threshold, and one that is gone
-holds no bias. The released code squares the scores of attention before it standardizes them; here none are. A stock
-checkpoint can hold such biases in the Llama family alone (`attention_bias`, `mlp_bias`); the models of a comparison are
-scored and trained in memory, with their biases in any family. `flap_no_bias` leaves them out at the same parameters.
+holds no bias. The released code squares the scores of attention before it standardizes them; here none are. A
+checkpoint can hold such biases in the Llama family alone (`attention_bias`, `mlp_bias`), but models of a comparison are scored
+and trained in memory, with their biases in any family. `flap_no_bias` leaves them out at the same parameters.
 
 Letters: C = columns of an output matrix, G = units (groups of columns), R = hidden size.
 """

@@ -5,6 +5,7 @@ It loads with transformers alone (`trust_remote_code=True`) and gives the logits
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -15,18 +16,21 @@ import torch
 from torch import Tensor
 
 from darwinlm.assemble import Assembler
+from darwinlm.database.levels import OUTPUT_OF_KIND, Kind
 from darwinlm.errors import RequestError
 from darwinlm.export.card import model_card
 from darwinlm.export.folder import check_replaceable, partial_of, put_in_place, record_of
 from darwinlm.export.words import copy_words
 from darwinlm.genome import Genome
 from darwinlm.models.family import Family
-from darwinlm.models.heterogeneous import modeling_source
+from darwinlm.models.heterogeneous import heterogeneous_config, modeling_source
 from darwinlm.models.shape import ModelShape
 from darwinlm.models.source import ModelSource
 from darwinlm.refit.store import Refits
 from darwinlm.runtime.files import write_json, write_tensors, write_text
 
+_BIAS_FIELDS: dict[Kind, str] = {"attention": "attention_bias", "mlp": "mlp_bias"}
+"""Fields of a configuration that name biases of all matrices of a kind, where a family has them."""
 SHARD_BYTES = 4 << 30
 """Largest weight file."""
 _CODE = "modeling_darwinlm"
@@ -70,15 +74,33 @@ def export_checkpoint(
 def write_model(folder: Path, source: ModelSource, model: Any, *, card: str, made_from: dict[str, Any]) -> bool:
     """Write a model in memory as a checkpoint, in the dtype of the one that it was cut from.
 
+    Biases of output matrices that the family can have are named by the configuration; it then has zeros for all others.
+
     Returns:
-        Whether it can be one: False where it has tensors that its configuration does not name, and nothing is written.
+        Whether it can be one: False where it has tensors that no configuration of the family names, and nothing is written.
     """
-    names, state = ModelShape.of(source.family, model.config).outlines(), model.state_dict()
-    if set(names) != set(state) - ({"lm_head.weight"} if source.shape.tied else set()):
+    config, state = _naming_biases(source, model), model.state_dict()
+    outlines = ModelShape.of(source.family, config).outlines()
+    own = set(state) - ({"lm_head.weight"} if source.shape.tied else set())
+    if own - set(outlines) or any(not name.endswith(".bias") for name in set(outlines) - own):
         return False
-    tensors = ((name, state[name].to("cpu", source.dtype)) for name in names)
-    write_checkpoint(folder, source, model.config, tensors, card=card, made_from=made_from)
+    tensors = (
+        (name, state[name].to("cpu", source.dtype) if name in state else torch.zeros(sizes, dtype=source.dtype))
+        for name, sizes in outlines.items()
+    )
+    write_checkpoint(folder, source, config, tensors, card=card, made_from=made_from)
     return True
+
+
+def _naming_biases(source: ModelSource, model: Any) -> Any:
+    """The configuration of a model, with the fields set that name biases which it has and the dense model has not."""
+    dense, layers = copy.deepcopy(source.config), ModelShape.of(source.family, model.config).layers
+    for kind, field in _BIAS_FIELDS.items():
+        end = f".{OUTPUT_OF_KIND[kind]}.bias"
+        if getattr(dense, field, None) is False and any(name.endswith(end) for name in model.state_dict()):
+            setattr(dense, field, True)
+    same = dense.to_dict() == source.config.to_dict()
+    return model.config if same else heterogeneous_config(source.family, dense, layers)
 
 
 def write_checkpoint(
