@@ -11,8 +11,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import darwinlm
 import pico
+from darwinlm.cli import main
 from darwinlm.errors import RequestError
 from darwinlm.planning import make_plan
+from darwinlm.recipes.prediction import predict_pruning
 from darwinlm.recipes.recipe import read_recipe
 from darwinlm.runtime.rundir import settled
 
@@ -80,3 +82,30 @@ def test_a_plan_is_for_any_machine(checkpoint) -> None:
     assert there.memory.search < here.memory.search / 2
     with pytest.raises(RequestError, match="no kind of device 'abacus'"):
         darwinlm.plan(str(checkpoint("llama_gqa")), device="abacus")
+
+
+def test_hours_are_those_of_this_machine_where_it_has_no_gpu(checkpoint, monkeypatch, capsys) -> None:
+    """Half of the rate of its products: 2 x operations / rate."""
+    model, rate = str(checkpoint("llama_gqa")), 1e6
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("darwinlm.runtime.device.measured_rate", lambda device: rate)
+    command = [
+        "plan",
+        model,
+        "--target.parameters",
+        "80%",
+        "--blocks.sequence_length",
+        "128",
+        "--database.multiple_of",
+        "8",
+    ]
+    main(command)
+    printed = " ".join(capsys.readouterr().out.split())
+    blocks = {"sequence_length": 128}
+    config = settled(
+        {"model": model, "target": {"parameters": "80%"}, "blocks": blocks, "database": {"multiple_of": 8}}
+    )
+    hours = 2 * predict_pruning(config).work[0].flops / rate / 3600
+    assert f"where half of that is reached: database {hours:,.1f} h" in printed
+    main([*command, "--plan.device", "H100"])
+    assert "Here (" not in capsys.readouterr().out

@@ -158,11 +158,19 @@ def plan(config: RunConfig, flags: dict[str, Any]) -> None:
 
         console.show(*tables.recipe_plan(predict_recipe(read_recipe(flags["recipe"], flags["typed"]).resolved())))
         return
+    import torch
+
     from darwinlm.planning import make_plan
     from darwinlm.recipes.prediction import predict_pruning
+    from darwinlm.runtime.device import choose_device, device_name, measured_rate
 
     console.show(*tables.plan(make_plan(config)))
-    console.show(tables.hours(predict_pruning(config)))
+    predicted, device = predict_pruning(config), choose_device("auto")
+    if device.type == "cpu" and config.plan.device is None and config.device in ("auto", "cpu"):
+        threads = torch.get_num_threads()
+        name = f"{device_name(device)}, {threads} thread{'s' * (threads > 1)}"
+        console.show(tables.hours_here(predicted, measured_rate(device), name))
+    console.show(tables.hours(predicted))
 
 
 def bench(config: RunConfig, flags: dict[str, Any]) -> None:

@@ -114,9 +114,11 @@ class _Walk:
     def forward(self, tokens: Tensor, seeds: Tensor, dense: Tensor | None) -> Tensor:
         """Gradients of the loss (2, S, T, H) at the last block's outputs: of the KL, and of sampled labels' NLL."""
         hidden = self.stream.embed(tokens)
-        for layer in range(len(self.stream)):
-            self.inputs.append(hidden.clone())
-            self.stream.forward(self._block(layer), hidden, self.batch)
+        with progress("Linearization, forward", total=len(self.stream)) as advance:
+            for layer in range(len(self.stream)):
+                self.inputs.append(hidden.clone())
+                self.stream.forward(self._block(layer), hidden, self.batch)
+                advance(f"layer {layer}")
         device, head = self.stream.device, self.stream.source.head().to(self.stream.device, torch.float32)
         norm = self.stream.norm()
         found = torch.zeros(2, *hidden.shape)

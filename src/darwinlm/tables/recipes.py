@@ -40,8 +40,22 @@ def hours(predicted: RecipePrediction) -> str:
     return f"Hours on {predicted.machine}, where {predicted.assumption}: {told}. Other machines: --plan.device, --plan.devices."
 
 
+def hours_here(predicted: RecipePrediction, rate: float, name: str) -> str:
+    """The same on this machine, from the rate of its float32 products, of which half is expected to be reached."""
+    seconds = {piece.name: 2 * piece.flops / rate for piece in predicted.work}
+    told = ", ".join(f"{each} {_time(spent / 3600)}" for each, spent in seconds.items())
+    return (
+        f"Here ({name}, {rate / 1e9:,.0f} GFLOP/s in float32 just now), where half of that is reached: {told}; then the scores on "
+        "held-out text."
+    )
+
+
 def _hours(piece: Work) -> str:
-    return f"{piece.hours:,.1f} h" if piece.hours >= 0.1 else f"{60 * piece.hours:.1f} min"
+    return _time(piece.hours)
+
+
+def _time(hours: float) -> str:
+    return f"{hours:,.1f} h" if hours >= 0.1 else f"{60 * hours:.1f} min"
 
 
 def _cells(piece: Work) -> tuple[str, str, str]:
