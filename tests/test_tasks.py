@@ -16,6 +16,7 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
+import safetensors.torch
 from lm_eval.api.group import Group
 
 import darwinlm
@@ -188,6 +189,20 @@ def test_killed_between_tasks_and_typed_again_is_as_uninterrupted(
     ]
     assert found["averages"][same] == found["averages"]["model"]
     assert "Running" not in capsys.readouterr().err  # the harness's own bars
+
+
+def test_a_changed_weight_is_another_model(checkpoint, tasks, text, tmp_path):
+    folder, out = tmp_path / "model", tmp_path / "out"
+    shutil.copytree(checkpoint("llama_tied"), folder)
+    asked = {"tasks": "darwin_choice", "include_path": tasks, "data": str(text), "output": out}
+    blocks = {"sequence_length": 32, "held_out": 4}
+    before = darwinlm.evaluate(str(folder), **asked, blocks=blocks).qualities["model"]
+    weights = safetensors.torch.load_file(folder / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"][7, 11] += 3.0
+    safetensors.torch.save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    after = darwinlm.evaluate(str(folder), **asked, blocks=blocks).qualities["model"]
+    assert after.perplexity != before.perplexity
+    assert len(list((out / "eval").iterdir())) == 4
 
 
 def test_groups_and_averages_of_differences_have_closed_forms():

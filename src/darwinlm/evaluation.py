@@ -183,7 +183,7 @@ def _on_text(sources: dict[str, ModelSource], config: RunConfig, lineage: Lineag
     sizes = {each.shape.vocabulary for each in sources.values()}
     rows = min(tokens.values()) if against and len(sizes) > 1 else None
     made_from = {"blocks": hashlib.sha256(blocks.numpy().tobytes()).hexdigest(), "dtype": str(dtype), "rows": rows}
-    made_from |= {"device": device.type, "dense": against.fingerprint if against else None}
+    made_from |= {"device": device.type, "dense": against.digest if against else None}
 
     @functools.cache
     def held_out() -> HeldOut:
@@ -191,7 +191,7 @@ def _on_text(sources: dict[str, ModelSource], config: RunConfig, lineage: Lineag
 
     found: dict[str, Quality] = {}
     for key, each in sources.items():
-        identity = {**made_from, "model": each.fingerprint}
+        identity = {**made_from, "model": each.digest}
         if (result := kept.find("text", identity)) is None:
             log.info("Text: %s", each.name)
             one = held_out()

@@ -129,7 +129,7 @@ class Asking:
         versions = {package: version(package) for package in ("lm_eval", "transformers")}
         arithmetic = {"dtype": str(self.dtype), "device": self.device.type, "batch_size": self.batch_size}
         return {
-            "model": self.source.fingerprint,
+            "model": self.source.digest,
             "tokens": tokens_digest(self.source.tokenizer),
             **arithmetic,
             **versions,

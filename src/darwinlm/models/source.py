@@ -20,6 +20,7 @@ from darwinlm.models.hub import fetch_weights, locate
 from darwinlm.models.shape import ModelShape
 from darwinlm.models.tokens import open_tokenizer
 from darwinlm.models.weights import Stored
+from darwinlm.runtime.files import sha256_of, sha256_of_file
 from darwinlm.runtime.progress import log
 
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -75,6 +76,12 @@ class ModelSource:
         """SHA-256 over configuration, index, headers and a sample of every tensor: tells other models apart without
         reading all bytes."""
         return stored_weights.fingerprint(self.folder, sorted({stored.path for stored in self._stored.values()}))
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """SHA-256 over the configuration and every byte of the weights: for results that are taken up again without a look."""
+        files = [self.folder / "config.json", *sorted({stored.path for stored in self._stored.values()})]
+        return sha256_of([sha256_of_file(path) for path in files])
 
     @functools.cached_property
     def dtype(self) -> torch.dtype:
