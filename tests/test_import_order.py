@@ -15,7 +15,7 @@ import darwinlm
 ROOT = Path(darwinlm.__file__).parent
 ORDER = (
     "errors | config | runtime | models | data, losses | database | genome | assemble, cost | refit | target | search | baselines"
-    " | export | foreign | recovery | measure | planning | run | results | pipeline | cells, nested"
+    " | export, serving | foreign | recovery | measure | planning | run | results | pipeline | cells, nested"
     " | evaluation, demonstration, comparison | recipes | tables | cli"
 )
 RANKS = {room: rank for rank, group in enumerate(ORDER.split(" | ")) for room in group.split(", ")}
@@ -78,6 +78,8 @@ def test_a_room_imports_only_from_rooms_before_it(module: str) -> None:
         ("database/columns.py", {"errors"}),
         ("database/obs.py", {"errors", "database"}),
         ("models/modeling_darwinlm.py", set()),
+        ("serving/vllm_plugin.py", set()),
+        ("serving/vllm_model.py", set()),
     ],
 )
 def test_what_must_stand_alone_does(module: str, allowed: set[str]) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -128,14 +126,6 @@ def test_other_engines_find_what_they_look_for(source, database, tmp_path):
         assert not any(path.suffix in (".bin", ".pt", ".pth", ".pkl", ".pickle") for path in form.path.rglob("*"))
         for weights in form.path.glob("*.safetensors"):
             load_file(weights)
-
-
-def test_the_vllm_script_asks_for_the_portable_form(source, database, tmp_path):
-    folder = pruned(tmp_path / "model", "llama_gqa", source, database)
-    script = Path(__file__).parent / "engines/vllm_check.py"
-    said = subprocess.run([sys.executable, script, folder], capture_output=True, text=True)
-    assert said.returncode == 2
-    assert "--portable" in said.stderr
 
 
 @pytest.mark.parametrize("form", [{"portable": True}, {"format": "gguf"}])

@@ -10,6 +10,7 @@ import torch
 import transformers
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 if tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 14):
     raise ImportError(f"This checkpoint needs transformers >= 5.14, but {transformers.__version__} is installed.")
@@ -67,7 +68,14 @@ class AbsentNorm(nn.Module):
 class AbsentAttention(nn.Module):
     """An attention that is gone: adds nothing and keeps no keys and values."""
 
+    def __init__(self, config, layer_idx):
+        super().__init__()
+        self.config, self.layer_idx = config, layer_idx
+
     def forward(self, hidden_states, **kwargs):
+        if False:  # vLLM loads a module as attention if its text calls the interface
+            attention_interface = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation)
+            attention_interface(self, hidden_states, hidden_states, hidden_states, None)
         return torch.zeros_like(hidden_states), None
 
 
@@ -87,7 +95,7 @@ def _layer(config, index):
     layer = _Layer(layer_config, index)
     layer.self_attn.config = config  # not the layer's snapshot: set_attn_implementation() must reach every layer
     if _skips(layer_config, "attention"):
-        layer.input_layernorm, layer.self_attn = AbsentNorm(), AbsentAttention()
+        layer.input_layernorm, layer.self_attn = AbsentNorm(), AbsentAttention(config, index)
     if _skips(layer_config, "mlp"):
         layer.post_attention_layernorm, layer.mlp = AbsentNorm(), AbsentMLP()
     return layer

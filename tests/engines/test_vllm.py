@@ -1,0 +1,204 @@
+"""Pruned models in real vLLM on a CPU: log-probabilities and greedy tokens are those of the masked stock model.
+
+DARWINLM_VLLM names the Python of an environment with vLLM, in which DarwinLM is installed; `make test-engines` makes one.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import pico
+from darwinlm.assemble import Assembler
+from darwinlm.export.forms import Wanted, write_forms
+from darwinlm.export.huggingface import export_checkpoint
+from darwinlm.models.source import ModelSource
+
+PYTHON = os.environ.get("DARWINLM_VLLM", "")
+pytestmark = pytest.mark.skipif(not PYTHON, reason="DARWINLM_VLLM names no Python with vLLM: make test-engines")
+
+SIZES = {"hidden_size": 64, "head_dim": 32, "num_attention_heads": 8, "num_key_value_heads": 4}  # kernels want 32
+SLIDING = {"use_sliding_window": True, "sliding_window": 16}
+SUBJECTS: dict[str, tuple[str, dict[str, Any], set[str]]] = {
+    "llama": ("llama_gqa", {}, {"0.self_attn", "1.mlp"}),
+    "llama, uneven heads": (
+        "llama_gqa",
+        {"num_attention_heads": 16, "hidden_size": 96, "head_dim": 48},
+        {"2.self_attn"},
+    ),
+    "llama, biases": ("llama_bias", {}, {"1.self_attn", "2.self_attn"}),
+    "mistral, sliding window": ("mistral", {"sliding_window": 16}, {"1.self_attn", "1.mlp"}),
+    "qwen2, tied, layers with windows": ("qwen2_tied", {**SLIDING, "max_window_layers": 1}, {"2.self_attn"}),
+    "qwen3, layers with windows": ("qwen3", {**SLIDING, "max_window_layers": 2}, {"0.self_attn", "2.mlp"}),
+    "qwen3, tied, biases": ("qwen3_bias", {}, {"1.self_attn"}),
+}
+"""Name -> family, its sizes, and what is gone; other modules are narrower. Of "llama" they are whole."""
+PROMPTS, WRITTEN = (40, 33), 16
+PLUGIN, BACKEND = {"VLLM_PLUGINS": "darwinlm"}, {"VLLM_PLUGINS": ""}
+WAYS = {"plugin": "canonical", "backend": "canonical", "backend, portable": "portable"}
+ALLOWED = 1e-4
+PORT = 8321
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A pruned model, its truth, and how many attentions it has left."""
+
+    forms: dict[str, Path]
+    sequences: list[list[int]]
+    """Prompts, and what the masked stock model writes after them."""
+    logprobs: list[list[float]]
+    attentions: int
+
+    def question(self, form: str, **options: Any) -> dict[str, Any]:
+        return {"folder": str(self.forms[form]), "sequences": self.sequences, "prompts": PROMPTS, "options": options}
+
+
+@torch.no_grad()
+def make_subject(folder: Path, name: str) -> Subject:
+    family, sizes, gone = SUBJECTS[name]
+    dense = pico.make_checkpoint(folder / "dense", family, **{**SIZES, **sizes})
+    source = ModelSource(str(dense))
+    levels = pico.make_database(folder / "database", source, tensor_parallel=2 if "uneven" not in name else 1)
+    names = {f"model.layers.{each}" for each in gone}
+    whole = name == "llama"
+    genome = [ladder.top if ladder.name in names else int(not whole) for ladder in levels.ladders()]
+    export_checkpoint(Assembler(source, levels, keep_dense=False), tuple(genome), folder / "model", {}, {})
+    forms = write_forms(folder / "model", Wanted(portable=True))
+    truth, sequences, logprobs = pico.zero_masked(dense, levels, genome), [], []
+    for seed, length in enumerate(PROMPTS):
+        row = pico.random_tokens(1, length, seed)
+        for _ in range(WRITTEN):
+            row = torch.cat([row, truth(row).logits[:, -1:].argmax(-1)], 1)
+        known = truth(row).logits[0, :-1].log_softmax(-1)
+        sequences.append(row[0].tolist())
+        logprobs.append(known.gather(1, row[0, 1:, None])[:, 0].tolist())
+    attentions = sum(widths.heads > 0 for widths in ModelSource(str(folder / "model")).shape.layers)
+    return Subject({form.name: form.path for form in forms}, sequences, logprobs, attentions)
+
+
+@pytest.fixture(scope="session")
+def subject(tmp_path_factory) -> Callable[[str], Subject]:
+    return functools.cache(lambda name: make_subject(tmp_path_factory.mktemp("subject"), name))
+
+
+def environment(**more: str) -> dict[str, str]:
+    """Of a quiet vLLM on one core that asks nobody."""
+    settings = {
+        "OMP_NUM_THREADS": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "ERROR", "TORCHDYNAMO_DISABLE": "1",
+        "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    }  # fmt: skip
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | settings | more
+
+
+def ask(folder: Path, questions: list[dict[str, Any]], env: dict[str, str]) -> list[dict[str, Any]]:
+    """The answers of one vLLM process; its models are loaded one after another."""
+    (folder / "questions").write_text(json.dumps(questions))
+    script = Path(__file__).with_name("vllm_answers.py")
+    command = [PYTHON, str(script), str(folder / "questions"), str(folder / "answers")]
+    done = subprocess.run(command, env=environment(**env), capture_output=True, text=True, cwd=folder)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]
+    return json.loads((folder / "answers").read_text())
+
+
+@pytest.fixture(scope="session")
+def answers(subject, tmp_path_factory) -> Callable[[str], dict[str, dict[str, Any]]]:
+    """Way -> {subject: answer}."""
+
+    @functools.cache
+    def given(way: str) -> dict[str, dict[str, Any]]:
+        options = {"trust_remote_code": way != "plugin", "distributed_executor_backend": "uni"}
+        questions = [subject(name).question(WAYS[way], **options) for name in SUBJECTS]
+        return dict(
+            zip(SUBJECTS, ask(tmp_path_factory.mktemp("asked"), questions, PLUGIN if way == "plugin" else BACKEND))
+        )
+
+    return given
+
+
+def largest_difference(truth: Subject, answer: dict[str, Any]) -> float:
+    """Over all that was scored and written, where the written tokens are the same."""
+    gaps = [abs(a - b) for own, known in zip(answer["scored"], truth.logprobs) for a, b in zip(own, known, strict=True)]
+    for written in (answer["cold"], answer["warm"]):
+        for steps, row, known, length in zip(written, truth.sequences, truth.logprobs, PROMPTS):
+            assert [token for token, _ in steps] == row[length:]
+            gaps += [abs(own - a) for (_, own), a in zip(steps, known[length - 1 :], strict=True)]
+    return max(gaps)
+
+
+@pytest.mark.parametrize("name", SUBJECTS)
+@pytest.mark.parametrize("way", WAYS)
+def test_vllm_gives_the_numbers_of_the_masked_model(way, name, subject, answers, record_property):
+    answer, truth = answers(way)[name], subject(name)
+    difference = largest_difference(truth, answer)
+    record_property("difference", difference)
+    assert difference < ALLOWED
+    mixed_pages = (
+        way != "plugin" and "layers with windows" in name
+    )  # vLLM joins them to blocks longer than these prompts
+    assert all(answer["reused"]) or mixed_pages
+    assert answer["model"] == ("DarwinLMForCausalLM" if way == "plugin" else "TransformersForCausalLM")
+    if way == "plugin":
+        assert len(answer["pages"]) == truth.attentions
+        assert not {each.split(".")[1] for each in answer["ours"] if "." in each} - {"errors", "serving"}
+
+
+def test_two_ranks_share_a_model(subject, tmp_path):
+    truth = subject("qwen3, layers with windows")
+    question = truth.question("canonical", tensor_parallel_size=2, distributed_executor_backend="mp")
+    (answer,) = ask(tmp_path, [question], {**PLUGIN, "VLLM_CPU_OMP_THREADS_BIND": "0|1"})
+    assert largest_difference(truth, answer) < ALLOWED
+
+
+def test_the_openai_server_serves_it(subject, tmp_path):
+    truth = subject("llama")
+    command = [PYTHON, "-m", "vllm.entrypoints.openai.api_server", "--model", str(truth.forms["canonical"])]
+    command += ["--dtype", "float32", "--enforce-eager", "--max-model-len", "128", "--port", str(PORT)]
+    env = environment(**PLUGIN, VLLM_ENABLE_V1_MULTIPROCESSING="1")
+    with (tmp_path / "log").open("w") as log, subprocess.Popen(command, env=env, stdout=log, stderr=log) as server:
+        try:
+            wait_for(server, tmp_path / "log")
+            told = completion(truth.sequences[0][: PROMPTS[0]], str(truth.forms["canonical"]))
+        finally:
+            server.terminate()
+    expected = truth.logprobs[0][PROMPTS[0] - 1 :]
+    assert max(abs(a - b) for a, b in zip(told, expected, strict=True)) < ALLOWED
+
+
+def wait_for(server: subprocess.Popen, log: Path) -> None:
+    for _ in range(300):
+        assert server.poll() is None, log.read_text()[-5000:]
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{PORT}/health")
+            return
+        except urllib.error.URLError:
+            time.sleep(1)
+    raise TimeoutError(log.read_text()[-5000:])
+
+
+def completion(prompt: list[int], model: str) -> list[float]:
+    """Log-probabilities of what the server writes."""
+    body = {
+        "model": model,
+        "prompt": prompt,
+        "max_tokens": WRITTEN,
+        "temperature": 0,
+        "logprobs": 0,
+        "ignore_eos": True,
+    }
+    url = f"http://127.0.0.1:{PORT}/v1/completions"
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request) as found:
+        return json.load(found)["choices"][0]["logprobs"]["token_logprobs"]
