@@ -44,14 +44,14 @@ def answer(folder: str, sequences: list[list[int]], prompts: list[int], options:
         [step[token].logprob for token, step in zip(row[1:], each.prompt_logprobs[1:])]
         for row, each in zip(sequences, ask(sequences, max_tokens=1, prompt_logprobs=0))
     ]
-    core = getattr(engine.llm_engine.engine_core, "engine_core", None)  # where it runs in this process
-    runner = core and core.model_executor.driver_worker.worker.model_runner
+    executor = engine.llm_engine.engine_core.engine_core.model_executor
+    worker = getattr(executor, "driver_worker", None)  # where it runs in this process
     return {
         "scored": scored,
         "cold": cold,
         "warm": warm,
         "reused": reused,
-        "model": runner and type(runner.model).__name__,
+        "model": worker and type(worker.worker.model_runner.model).__name__,
         "pages": sorted(engine.llm_engine.vllm_config.compilation_config.static_forward_context),
         "ours": sorted(name for name in sys.modules if name.split(".")[0] == "darwinlm"),
     }
