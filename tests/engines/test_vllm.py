@@ -118,14 +118,14 @@ def answers(subject, tmp_path_factory) -> Callable[[str], dict[str, dict[str, An
     """Way -> {subject: answer}."""
 
     @functools.cache
-    def given(way: str) -> dict[str, dict[str, Any]]:
-        options = {"trust_remote_code": way != "plugin", "distributed_executor_backend": "uni"}
-        questions = [subject(name).question(WAYS[way], **options) for name in SUBJECTS]
-        return dict(
-            zip(SUBJECTS, ask(tmp_path_factory.mktemp("asked"), questions, PLUGIN if way == "plugin" else BACKEND))
-        )
+    def process(plugin: bool) -> dict[str, dict[str, Any]]:
+        options = {"trust_remote_code": not plugin, "distributed_executor_backend": "uni"}
+        ways = [way for way in WAYS if (way == "plugin") == plugin]
+        questions = [subject(name).question(WAYS[way], **options) for way in ways for name in SUBJECTS]
+        given = iter(ask(tmp_path_factory.mktemp("asked"), questions, PLUGIN if plugin else BACKEND))
+        return {way: {name: next(given) for name in SUBJECTS} for way in ways}
 
-    return given
+    return lambda way: process(way == "plugin")[way]
 
 
 def largest_difference(truth: Subject, answer: dict[str, Any]) -> float:
