@@ -296,6 +296,18 @@ BAD = {
     "setting": (lambda good: changed(good, {"deci.logit_scale": 0.5}), "setting deci.logit_scale = 0.5"),
     "experts": (lambda good: changed(good, {"deci.expert_count": 8}), "setting deci.expert_count = 8"),
     "no widths": (lambda good: changed(good, {"deci.block_count": None}), "lacks block_count"),
+    "odd widths": (
+        lambda good: changed(good, {"deci.attention.head_count": "x"}),
+        "makes no model and tokenizer (invalid literal",
+    ),
+    "odd epsilon": (
+        lambda good: changed(good, {"deci.attention.layer_norm_rms_epsilon": -1.0}),
+        "makes no model and tokenizer (-1.0 is",
+    ),
+    "odd types": (
+        lambda good: changed(good, {"tokenizer.ggml.token_type": [1, 1]}),
+        "makes no model and tokenizer (zip()",
+    ),
     "no tokenizer": (lambda good: changed(good, {"tokenizer.ggml.tokens": None}), "holds no tokenizer"),
     "other cut": (lambda good: changed(good, {"tokenizer.ggml.pre": "kimi"}), "cuts text as 'kimi'"),
     "unigram": (lambda good: changed(good, {"tokenizer.ggml.model": "t5"}), "its model is 't5'"),

@@ -72,8 +72,9 @@ def fluctuations(task: Task) -> dict[str, Fluctuation]:
     count = task.teacher.tokens.numel()
 
     def see(name: str, inputs: Tensor) -> None:
-        x = inputs.flatten(0, -2).double()
-        sums[name] = sums.get(name, 0) + torch.stack([x.sum(0), x.square().sum(0)]).cpu()
+        x = inputs.flatten(0, -2)
+        norm = torch.linalg.vector_norm(x, dim=0, dtype=torch.float64)
+        sums[name] = sums.get(name, 0) + torch.stack([x.sum(0, dtype=torch.float64), norm.square()]).cpu()
 
     watch_inputs(task, see)
     return {

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import random
 
+import torch
 from torch import Tensor
 
 from darwinlm.assemble import Assembler
@@ -49,8 +50,9 @@ def activation_norms(task: Task) -> dict[str, Tensor]:
     sums: dict[str, Tensor] = {}
 
     def see(name: str, inputs: Tensor) -> None:
-        norms = inputs.float().unflatten(-1, (-1, groups[name])).norm(dim=-1)  # (S, T, G)
-        sums[name] = sums.get(name, 0) + norms.double().mean(1).square().sum(0).cpu()
+        for sequence in inputs.unflatten(-1, (-1, groups[name])):
+            norms = torch.linalg.vector_norm(sequence, dim=-1, dtype=torch.float32)  # (T, G)
+            sums[name] = sums.get(name, 0) + norms.mean(0, dtype=torch.float64).square().cpu()
 
     watch_inputs(task, see)
     return {name: total.sqrt() for name, total in sums.items()}

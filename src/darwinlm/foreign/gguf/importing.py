@@ -11,8 +11,9 @@ from typing import Any
 import torch
 import yaml
 from torch import Tensor
+from transformers import GenerationConfig
 
-from darwinlm.errors import RequestError
+from darwinlm.errors import DamagedFileError, DarwinLMError, RequestError, first_line
 from darwinlm.export.folder import check_replaceable, partial_of, put_in_place
 from darwinlm.export.huggingface import write_files
 from darwinlm.foreign.gguf.model import Held, held_model, tensors, without_stubs
@@ -62,8 +63,7 @@ def import_gguf(path: Path, folder: Path, dtype: str = "") -> ImportedGguf:
         raise RequestError(f"--dtype is '{dtype}'; a checkpoint is stored in one of {', '.join(DTYPES)}.")
     check_replaceable(folder)
     file = GgufFile(path)
-    held, tokenizer, generation = held_model(file), tokenizer_of(file), generation_config(file)
-    held = without_stubs(file, held)
+    held, tokenizer, generation = _understood(file)
     stored = DTYPES[dtype] if dtype else WHOLE.get(next(iter(file.types)), torch.float32)
     require_room(folder.parent, held.shape.parameters * stored.itemsize, "The checkpoint")
     numbers = _tell(file, stored)
@@ -81,6 +81,18 @@ def import_gguf(path: Path, folder: Path, dtype: str = "") -> ImportedGguf:
         raise
     put_in_place(partial, folder, {"imported": path.name, "types": file.types})
     return ImportedGguf(folder, held.family.model_type, held.shape, file.types, stored)
+
+
+def _understood(file: GgufFile) -> tuple[Held, Any, GenerationConfig]:
+    """Model, tokenizer and generation settings of a file, before anything is written."""
+    try:
+        return without_stubs(file, held_model(file)), tokenizer_of(file), generation_config(file)
+    except DarwinLMError:
+        raise
+    except Exception as fault:  # of tokenizers and configurations, whose own errors have no class in common
+        raise DamagedFileError(
+            f"The header of '{file.path}' makes no model and tokenizer ({first_line(fault):.200}). Download or copy it again."
+        ) from fault
 
 
 def _config(held: Held, dtype: torch.dtype) -> Any:

@@ -44,6 +44,7 @@ _READ = (
     "rope.scaling.factor",
     "rope.scaling.original_context_length",
 )
+_NEEDED = _READ[:4] + ("attention.head_count", "attention.layer_norm_rms_epsilon")
 _WITHOUT_EFFECT = {
     "expert_count": 0,
     "expert_used_count": 0,
@@ -138,11 +139,7 @@ def _require_known(file: GgufFile) -> None:
             f"'{file.path}' holds the architecture '{file.architecture or 'none'}', and known are {', '.join(ARCHITECTURES)}. "
             "Take the model's own checkpoint, if DarwinLM knows its family."
         )
-    lacking = [
-        name
-        for name in ("block_count", "context_length", "embedding_length", "attention.head_count")
-        if not file.get(name)
-    ]
+    lacking = [name for name in _NEEDED if not file.get(name)]
     lacking += ["token_embd.weight"] * ("token_embd.weight" not in file.shapes)
     if lacking:
         raise RequestError(f"'{file.path}' is not a whole model: it lacks {', '.join(lacking)}.")
@@ -185,6 +182,8 @@ def _head_dim(file: GgufFile, first: LayerWidths) -> int:
 
 def _shortest(value: float) -> float:
     """The shortest decimal of a float32: 1e-05 and not 9.999999747378752e-06."""
+    if not 0 < float(value) < float("inf"):
+        raise ValueError(f"{value} is neither an epsilon nor a base or factor of rotary frequencies")
     return float(str(np.float32(value)))
 
 
