@@ -13,6 +13,7 @@ import pico
 from darwinlm.baselines.llm_pruner import importances, llm_pruner, uniform_between
 from darwinlm.baselines.orders import ordered_model, removal_order
 from darwinlm.baselines.taylor import saliences
+from darwinlm.database.levels import Ladder
 from darwinlm.genome import Space
 
 TOKENS = pico.random_tokens(4, 16, seed=5)
@@ -61,35 +62,42 @@ def test_a_unit_counts_all_weights_that_leave_with_it_and_the_least_leave(family
 
 
 @pytest.mark.parametrize(
-    ("layers", "share", "spared"),
+    ("layers", "steps", "share", "spared"),
     [
-        (32, 0.25, (4, 2)),  # as in its settings for 32 layers
-        (30, 0.25, (4, 2)),
-        (8, 0.5, (1, 1)),
-        (32, 0.7, (4, 2)),
-        (32, 0.8, (1, 1)),  # seven of eight steps of 30 layers
-        (32, 0.9, (0, 0)),
-        (3, 0.5, (0, 0)),
+        (32, (8, 8), 0.25, {"attention": (4, 2), "mlp": (4, 2)}),  # as in its settings for 32 layers
+        (30, (3, 8), 0.25, {"attention": (4, 2), "mlp": (4, 2)}),
+        (30, (3, 8), 0.635, {"attention": (0, 0), "mlp": (4, 2)}),  # two of three steps of 28 attentions do not suffice
+        (8, (8, 8), 0.5, {"attention": (1, 1), "mlp": (1, 1)}),
+        (32, (8, 8), 0.8, {"attention": (1, 1), "mlp": (1, 1)}),  # seven of eight steps of 30 layers
+        (32, (8, 8), 0.9, {"attention": (0, 0), "mlp": (0, 0)}),
+        (3, (8, 8), 0.5, {"attention": (0, 0), "mlp": (0, 0)}),
     ],
 )
-def test_as_many_layers_at_both_ends_are_spared_as_the_budget_leaves(layers, share, spared, task, monkeypatch):
+def test_as_many_layers_at_both_ends_are_spared_as_the_budget_leaves(layers, steps, share, spared, task, monkeypatch):
     asked = task(share=share)
-    one = asked.space.ladders[:2]
-    space = Space(tuple(_moved(ladder, layer) for layer in range(layers) for ladder in one))
+    modules = (("self_attn", "attention", steps[0]), ("mlp", "mlp", steps[1]))
+    space = Space(
+        tuple(
+            Ladder(f"model.layers.{layer}.{name}", kind, layer, top, 1, tuple(range(top + 1)))
+            for layer in range(layers)
+            for name, kind, top in modules
+        )
+    )
     monkeypatch.setattr(type(asked), "space", property(lambda self: space))
     genome = uniform_between(asked)
     assert space.totals(genome) == space.targets(share)
-    touched = {ladder.layer for ladder, level in zip(space.ladders, genome) if level}
-    assert (min(touched), layers - 1 - max(touched)) == spared
     for kind in space.kinds:
-        levels = [genome[i] for i in space.members(kind) if space.ladders[i].layer in touched]
-        assert max(levels) - min(levels) <= 1
+        levels = {space.ladders[i].layer: genome[i] for i in space.members(kind)}
+        touched = [layer for layer, level in levels.items() if level]
+        assert (min(touched), layers - 1 - max(touched)) == spared[kind]
+        inside = [level for layer, level in levels.items() if min(touched) <= layer <= max(touched)]
+        assert max(inside) - min(inside) <= 1
+        assert spared[kind] == (0, 0) or max(inside) < levels_of(space, kind)
 
 
-def _moved(ladder, layer: int):
-    """An MLP or attention of eight steps in another layer."""
-    name = ladder.name.replace(".0.", f".{layer}.")
-    return type(ladder)(name, ladder.kind, layer, 8 * ladder.group_size, ladder.group_size, tuple(range(9)))
+def levels_of(space, kind: str) -> int:
+    """The last level of a kind."""
+    return space.ladders[space.members(kind)[0]].top
 
 
 def test_the_levels_are_those_of_the_budget(task):

@@ -4,8 +4,9 @@ A unit of a module is coupled through its output matrix: its columns there, and 
 them (keys and values only where they leave with it). Its importance is the sum over all these weights of
 |weight x gradient of the loss|: element-wise, first order, groups by sum, which its results are given for. As in its
 released settings all layers lose the same share, but for some at both ends that are left alone: 4 at the beginning and 2
-at the end of 32, here an eighth of the layers and half as many. Where what lies between cannot give the budget without
-losing a module whole, fewer are spared, in the same proportion.
+at the end of 32, here an eighth of the layers and half as many. Where the
+attentions, or the MLPs, of what lies between cannot give the budget without one going whole, fewer of that kind are spared, in
+the same proportion.
 
 What differs: the text is that of the comparison (there 10 sequences of 64 tokens of a book corpus), and groups leave all at
 once, in the levels of the ladders. The training with LoRA that follows there is the comparison's own.
@@ -55,23 +56,14 @@ def importances(ladder: Ladder, sums: Mapping[str, Sums], head_dim: int) -> Tens
 
 def uniform_between(task: Task) -> Genome:
     """The budget's sum of levels in each kind, evenly from the modules of all layers but as many at both ends as can be."""
-    layers = 1 + max(ladder.layer for ladder in task.space.ladders)
-    for first in range(round(layers / 8), 0, -1):
-        between = range(first, layers - math.ceil(first / 2))
-        genome = _uniform_in(task, between)
-        if genome is not None:
-            return genome
-    return task.uniform
-
-
-def _uniform_in(task: Task, layers: range) -> Genome | None:
-    """The uniform genome of some layers at the whole budget; None where one of their modules would have to go."""
-    space, totals = task.space, task.space.targets(task.share)
-    inner = Space(tuple(ladder for ladder in space.ladders if ladder.layer in layers))
-    if any(totals[kind] > sum(inner.ladders[i].top for i in inner.members(kind)) for kind in inner.kinds):
-        return None
-    levels = uniform(Budget(level_limits(inner, totals), inner.present), python_random(task.seed, "start"))
-    if any(level == ladder.top for level, ladder in zip(levels, inner.ladders)):
-        return None
-    found = inner.named(levels)
-    return tuple(found.get(ladder.name, 0) for ladder in space.ladders)
+    layers, totals = 1 + max(ladder.layer for ladder in task.space.ladders), task.space.targets(task.share)
+    found: dict[str, int] = {}
+    for kind in task.space.kinds:
+        for first in range(round(layers / 8), -1, -1):
+            between = range(first, layers - math.ceil(first / 2))
+            inner = Space(tuple(l for l in task.space.ladders if l.kind == kind and l.layer in between))
+            if totals[kind] <= sum(ladder.top - 1 for ladder in inner.ladders) or not first:
+                break
+        budget = Budget(level_limits(inner, {kind: totals[kind]}), inner.present)
+        found |= inner.named(uniform(budget, python_random(task.seed, "start")))
+    return tuple(found.get(ladder.name, 0) for ladder in task.space.ladders)
