@@ -9,10 +9,12 @@ from pathlib import Path
 
 import torch
 from transformers import AutoTokenizer
+from transformers.utils import logging
 
 from darwinlm.models.source import ModelSource
 from darwinlm.models.whole import load_whole
 
+logging.disable_progress_bar()
 prompts, answers = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")), {}
 for name in sys.argv[3:]:
     source = ModelSource(name)

@@ -82,6 +82,7 @@ class Experiment:
     def models(self) -> Iterator[dict[str, Any]]:
         """All checkpoints that there are: title, size, folder, and whether they were trained."""
         titles = {name: METHODS[name].title for name in self.methods}
+        titles |= {name: f"{titles[name]}, as in the paper" for name in ("darwinlm",) if name in titles}
         titles |= {"unrefitted": "DarwinLM as it is now, without its refit", "now": "DarwinLM as it is now"}
         for percent in self.values["sizes"]:
             for name, title in titles.items():
@@ -98,6 +99,7 @@ class Experiment:
         """Those of `models` that lie on the disk, and are kept in models.json for the page."""
         found = [model for model in self.models() if (Path(model["folder"]) / "config.json").exists()]
         self.file("models.json", found)
+        self.file("folders.json", {"TEXTS": str(self.text_folder), "TASKS": str(self.task_folder)})
         return found
 
     def file(self, name: str, values: Any) -> str:

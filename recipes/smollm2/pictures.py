@@ -7,6 +7,7 @@ from typing import Any
 
 from matplotlib import colormaps
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from darwinlm.recovery.history import read_history
 from darwinlm.runtime.files import written_whole
@@ -81,6 +82,11 @@ def draw_training(results: Any, trained: list[dict[str, Any]], path: Path) -> No
 
 
 def save(figure: Figure, path: Path) -> None:
-    """As PNG."""
+    """As PNG; perplexities stand as numbers."""
+    for axis in figure.axes:
+        if axis.get_yscale() == "log":
+            axis.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+            axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.4g}"))
+            axis.yaxis.set_minor_locator(NullLocator())
     with written_whole(path) as partial:
         figure.savefig(partial, format="png", dpi=130)

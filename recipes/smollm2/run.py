@@ -17,6 +17,7 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -62,14 +63,18 @@ def run(step: Step, output: Path, number: str) -> None:
         say(f"{number} {step.name}: done, {known['seconds'] / 60:.1f} min")
         return
     say(f"{number} {step.name}: {expected(step)}")
-    before = json.loads(begun.read_text()) if begun.exists() else {"seconds": 0.0, "peak_memory_bytes": 0}
-    began, peak = time.perf_counter() - before["seconds"], before["peak_memory_bytes"]
+    taken = json.loads(begun.read_text()) if begun.exists() else {"seconds": 0.0, "peak_memory_bytes": 0}
+    began = time.perf_counter() - taken["seconds"]
+
+    def note(memory: int = 0) -> None:
+        taken["seconds"] = round(time.perf_counter() - began, 1)
+        taken["peak_memory_bytes"] = max(taken["peak_memory_bytes"], memory)
+        write(begun, taken)
+
     for command in commands:
         say(f"    {shlex.join(command)}")
-        code, memory = waited(command)
-        peak = max(peak, memory)
-        taken = {"seconds": round(time.perf_counter() - began, 1), "peak_memory_bytes": peak}
-        write(begun, taken)
+        code, memory = waited(command, note)
+        note(memory)
         if code:
             sys.exit(f"{step.name} ended with exit code {code}. The same command goes on from here.")
     write(record, {"commands": commands, **taken})
@@ -85,12 +90,18 @@ def expected(step: Step) -> str:
     )
 
 
-def waited(command: list[str]) -> tuple[int, int]:
-    """Exit code and peak memory in bytes of a command."""
-    process = subprocess.Popen(command)
-    _, status, used = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    return process.returncode, used.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+def waited(command: list[str], note: Callable[[], None]) -> tuple[int, int]:
+    """Exit code and peak memory in bytes of a command; `note` is called every now and then, so that a kill loses little."""
+    process, noted = subprocess.Popen(command), time.perf_counter()
+    while True:
+        ended, status, used = os.wait4(process.pid, os.WNOHANG)
+        if ended:
+            process.returncode = os.waitstatus_to_exitcode(status)
+            return process.returncode, used.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        time.sleep(0.2)
+        if time.perf_counter() > noted + 20:
+            noted = time.perf_counter()
+            note()
 
 
 def write(path: Path, value: Any) -> None:
