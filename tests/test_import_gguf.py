@@ -232,7 +232,10 @@ def test_chats_and_ends(checkpoint, tmp_path):
     file = written(checkpoint("llama_gqa"), tmp_path / "m.gguf")
     tokens = gguf.GGUFReader(file).fields["tokenizer.ggml.tokens"].contents()
     types = gguf.GGUFReader(file).fields["tokenizer.ggml.token_type"].contents()
-    tokens[258:262], types[258:262] = ["<|im_end|>", "<|eot_id|>", "<|end|>", "<tool>"], [3, 3, 3, 4]
+    tokens[257:262], types[257:262] = (
+        ["<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|end|>", "<tool>"],
+        [3, 3, 3, 3, 4],
+    )
     template = "{% for m in messages %}{{ m['role'] + m['content'] + '<|im_end|>' }}{% endfor %}"
     file = changed(
         file,
@@ -249,7 +252,7 @@ def test_chats_and_ends(checkpoint, tmp_path):
     )
     darwinlm.import_checkpoint(file, tmp_path / "back")
     generation = GenerationConfig.from_pretrained(tmp_path / "back")
-    assert generation.eos_token_id == [256, 259, 258]
+    assert generation.eos_token_id == [256, 259, 258, 257]
     assert (generation.do_sample, generation.temperature, generation.top_k) == (True, 0.5, 7)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "back")
     assert tokenizer("a<|im_end|><tool>")["input_ids"] == [
@@ -262,6 +265,10 @@ def test_chats_and_ends(checkpoint, tmp_path):
     chat = [{"role": "user", "content": "hi"}]
     assert tokenizer.apply_chat_template(chat, tokenize=False) == "userhi<|im_end|>"
     assert "license: apache-2.0" in (tmp_path / "back/README.md").read_text()
+    assert AutoConfig.from_pretrained(tmp_path / "back").eos_token_id == generation.eos_token_id
+    unknown = changed(file, {"tokenizer.ggml.unknown_token_id": 257})
+    darwinlm.import_checkpoint(unknown, tmp_path / "unknown")
+    assert GenerationConfig.from_pretrained(tmp_path / "unknown").eos_token_id == [256, 259, 258]
     named = {"tokenizer.chat_templates": ["rag"], "tokenizer.chat_template.rag": "R" + template}
     darwinlm.import_checkpoint(changed(file, named), tmp_path / "two")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "two")

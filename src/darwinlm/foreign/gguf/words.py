@@ -24,6 +24,8 @@ _COMPOSES = ("qwen2",)
 """Tokenizers that compose characters (NFC) before they cut, which llama.cpp leaves out."""
 _TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>")
 """Tokens that end a turn, where the chat template writes them."""
+_TEXT_ENDS = ("<|end_of_text|>", "<|endoftext|>")
+"""Tokens that end a text, also of a chat whose turns end otherwise, unless they stand for what is unknown."""
 _SAMPLING = {
     "temp": "temperature",
     "top_k": "top_k",
@@ -81,11 +83,14 @@ def special_ids(file: GgufFile) -> dict[str, int]:
 
 
 def end_ids(file: GgufFile) -> list[int]:
-    """All tokens that end what is generated: the end of a text first, then those that end a turn of a chat."""
-    told = [special_ids(file).get("eos"), *(_value(file, f"{name}_token_id") for name in ("eot", "eom"))]
-    template, places = str(_chat_template(file) or ""), {token: i for i, token in enumerate(_tokens(file))}
-    written = [places[token] for token in _TURN_ENDS if token in places and token in template]
-    return list(dict.fromkeys(int(number) for number in (*told, *written) if number is not None))
+    """All tokens that end what is generated, as in llama.cpp: those that the file names, then those that are known by name."""
+    special, places = special_ids(file), {token: i for i, token in enumerate(_tokens(file))}
+    told = [special.get("eos"), *(_value(file, f"{name}_token_id") for name in ("eot", "eom"))]
+    template, types = str(_chat_template(file) or ""), _value(file, "token_type", [NORMAL] * len(places))
+    turns = [places[token] for token in _TURN_ENDS if token in places and token in template]
+    texts = [places[token] for token in _TEXT_ENDS if token in places and types[places[token]] == CONTROL]
+    known = [*turns, *(number for number in texts if number != special.get("unknown"))]
+    return list(dict.fromkeys(int(number) for number in (*told, *known) if number is not None))
 
 
 def generation_config(file: GgufFile) -> GenerationConfig:
