@@ -30,7 +30,7 @@ from darwinlm.config import BlocksConfig, DatabaseConfig
 from darwinlm.data.blocks import make_splits
 from darwinlm.database.build import build_database
 from darwinlm.database.damping import USUAL
-from darwinlm.database.hessians import block_hessians, damp, drop_dead_columns, output_matrix, output_weight
+from darwinlm.database.hessians import block_hessians, damp, drop_dead_columns
 from darwinlm.database.levels import ladders
 from darwinlm.database.obs import prune_groups
 from darwinlm.database.store import Database
@@ -68,14 +68,18 @@ def accuracy() -> dict:
         wanted = [ladder for ladder in ladders(stream.source.shape, config) if ladder.layer == layer]
         exact, hooks = {}, []
         for ladder in wanted:
-            matrix = output_matrix(block, ladder.kind)
+            matrix = block.output_matrix(ladder.kind)
             exact[ladder.kind] = torch.zeros(ladder.columns, ladder.columns, dtype=torch.float64)
             hooks.append(matrix.register_forward_pre_hook(summing(exact[ladder.kind], tokens.numel())))
         hessians = block_hessians(stream, block, hidden, [l.kind for l in wanted], tokens.numel(), 8)
         for hook in hooks:
             hook.remove()
         for ladder in wanted:
-            weight, single, double = output_weight(block, ladder.kind), hessians[ladder.kind][0], exact[ladder.kind]
+            weight, single, double = (
+                block.output_matrix(ladder.kind).weight.detach().float(),
+                hessians[ladder.kind][0],
+                exact[ladder.kind],
+            )
             weight, _ = drop_dead_columns(weight, single)
             damp(single, USUAL, ladder.name)
             damp(double, USUAL, ladder.name)

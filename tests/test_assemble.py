@@ -20,6 +20,7 @@ from darwinlm.database.store import Database
 from darwinlm.errors import DamagedFileError
 from darwinlm.genome import Genome
 from darwinlm.losses import next_token_loss
+from darwinlm.models.head import head_of
 from darwinlm.models.source import ModelSource
 
 ABSENT = {
@@ -226,7 +227,7 @@ def test_training_moves_every_weight_and_keeps_shapes_and_ties(family: str, abse
     tokens = pico.random_tokens(2, 24)
     losses = []
     for _ in range(5):
-        loss = next_token_loss(model.model(tokens, use_cache=False).last_hidden_state, model.lm_head.weight, tokens)
+        loss = next_token_loss(model.model(tokens, use_cache=False).last_hidden_state, head_of(model), tokens)
         losses.append(loss.item())
         optimizer.zero_grad()
         loss.backward()

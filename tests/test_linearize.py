@@ -98,7 +98,7 @@ def test_costs_tell_which_single_modules_cost_most(source, database):
     found = linearize(assembler, stream, dense, tokens, torch.Generator().manual_seed(1))
     places = [(m, level) for m, ladder in enumerate(assembler.space.ladders) for level in range(1, ladder.top)]
     genomes = [(*dense[:m], level, *dense[m + 1 :]) for m, level in places]
-    head = assembler.source.head().float()
+    head = assembler.source.head().detached()
     targets = Targets(Teacher(tokens, stream.final_hidden(tokens), head), [(block, 16) for block in range(64)])
     truth = [kls.mean().item() for kls in untrained_kls(assembler, genomes, targets, torch.float32)]
     assert spearmanr([found.costs[m][level] for m, level in places], truth).statistic > 0.97

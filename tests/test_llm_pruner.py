@@ -50,7 +50,7 @@ def test_a_unit_counts_all_weights_that_leave_with_it_and_the_least_leave(family
     with torch.no_grad():
         for ladder, level in zip(asked.space.ladders, genome):
             truth = coupled_importances(model, ladder)
-            found = importances(ladder, sums, asked.assembler.source.shape.head_dim)
+            found = importances(ladder, asked.assembler.source.shape, sums)
             torch.testing.assert_close(found.double(), truth, rtol=1e-4, atol=0)
             output = model.get_submodule(ladder.name + (".o_proj" if ladder.kind == "attention" else ".down_proj"))
             for gone in removal_order(ladder, truth)[: ladder.removed[level]]:

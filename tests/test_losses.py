@@ -16,6 +16,7 @@ from darwinlm.losses import (
     token_kl,
     token_nll,
 )
+from darwinlm.models.head import Head
 
 VOCABULARY = 40
 
@@ -43,13 +44,13 @@ def test_kl_between_models_of_different_width(tokens: int) -> None:
     student, student_head = random(tokens, 6, seed=3), random(VOCABULARY, 6, seed=4)
     p, q = log_probabilities(teacher, teacher_head), log_probabilities(student, student_head)
     naive = (p.exp() * (p - q)).sum(-1).mean().item()
-    assert token_kl(teacher, student, teacher_head, student_head) == pytest.approx(naive, rel=1e-5)
+    assert token_kl(teacher, student, Head(teacher_head), Head(student_head)) == pytest.approx(naive, rel=1e-5)
 
 
 @pytest.mark.usefixtures("chunks")
 def test_kl_of_a_model_with_itself_is_zero() -> None:
     hidden, head = random(50, 8), random(VOCABULARY, 8, seed=1)
-    assert token_kl(hidden, hidden, head, head) == pytest.approx(0, abs=1e-7)
+    assert token_kl(hidden, hidden, Head(head), Head(head)) == pytest.approx(0, abs=1e-7)
 
 
 def test_kl_is_taken_in_float32_or_wider() -> None:
@@ -59,7 +60,7 @@ def test_kl_is_taken_in_float32_or_wider() -> None:
     logits = [hidden.double() @ weights.double().T for weights in (head, nudged)]
     p, q = (values - values.logsumexp(-1, keepdim=True) for values in logits)
     naive = (p.exp() * (p - q)).sum(-1).mean().item()
-    assert token_kl(hidden, hidden, head, nudged) == pytest.approx(naive, rel=1e-3)
+    assert token_kl(hidden, hidden, Head(head), Head(nudged)) == pytest.approx(naive, rel=1e-3)
 
 
 @pytest.mark.usefixtures("chunks")
@@ -68,7 +69,7 @@ def test_nll_of_targets(tokens: int) -> None:
     hidden, head = random(tokens, 8), random(VOCABULARY, 8, seed=1)
     targets = torch.arange(tokens) * 7 % VOCABULARY
     naive = -log_probabilities(hidden, head)[torch.arange(tokens), targets].mean().item()
-    assert token_nll(hidden, head, targets) == pytest.approx(naive, rel=1e-5)
+    assert token_nll(hidden, Head(head), targets) == pytest.approx(naive, rel=1e-5)
 
 
 @pytest.mark.usefixtures("chunks")
@@ -76,7 +77,7 @@ def test_nll_of_targets(tokens: int) -> None:
 def test_next_token_loss_and_its_gradients(shape: tuple[int, int]) -> None:
     hidden, head = random(*shape, 8).requires_grad_(), random(VOCABULARY, 8, seed=1).requires_grad_()
     tokens = torch.arange(shape[0] * shape[1]).view(shape) * 7 % VOCABULARY
-    loss = next_token_loss(hidden, head, tokens)
+    loss = next_token_loss(hidden, Head(head), tokens)
     ours = torch.autograd.grad(loss, (hidden, head))
     naive = -log_probabilities(hidden, head)[:, :-1].gather(-1, tokens[:, 1:, None]).mean()
     truth = torch.autograd.grad(naive, (hidden, head))
@@ -109,7 +110,7 @@ def assert_equal_with_gradients(ours: Tensor, naive: Tensor, learnt: tuple[Tenso
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
 def test_distillation_losses_and_their_gradients(temperature: float) -> None:
     hidden, head, teacher, teacher_head, targets = student_and_teacher()
-    entropy, kl = distillation_losses(hidden, head, targets, (teacher, teacher_head), temperature)
+    entropy, kl = distillation_losses(hidden, Head(head), targets, (teacher, Head(teacher_head)), temperature)
     p = log_probabilities(teacher / temperature, teacher_head)
     naive_kl = (p.exp() * (p - log_probabilities(hidden / temperature, head))).sum(-1).mean()
     known = targets != -100
@@ -122,8 +123,8 @@ def test_distillation_losses_and_their_gradients(temperature: float) -> None:
 @pytest.mark.parametrize("top_k", [1, 5, VOCABULARY - 1])
 def test_a_shortened_teacher_is_the_kl_over_its_tokens_and_any_other(top_k: int) -> None:
     hidden, head, teacher, teacher_head, targets = student_and_teacher()
-    kept = shortened(teacher, teacher_head, top_k, 2.0)
-    _, kl = distillation_losses(hidden, head, targets, kept, 2.0)
+    kept = shortened(teacher, Head(teacher_head), top_k, 2.0)
+    _, kl = distillation_losses(hidden, Head(head), targets, kept, 2.0)
     p, q = (log_probabilities(h / 2, w).exp() for h, w in ((teacher, teacher_head), (hidden, head)))
     first = p.argsort(-1, descending=True)[:, :top_k]
     assert torch.equal(kept.tokens.sort(-1).values, first.sort(-1).values)
@@ -135,18 +136,26 @@ def test_a_shortened_teacher_is_the_kl_over_its_tokens_and_any_other(top_k: int)
 @pytest.mark.usefixtures("chunks")
 def test_a_teacher_shortened_to_the_whole_vocabulary_is_the_teacher() -> None:
     hidden, head, teacher, teacher_head, targets = student_and_teacher()
-    kept = shortened(teacher, teacher_head, VOCABULARY, 1.0)
+    kept = shortened(teacher, Head(teacher_head), VOCABULARY, 1.0)
     assert kept.log_p.exp().sum(-1).sub(1).abs().max() < 1e-5
-    _, exact = distillation_losses(hidden, head, targets, (teacher, teacher_head))
-    _, same = distillation_losses(hidden, head, targets, kept)
+    _, exact = distillation_losses(hidden, Head(head), targets, (teacher, Head(teacher_head)))
+    _, same = distillation_losses(hidden, Head(head), targets, kept)
     assert_equal_with_gradients(same, exact, (hidden, head))
+
+
+@pytest.mark.usefixtures("chunks")
+def test_logits_that_are_scaled_and_capped() -> None:
+    hidden, weight, targets = random(50, 8), random(VOCABULARY, 8, seed=1), torch.arange(50) % VOCABULARY
+    logits = 3.0 * torch.tanh(0.7 * (hidden.double() @ weight.double().T) / 3.0)
+    naive = torch.nn.functional.cross_entropy(logits, targets).item()
+    assert token_nll(hidden, Head(weight, 0.7, 3.0), targets) == pytest.approx(naive, rel=1e-5)
 
 
 def test_what_is_left_out_of_a_shortened_teacher_may_be_nothing() -> None:
     """A teacher that is sure: the probability of any other token is 0, and so is its part of the loss."""
     hidden, head = random(3, 8).requires_grad_(), random(VOCABULARY, 8, seed=1)
     sure = Shortened(torch.zeros(3, 1), torch.tensor([[4], [5], [6]]))
-    _, kl = distillation_losses(hidden, head, torch.tensor([4, 5, 6]), sure)
+    _, kl = distillation_losses(hidden, Head(head), torch.tensor([4, 5, 6]), sure)
     naive = -log_probabilities(hidden, head)[torch.arange(3), torch.tensor([4, 5, 6])].mean()
     assert kl.item() == pytest.approx(naive.item(), rel=1e-5)
     assert torch.autograd.grad(kl, hidden)[0].isfinite().all()

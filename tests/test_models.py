@@ -57,7 +57,7 @@ def test_streamed_blocks_equal_the_stock_model(variant: str, tmp_path: Path) -> 
     source = ModelSource(str(tmp_path))
     hidden = pico.stream(source).final_hidden(tokens, batch=2)
     torch.testing.assert_close(hidden, truth, rtol=0, atol=2e-5)
-    assert torch.equal(source.head(), stock.lm_head.weight)
+    assert torch.equal(source.head().weight, stock.lm_head.weight)
 
 
 def test_a_checkpoint_in_several_files_and_in_bfloat16(tmp_path: Path) -> None:
@@ -208,7 +208,7 @@ def test_a_stored_head_that_differs_from_a_tied_embedding_counts(tmp_path: Path)
     pico.make_checkpoint(tmp_path, "llama_tied")
     change_tensors(tmp_path, lm_head__weight=torch.randn(pico.VOCABULARY, 32))
     source = ModelSource(str(tmp_path))
-    assert torch.equal(source.head(), AutoModelForCausalLM.from_pretrained(tmp_path).lm_head.weight)
+    assert torch.equal(source.head().weight, AutoModelForCausalLM.from_pretrained(tmp_path).lm_head.weight)
     assert not source.shape.tied
     assert not source.config.tie_word_embeddings
 

@@ -1,6 +1,6 @@
 """Genome + database -> a really smaller model.
 
-A candidate takes kept rows of q, k, v, gate and up from the dense weights and refitted output matrices from the
+A candidate takes kept rows of the matrices in front from the dense weights and refitted output matrices from the
 database; absent modules are not there at all. Its logits equal those of the dense model with the same parts zeroed.
 """
 
@@ -11,17 +11,19 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from darwinlm.database.levels import NORM_OF_KIND, OUTPUT_OF_KIND, Ladder
+from darwinlm.database.levels import Ladder
 from darwinlm.database.store import Database
 from darwinlm.genome import Genome, Space
 from darwinlm.models.attention import AttentionLayout, heads_of_columns, lay_out
-from darwinlm.models.heterogeneous import build_empty, fill, heterogeneous_config, modeling, one_layer
+from darwinlm.models.heterogeneous import build_empty, fill, heterogeneous_config, modeling
 from darwinlm.models.mapped import MappedTensors
 from darwinlm.models.shape import LayerWidths, ModelShape
 from darwinlm.models.shrink import shrink_attention, shrink_mlp
+from darwinlm.models.sites import Site, framed, held, layer_of, layer_prefix
 from darwinlm.models.source import ModelSource
+from darwinlm.models.stock import Block
 from darwinlm.runtime.cache import ByteCache
 
 
@@ -41,6 +43,10 @@ class Assembler:
         self.source, self.database = source, database
         self.space = Space(tuple(database.ladders()))
         self._dense = MappedTensors(source.files) if keep_dense else None
+        self._names: list[dict[str, str]] = [{} for _ in source.shape.layers]
+        for full in source.files:
+            if (layer := layer_of(full)) is not None:
+                self._names[layer][full.removeprefix(layer_prefix(layer))] = full
         self._modules: ByteCache[dict[str, Tensor]] = ByteCache(cache_bytes, _bytes_of)
         self._layouts: dict[tuple[str, int], AttentionLayout] = {}
 
@@ -71,20 +77,8 @@ class Assembler:
 
     def tensors(self, genome: Genome) -> Iterator[tuple[str, Tensor]]:
         """(full name, tensor) of a genome's model, layer by layer, in the checkpoint's dtype."""
-        yield "model.embed_tokens.weight", self._tensor("model.embed_tokens.weight")
-        levels = {(l.layer, l.kind): (l, level) for l, level in zip(self.space.ladders, genome, strict=True)}
-        for layer in range(len(self.source.shape.layers)):
-            for kind, norm in NORM_OF_KIND.items():
-                ladder, level = levels[layer, kind]
-                if level == ladder.top:  # its norm goes, too
-                    continue
-                name = f"model.layers.{layer}.{norm}.weight"
-                yield name, self._tensor(name)
-                for short, tensor in self._module(ladder, level).items():
-                    yield f"{ladder.name}.{short}", tensor
-        yield "model.norm.weight", self._tensor("model.norm.weight")
-        if not self.source.shape.tied:
-            yield "lm_head.weight", self._tensor("lm_head.weight")
+        layers = (self._layer(genome, layer) for layer in range(len(self.source.shape.layers)))
+        return framed(self._tensor, self.source.shape.tied, layers)
 
     def model(self, genome: Genome, device: torch.device, dtype: torch.dtype = torch.float32) -> Any:
         """A genome's model with weights of its own, ready to be trained."""
@@ -92,62 +86,74 @@ class Assembler:
         return fill(model, {name: tensor.to(device, dtype, copy=True) for name, tensor in self.tensors(genome)})
 
     @torch.no_grad()
-    def block(self, genome: Genome, layer: int, device: torch.device, dtype: torch.dtype) -> nn.Module:
-        """One layer of a genome's model as a decoder of its own, to be run but not trained: it may share its weights."""
-        tensors: dict[str, Tensor] = {}
+    def block(self, genome: Genome, layer: int, device: torch.device, dtype: torch.dtype) -> Block:
+        """One layer of a genome's model, to be run but not trained: it may share its weights."""
         widths = self.source.shape.layers[layer]
-        for ladder, level in zip(self.space.ladders, genome, strict=True):
-            if ladder.layer == layer:
-                widths = self._widths(widths, ladder, level)
-            if ladder.layer == layer and level < ladder.top:
-                norm = f"{NORM_OF_KIND[ladder.kind]}.weight"
-                tensors[norm] = self._tensor(f"model.layers.{layer}.{norm}")
-                module = ladder.name.removeprefix(f"model.layers.{layer}.")
-                tensors |= {f"{module}.{name}": tensor for name, tensor in self._module(ladder, level).items()}
-        placed = {name: tensor.to(device, dtype) for name, tensor in tensors.items()}
-        return one_layer(self.source.family, self.source.config, widths, layer, placed, device)
+        for ladder, level in self._of_layer(genome, layer):
+            widths = self._widths(widths, ladder, level)
+        return self._placed(self._layer(genome, layer), widths, layer, device, dtype)
 
     @torch.no_grad()
-    def masked_block(self, genome: Genome, layer: int, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    def masked_block(self, genome: Genome, layer: int, device: torch.device, dtype: torch.dtype) -> Block:
         """One layer as `block`, but at the widths that it has now, with zeros for what leaves: it computes the same."""
-        source, prefix = self.source, f"model.layers.{layer}."
-        tensors = dict(self._dense_module(prefix.removesuffix(".")))
-        for ladder, level in zip(self.space.ladders, genome, strict=True):
-            if ladder.layer != layer or level == ladder.present:
+        tensors = self._dense_layer(layer)
+        for ladder, level in self._of_layer(genome, layer):
+            if level == ladder.present:
                 continue
-            output = f"{ladder.name.removeprefix(prefix)}.{OUTPUT_OF_KIND[ladder.kind]}"
-            weight = torch.zeros_like(tensors[f"{output}.weight"])
+            output = self._site(ladder).output
+            weight, bias = torch.zeros_like(tensors[f"{output}.weight"]), f"{output}.bias"
             if level < ladder.top:
                 kept = self.database.kept(ladder.name, level)
                 weight[:, kept] = self.database.weight(ladder.name, level).to(weight)
-            elif f"{output}.bias" in tensors:
-                tensors[f"{output}.bias"] = torch.zeros_like(tensors[f"{output}.bias"])
+            elif bias in tensors:
+                tensors[bias] = torch.zeros_like(tensors[bias])
             tensors[f"{output}.weight"] = weight
-        placed = {name: tensor.to(device, dtype) for name, tensor in tensors.items()}
-        return one_layer(source.family, source.config, source.shape.layers[layer], layer, placed, device)
+        return self._placed(tensors, self.source.shape.layers[layer], layer, device, dtype)
 
     def mlp_columns(self, genome: Genome, layer: int) -> Tensor:
         """(k,) columns of a layer's MLP, as it is now, that the genome keeps."""
         (place,) = (i for i, ladder in enumerate(self.space.ladders) if (ladder.layer, ladder.kind) == (layer, "mlp"))
         return self.database.kept(self.space.ladders[place].name, genome[place])
 
-    def _module(self, ladder: Ladder, level: int) -> dict[str, Tensor]:
-        if level == ladder.present:
-            return self._dense_module(ladder.name)
-        return self._modules.get((ladder.name, level), lambda: self._shrunk(ladder, level))
-
     def output_matrix(self, ladder: Ladder) -> tuple[Tensor, Tensor | None]:
         """Weight (R, C) and bias (R,) of a module's output matrix as they are now."""
-        dense, output = self._dense_module(ladder.name), OUTPUT_OF_KIND[ladder.kind]
+        dense, output = self._dense_layer(ladder.layer), self._site(ladder).output
         return dense[f"{output}.weight"], dense.get(f"{output}.bias")
 
+    def _placed(
+        self, tensors: dict[str, Tensor], widths: LayerWidths, layer: int, device: torch.device, dtype: torch.dtype
+    ) -> Block:
+        placed = {name: tensor.to(device, dtype) for name, tensor in tensors.items()}
+        return self.source.shape.stock.block(layer, widths, placed, device)
+
+    def _of_layer(self, genome: Genome, layer: int) -> list[tuple[Ladder, int]]:
+        pairs = zip(self.space.ladders, genome, strict=True)
+        return [(ladder, level) for ladder, level in pairs if ladder.layer == layer]
+
+    def _layer(self, genome: Genome, layer: int) -> dict[str, Tensor]:
+        """All tensors of a genome's layer, by their names within it."""
+        found: dict[str, Tensor] = {}
+        for ladder, level in self._of_layer(genome, layer):
+            if level < ladder.top:  # its norms go with it
+                found |= self._module(ladder, level)
+        if found:
+            dense = self._dense_layer(layer)
+            found |= {f"{norm}.weight": dense[f"{norm}.weight"] for norm in self.source.family.shared_norms}
+        return found
+
+    def _module(self, ladder: Ladder, level: int) -> dict[str, Tensor]:
+        if level == ladder.present:
+            return held(self._site(ladder), self._dense_layer(ladder.layer))
+        return self._modules.get((ladder.name, level), lambda: self._shrunk(ladder, level))
+
     def _shrunk(self, ladder: Ladder, level: int) -> dict[str, Tensor]:
-        dense = self._dense_module(ladder.name)
+        site, before = self._site(ladder), self.source.shape.layers[ladder.layer]
+        dense = held(site, self._dense_layer(ladder.layer))
         kept = self.database.kept(ladder.name, level)
-        output = self.database.weight(ladder.name, level).to(dense[f"{OUTPUT_OF_KIND[ladder.kind]}.weight"])
+        output = self.database.weight(ladder.name, level).to(dense[f"{site.output}.weight"])
         if ladder.kind == "mlp":
-            return shrink_mlp(dense, kept, output)
-        return shrink_attention(dense, self._layout(ladder, level), kept, output, self.source.shape.head_dim)
+            return shrink_mlp(site, dense, before, kept, output)
+        return shrink_attention(site, dense, before, self._layout(ladder, level), kept, output)
 
     def _layout(self, ladder: Ladder, level: int) -> AttentionLayout:
         if (ladder.name, level) not in self._layouts:
@@ -156,10 +162,14 @@ class Assembler:
             self._layouts[ladder.name, level] = lay_out(heads, widths.heads, widths.kv_heads)
         return self._layouts[ladder.name, level]
 
-    def _dense_module(self, name: str) -> dict[str, Tensor]:
+    def _site(self, ladder: Ladder) -> Site:
+        return self.source.family.site(ladder.kind)
+
+    def _dense_layer(self, layer: int) -> dict[str, Tensor]:
         if self._dense is None:
-            return self.source.module(f"{name}.")
-        return {key.removeprefix(f"{name}."): self._dense[key] for key in self._dense if key.startswith(f"{name}.")}
+            return self.source.layer(layer)
+        names = self._names[layer]
+        return {name: self._dense[full] for name, full in names.items()}
 
     def _tensor(self, name: str) -> Tensor:
         return self._dense[name] if self._dense is not None else self.source.tensors([name])[name]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from darwinlm.database.levels import Kind, Ladder
+from darwinlm.database.levels import Ladder
+from darwinlm.models.sites import Kind
 
 Genome = tuple[int, ...]
 """One level per module, in the order of `Space.ladders`."""

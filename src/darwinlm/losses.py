@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, log_softmax
 from torch.utils.checkpoint import checkpoint
 
+from darwinlm.models.head import Head
+
 CHUNK_VALUES = 1 << 26
 """Logits that exist at a time: 256 MiB in float32. Each chunk adds a gradient of the whole head, so few are better."""
 CACHED_VALUES = 1 << 22
@@ -25,69 +27,69 @@ def chunk_tokens(vocabulary: int, device: torch.device) -> int:
 
 
 @torch.no_grad()
-def distributions(hidden: Tensor, head: Tensor) -> tuple[Tensor, Tensor]:
+def distributions(hidden: Tensor, head: Head) -> tuple[Tensor, Tensor]:
     """Next-token probabilities p (N, V) and sum p log p (N,) of final hidden states (N, H), in float32."""
-    log_p = log_softmax(hidden.to(head) @ head.T, dim=-1)
+    log_p = log_softmax(head.logits(hidden.to(head.weight)), dim=-1)
     p = log_p.exp()
     return p, torch.einsum("nv,nv->n", p, log_p)
 
 
 @torch.no_grad()
-def kl_of_tokens(p: Tensor, p_log_p: Tensor, hidden: Tensor, head: Tensor) -> Tensor:
+def kl_of_tokens(p: Tensor, p_log_p: Tensor, hidden: Tensor, head: Head) -> Tensor:
     """(N,) KL(p || candidate) in nats, from `distributions` and the candidate's hidden states (N, H'); float64."""
-    log_q = log_softmax(hidden.to(head) @ head.T, dim=-1)
+    log_q = log_softmax(head.logits(hidden.to(head.weight)), dim=-1)
     return (p_log_p - torch.einsum("nv,nv->n", p, log_q)).double()
 
 
 @torch.no_grad()
-def token_kl(teacher: Tensor, student: Tensor, teacher_head: Tensor, student_head: Tensor) -> float:
+def token_kl(teacher: Tensor, student: Tensor, teacher_head: Head, student_head: Head) -> float:
     """Mean over tokens of KL(teacher || student) between next-token distributions, in nats.
 
     Args:
         teacher: (N, H) final hidden states of the dense model.
         student: (N, H') final hidden states of the candidate.
-        teacher_head: (V, H).
-        student_head: (V, H').
+        teacher_head: of V tokens.
+        student_head: of as many.
     """
-    teacher_head, student_head = teacher_head.float(), student_head.float()
-    step = chunk_tokens(teacher_head.shape[0], teacher_head.device)
+    teacher_head, student_head = teacher_head.detached(), student_head.detached()
+    step = chunk_tokens(teacher_head.vocabulary, teacher_head.device)
     parts = zip(teacher.split(step), student.split(step))
     sums = (kl_of_tokens(*distributions(t, teacher_head), s, student_head).sum().item() for t, s in parts)
     return sum(sums) / teacher.shape[0]
 
 
 @torch.no_grad()
-def token_nll(hidden: Tensor, head: Tensor, targets: Tensor) -> float:
+def token_nll(hidden: Tensor, head: Head, targets: Tensor) -> float:
     """Mean negative log-likelihood of `targets` (N,) under heads of `hidden` (N, H), in nats."""
     total = torch.zeros((), dtype=torch.float64)
-    head = head.float()
-    step = chunk_tokens(head.shape[0], head.device)
+    head = head.detached()
+    step = chunk_tokens(head.vocabulary, head.device)
     for part, wanted in zip(hidden.split(step), targets.split(step)):
-        logits = part.to(head) @ head.T
+        logits = head.logits(part.to(head.weight))
         total += cross_entropy(logits, wanted.to(head.device), reduction="none").double().sum().cpu()
     return (total / targets.shape[0]).item()
 
 
-def next_token_loss(hidden: Tensor, head: Tensor, tokens: Tensor) -> Tensor:
+def next_token_loss(hidden: Tensor, head: Head, tokens: Tensor) -> Tensor:
     """Mean cross entropy of the next tokens, differentiable; chunks of logits are made again in the backward pass.
 
     Args:
         hidden: (S, T, H) final hidden states.
-        head: (V, H).
+        head: of the model.
         tokens: (S, T) ids; position t predicts t + 1.
     """
     flat, targets = hidden[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()
-    step = chunk_tokens(head.shape[0], head.device)
+    step = chunk_tokens(head.vocabulary, head.device)
     if targets.shape[0] <= step:
-        return cross_entropy((flat @ head.T).float(), targets)
+        return cross_entropy(head.logits(flat), targets)
     total = flat.new_zeros((), dtype=torch.float32)
     for part, wanted in zip(flat.split(step), targets.split(step)):
         total = total + checkpoint(_summed_loss, part, head, wanted, use_reentrant=False)
     return total / targets.shape[0]
 
 
-def _summed_loss(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
-    return cross_entropy((hidden @ head.T).float(), targets, reduction="sum")
+def _summed_loss(hidden: Tensor, head: Head, targets: Tensor) -> Tensor:
+    return cross_entropy(head.logits(hidden), targets, reduction="sum")
 
 
 @dataclass(frozen=True)
@@ -101,17 +103,17 @@ class Shortened:
 
 
 @torch.no_grad()
-def shortened(hidden: Tensor, head: Tensor, top_k: int, temperature: float) -> Shortened:
+def shortened(hidden: Tensor, head: Head, top_k: int, temperature: float) -> Shortened:
     """The likeliest tokens of heads of `hidden` (N, H), softened by `temperature`."""
     parts: list[tuple[Tensor, Tensor]] = []
-    for part in hidden.split(chunk_tokens(head.shape[0], head.device)):
-        log_p = log_softmax((part.to(head) @ head.T).float() / temperature, dim=-1)
+    for part in hidden.split(chunk_tokens(head.vocabulary, head.device)):
+        log_p = log_softmax(head.logits(part.to(head.weight)) / temperature, dim=-1)
         parts.append(log_p.topk(top_k, dim=-1))
     return Shortened(torch.cat([values for values, _ in parts]), torch.cat([tokens for _, tokens in parts]))
 
 
 def distillation_losses(
-    hidden: Tensor, head: Tensor, targets: Tensor, teacher: tuple[Tensor, Tensor] | Shortened, temperature: float = 1.0
+    hidden: Tensor, head: Head, targets: Tensor, teacher: tuple[Tensor, Head] | Shortened, temperature: float = 1.0
 ) -> tuple[Tensor, Tensor]:
     """Mean cross entropy, and mean KL(teacher || student) of softened distributions, in nats; differentiable.
 
@@ -120,29 +122,29 @@ def distillation_losses(
 
     Args:
         hidden: (N, H) final hidden states of the student.
-        head: (V, H) of the student.
+        head: of the student.
         targets: (N,) next tokens; -100 where there is none, which leaves out the cross entropy alone.
-        teacher: final hidden states (N, H') and head (V, H'), or what was kept of its distributions.
+        teacher: final hidden states (N, H') and head, or what was kept of its distributions.
         temperature: of both distributions of the KL.
     """
     short = isinstance(teacher, Shortened)
     sources, tail = ((teacher.log_p, teacher.tokens), ()) if short else ((teacher[0],), (teacher[1],))
     summed_kl_of: Callable[..., Tensor] = _kl_to_shortened if short else _kl_to_heads
 
-    def summed(part: Tensor, head: Tensor, wanted: Tensor, *known: Tensor) -> Tensor:
-        logits = (part @ head.T).float()
+    def summed(part: Tensor, head: Head, wanted: Tensor, *known: Tensor) -> Tensor:
+        logits = head.logits(part)
         entropy = cross_entropy(logits, wanted, reduction="sum", ignore_index=-100)
         return torch.stack([entropy, summed_kl_of(logits / temperature, *known, *tail, temperature)])
 
-    step, total = chunk_tokens(head.shape[0], head.device), hidden.new_zeros(2, dtype=torch.float32)
+    step, total = chunk_tokens(head.vocabulary, head.device), hidden.new_zeros(2, dtype=torch.float32)
     for part, wanted, *known in zip(*(tensor.split(step) for tensor in (hidden, targets, *sources))):
         total = total + checkpoint(summed, part, head, wanted, *known, use_reentrant=False)
     return total[0] / (targets != -100).sum(), total[1] / hidden.shape[0]
 
 
-def _kl_to_heads(logits: Tensor, teacher: Tensor, teacher_head: Tensor, temperature: float) -> Tensor:
+def _kl_to_heads(logits: Tensor, teacher: Tensor, teacher_head: Head, temperature: float) -> Tensor:
     with torch.no_grad():
-        log_p = log_softmax((teacher.to(teacher_head) @ teacher_head.T).float() / temperature, dim=-1)
+        log_p = log_softmax(teacher_head.logits(teacher.to(teacher_head.weight)) / temperature, dim=-1)
     return (log_p.exp() * (log_p - log_softmax(logits, dim=-1))).sum()
 
 

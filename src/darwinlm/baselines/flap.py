@@ -28,6 +28,7 @@ from darwinlm.baselines.orders import Orders, removal_orders, write_orders
 from darwinlm.baselines.task import Task
 from darwinlm.database.levels import Ladder
 from darwinlm.genome import Genome
+from darwinlm.models.sites import KINDS
 from darwinlm.target.budget import Budget, Step
 
 
@@ -122,7 +123,7 @@ def _thresholds(ladder: Ladder, score: Tensor) -> list[float]:
 def _with_biases(budget: Budget, task: Task) -> Budget:
     """Where an output matrix has no bias, one counts at all levels but dense and gone."""
     shape, (limit,) = task.assembler.source.shape, budget.limits
-    held = {"attention": shape.o_bias, "mlp": shape.mlp_bias}
+    held = dict(zip(KINDS, shape.biases[1:]))
     costs = tuple(
         tuple(cost + shape.hidden * (0 < level < l.top and not held[l.kind]) for level, cost in enumerate(row))
         for l, row in zip(task.space.ladders, limit.costs, strict=True)

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from darwinlm.baselines.layers import SEQUENCES
 from darwinlm.baselines.task import Task
-from darwinlm.database.hessians import output_matrix
 from darwinlm.runtime.progress import progress
 
 
@@ -27,7 +26,7 @@ def watch_inputs(task: Task, see: Callable[[str, Tensor], None]) -> None:
         for layer, block in enumerate(stream.blocks()):
             for ladder in task.space.ladders:
                 if ladder.layer == layer:
-                    output_matrix(block, ladder.kind).register_forward_pre_hook(_telling(see, ladder.name))
+                    block.output_matrix(ladder.kind).register_forward_pre_hook(_telling(see, ladder.name))
             stream.forward(block, hidden, SEQUENCES)
             advance(f"layer {layer}")
 

@@ -24,6 +24,8 @@ from darwinlm.baselines.task import Task
 from darwinlm.baselines.taylor import Sums, saliences
 from darwinlm.database.levels import Ladder
 from darwinlm.genome import Genome, Space
+from darwinlm.models.shape import ModelShape
+from darwinlm.models.sites import layer_prefix
 from darwinlm.runtime.seeds import python_random
 from darwinlm.target.budget import Budget, level_limits, uniform
 
@@ -31,26 +33,27 @@ from darwinlm.target.budget import Budget, level_limits, uniform
 def llm_pruner(task: Task) -> Genome:
     """The same share of all modules but those of spared layers; the orders lie in the task's folder."""
     ladders, sums = task.space.ladders, saliences(task)
-    head_dim = task.assembler.source.shape.head_dim
-    write_orders(task.folder, removal_orders(ladders, [importances(l, sums, head_dim) for l in ladders]))
+    shape = task.assembler.source.shape
+    write_orders(task.folder, removal_orders(ladders, [importances(l, shape, sums) for l in ladders]))
     return uniform_between(task)
 
 
-def importances(ladder: Ladder, sums: Mapping[str, Sums], head_dim: int) -> Tensor:
-    """(G,): of every unit of a module, the sum over all weights that leave with it.
+def importances(ladder: Ladder, shape: ModelShape, sums: Mapping[str, Sums]) -> Tensor:
+    """(G,): of every unit of a module, the sum over all weights that leave with it; rows that several units share do not.
 
     Args:
         ladder: of the module.
+        shape: of the model.
         sums: of all its matrices, as `saliences` gives them.
-        head_dim: of attention; a matrix whose rows for a unit are fewer holds rows that several units share.
     """
-    units = ladder.columns // ladder.group_size
-    found = sums[ladder.output].columns.unflatten(0, (units, -1)).sum(1)
-    for name, (rows, _) in sums.items():
-        if not name.startswith(f"{ladder.name}.") or name == ladder.output:
-            continue
-        if len(rows) == ladder.columns or len(rows) == units * head_dim:
-            found = found + rows.unflatten(0, (units, -1)).sum(1)
+    units, site = ladder.columns // ladder.group_size, shape.family.site(ladder.kind)
+    counts, prefix = shape.layers[ladder.layer].counts, layer_prefix(ladder.layer)
+    found = sums[f"{prefix}{site.output}.weight"].columns.unflatten(0, (units, -1)).sum(1)
+    for name in dict.fromkeys(f"{cut.matrix}.weight" for cut in site.cuts):
+        if prefix + name in sums:
+            parts = site.split(name, sums[prefix + name].rows, counts)
+            whole = (rows for part, rows in parts.items() if counts[part] % units == 0)
+            found = sum((rows.flatten().unflatten(0, (units, -1)).sum(1) for rows in whole), found)
     return found
 
 

@@ -13,7 +13,8 @@ from darwinlm.models.source import ModelSource
 def magnitude(task: Task) -> Genome:
     """Every module at the share; the orders lie in the task's folder."""
     ladders = task.space.ladders
-    norms = [column_norms(task.assembler.source, l.output, l.group_size) for l in ladders]
+    source = task.assembler.source
+    norms = [column_norms(source, source.family.output(l.layer, l.kind), l.group_size) for l in ladders]
     write_orders(task.folder, removal_orders(ladders, norms))
     return task.uniform
 

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from darwinlm.baselines.hard_concrete import at_rest, draw, openness
-from darwinlm.database.levels import OUTPUT_OF_KIND, Ladder
+from darwinlm.database.levels import Ladder
 from darwinlm.genome import Space
+from darwinlm.models.head import family_of_model
 
 START = 2.5
 """Log alpha of every gate at first: nearly all are open."""
@@ -142,4 +143,5 @@ def fold(model: Any, ladders: Sequence[Ladder], gates: Gates) -> None:
 
 def output_of(model: Any, ladder: Ladder) -> nn.Linear:
     """The output matrix of a module of a whole model."""
-    return model.get_submodule(f"{ladder.name}.{OUTPUT_OF_KIND[ladder.kind]}")
+    name = family_of_model(model).output(ladder.layer, ladder.kind)
+    return model.get_submodule(name.removesuffix(".weight"))

@@ -42,7 +42,8 @@ class Orders(Database):
 
     def weight(self, name: str, level: int) -> Tensor:
         """(R, k): the columns that a level keeps, as they were."""
-        output = self.modules[name].ladder.output
+        ladder = self.modules[name].ladder
+        output = self._source.family.output(ladder.layer, ladder.kind)
         return self._source.tensors([output])[output].index_select(1, self.kept(name, level))
 
 

@@ -27,6 +27,7 @@ from darwinlm.database.levels import Ladder
 from darwinlm.errors import RequestError
 from darwinlm.genome import Genome, Space
 from darwinlm.losses import next_token_loss
+from darwinlm.models.head import head_of
 from darwinlm.models.source import ModelSource
 from darwinlm.runtime.files import read_json, write_json, write_tensors
 from darwinlm.runtime.memory import Need
@@ -119,7 +120,7 @@ def learn(task: Task) -> tuple[Any, Masks]:
             with gated(model, ladders, gates):
                 with autocast:
                     hidden = model.model(input_ids=tokens.to(device), use_cache=False).last_hidden_state
-                    loss = next_token_loss(hidden, model.lm_head.weight, tokens.to(device))
+                    loss = next_token_loss(hidden, head_of(model), tokens.to(device))
                 (_finite(loss, config.learning_rate) + constraints.penalty(masks.kept(), warmed)).backward()
             for optimizer in optimizers:
                 optimizer.step()

@@ -10,6 +10,7 @@ from darwinlm.baselines.layers import drop_in_order, droppable, without_layers
 from darwinlm.baselines.task import Task
 from darwinlm.baselines.taylor import saliences
 from darwinlm.genome import Genome
+from darwinlm.models.sites import layer_of
 from darwinlm.search.screen import final_hidden
 
 
@@ -37,5 +38,6 @@ def taylor_importances(task: Task) -> dict[int, float]:
     """Sum over a layer's matrices of |weight x gradient of the loss|, for every layer (eq. 2 there)."""
     found = dict.fromkeys(droppable(task.space), 0.0)
     for name, sums in saliences(task).items():
-        found[int(name.split(".")[2])] += sums.rows.sum().item()
+        if (layer := layer_of(name)) is not None:
+            found[layer] += sums.rows.sum().item()
     return found

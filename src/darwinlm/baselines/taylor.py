@@ -10,6 +10,8 @@ from torch import Tensor
 from darwinlm.baselines.task import Task
 from darwinlm.cost import Work, activation_bytes, beside_dense
 from darwinlm.losses import next_token_loss
+from darwinlm.models.head import head_of
+from darwinlm.models.sites import layer_of
 from darwinlm.runtime.memory import Need
 from darwinlm.search.fitness import SCORING_TOKENS
 
@@ -36,11 +38,11 @@ def _saliences(task: Task) -> dict[str, Sums]:
     model = task.assembler.model(task.space.present, device, torch.float32)
     for tokens in task.targets().tokens():
         hidden = model.model(input_ids=tokens, use_cache=False).last_hidden_state
-        loss = next_token_loss(hidden, model.lm_head.weight, tokens)
+        loss = next_token_loss(hidden, head_of(model), tokens)
         (loss * (tokens.shape[1] - 1) * tokens.shape[0]).backward()  # by tokens, so that batches of any size add up
     found: dict[str, Sums] = {}
-    for name, weight in model.model.layers.named_parameters(prefix="model.layers"):
-        if weight.ndim == 2 and weight.grad is not None:
+    for name, weight in model.named_parameters():
+        if weight.ndim == 2 and weight.grad is not None and layer_of(name) is not None:
             products = (weight * weight.grad).detach().abs()
             found[name] = Sums(products.sum(1).cpu(), products.sum(0).cpu())
     return found

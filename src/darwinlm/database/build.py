@@ -10,16 +10,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from darwinlm.config import DatabaseConfig
 from darwinlm.database.damping import attempts, best, held_out_errors
-from darwinlm.database.hessians import block_hessians, damp, drop_dead_columns, output_matrix
-from darwinlm.database.levels import Kind, Ladder
+from darwinlm.database.hessians import block_hessians, damp, drop_dead_columns
+from darwinlm.database.levels import Ladder
 from darwinlm.database.obs import prune_groups
 from darwinlm.database.store import NO_HESSIAN, Database, ModuleRecord
 from darwinlm.errors import CalibrationError
 from darwinlm.models.blocks import BlockStream
+from darwinlm.models.sites import Kind
+from darwinlm.models.stock import Block
 from darwinlm.runtime import ranks
 from darwinlm.runtime.placement import Placement
 from darwinlm.runtime.progress import log, progress
@@ -81,7 +83,7 @@ def _taken(own: list[_Waiting]) -> Iterator[_Waiting]:
 
 
 def _calibrated(
-    wanted: list[Ladder], stream: BlockStream, block: nn.Module, hidden: Tensor, tokens: int, config: DatabaseConfig
+    wanted: list[Ladder], stream: BlockStream, block: Block, hidden: Tensor, tokens: int, config: DatabaseConfig
 ) -> Iterator[_Waiting]:
     """Run a block, leave its outputs in `hidden`, and give those of its wanted modules that this rank prunes."""
     here: list[Kind] = [ladder.kind for ladder in wanted if ladder.columns]
@@ -92,7 +94,7 @@ def _calibrated(
         if ladder.columns:
             parts = ranks.summed_at(hessians.pop(ladder.kind), owner)
             if parts is not None:
-                yield _Waiting(ladder, output_matrix(block, ladder.kind).weight.detach(), parts)
+                yield _Waiting(ladder, block.output_matrix(ladder.kind).weight.detach(), parts)
         elif owner == ranks.rank():
             yield _Waiting(ladder)
 
@@ -115,10 +117,16 @@ def _write_module(database: Database, waiting: _Waiting, config: DatabaseConfig,
         levels = prune_groups(
             weight, matrix, group_size=ladder.group_size, counts=ladder.open_counts, rounds=ladder.rounds
         )
+        dtype = stream.source.dtype_of(stream.source.family.output(ladder.layer, ladder.kind))
         facts = {"rel_damp": rel_damp, "precision": str(precision).removeprefix("torch."), "held_out_errors": choice}
         try:
             record = database.write(
-                ladder, levels, stream.source.dtype_of(ladder.output), damping=damping, dead_columns=dead, **facts
+                ladder,
+                levels,
+                dtype,
+                damping=damping,
+                dead_columns=dead,
+                **facts,
             )
         except CalibrationError as cause:
             fault = cause

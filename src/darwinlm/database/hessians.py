@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from darwinlm.database.columns import mirror, update_lower
-from darwinlm.database.levels import MODULE_OF_KIND, OUTPUT_OF_KIND, Kind
 from darwinlm.errors import CalibrationError
 from darwinlm.models.blocks import BlockStream
+from darwinlm.models.sites import Kind
+from darwinlm.models.stock import Block
 from darwinlm.runtime import ranks
 from darwinlm.runtime.progress import log
 
@@ -21,7 +22,7 @@ CHECKS = 8
 
 def block_hessians(
     stream: BlockStream,
-    block: nn.Module,
+    block: Block,
     hidden: Tensor,
     kinds: list[Kind],
     tokens: int,
@@ -46,7 +47,7 @@ def block_hessians(
     hessians: dict[Kind, Tensor] = {}
     hooks = []
     for kind in kinds:
-        matrix = output_matrix(block, kind)
+        matrix = block.output_matrix(kind)
         hessians[kind] = torch.zeros(1 + hold_back, matrix.in_features, matrix.in_features, device=stream.device)
         hooks.append(matrix.register_forward_pre_hook(_accumulating(hessians[kind], tokens)))
     try:
@@ -104,16 +105,3 @@ def drop_dead_columns(weight: Tensor, hessian: Tensor) -> tuple[Tensor, int]:
     """
     dead = hessian.diagonal() == 0
     return weight.masked_fill(dead, 0.0), int(dead.sum())
-
-
-def output_weight(block: nn.Module, kind: Kind) -> Tensor:
-    """The float32 (R, C) output matrix of a kind of module."""
-    return output_matrix(block, kind).weight.detach().float()
-
-
-def output_matrix(block: nn.Module, kind: Kind) -> nn.Linear:
-    """The module whose input columns are pruned: o_proj or down_proj."""
-    matrix = block.get_submodule(f"layers.0.{MODULE_OF_KIND[kind]}.{OUTPUT_OF_KIND[kind]}")
-    if not isinstance(matrix, nn.Linear):
-        raise TypeError(f"the output matrix of {kind} is a {type(matrix).__name__}, not a Linear")
-    return matrix

@@ -11,17 +11,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Literal
 
 from darwinlm.config import DatabaseConfig
 from darwinlm.errors import RequestError
+from darwinlm.models.family import Family
 from darwinlm.models.shape import LayerWidths, ModelShape
-
-Kind = Literal["attention", "mlp"]
-MODULE_OF_KIND: dict[Kind, str] = {"attention": "self_attn", "mlp": "mlp"}
-OUTPUT_OF_KIND: dict[Kind, str] = {"attention": "o_proj", "mlp": "down_proj"}
-NORM_OF_KIND: dict[Kind, str] = {"attention": "input_layernorm", "mlp": "post_attention_layernorm"}
-"""The norm before a module: it goes when the module goes."""
+from darwinlm.models.sites import Kind
 
 
 @dataclass(frozen=True)
@@ -29,7 +24,7 @@ class Ladder:
     """The levels of one module."""
 
     name: str
-    """Such as `model.layers.3.mlp`."""
+    """Full name of the module."""
     kind: Kind
     layer: int
     columns: int
@@ -42,11 +37,6 @@ class Ladder:
     """KV heads that lose query heads in turn, where attention stays balanced."""
     present: int = 0
     """The level that the module has now, with its weights as they are; those below it are closed."""
-
-    @property
-    def output(self) -> str:
-        """Full name of the output matrix's weight."""
-        return f"{self.name}.{OUTPUT_OF_KIND[self.kind]}.weight"
 
     @property
     def open_counts(self) -> tuple[int, ...]:
@@ -74,11 +64,11 @@ def ladders(shape: ModelShape, config: DatabaseConfig) -> list[Ladder]:
     found: list[Ladder] = []
     for layer, widths in enumerate(shape.layers):
         _check_split(widths, unit, config.tensor_parallel)
-        attention = _attention_ladder(layer, whole, unit, shape.head_dim, config)
+        attention = _attention_ladder(shape.family, layer, whole, unit, shape.head_dim, config)
         live = widths.heads - widths.padding
         rounds = widths.kv_heads or None if attention.rounds else None
         found.append(_as_it_is(attention, widths.heads * shape.head_dim, live * shape.head_dim, rounds))
-        mlp = _mlp_ladder(layer, whole.intermediate, config)
+        mlp = _mlp_ladder(shape.family, layer, whole.intermediate, config)
         found.append(_as_it_is(mlp, widths.intermediate, widths.intermediate, None))
     return found
 
@@ -127,7 +117,9 @@ def attention_unit(shape: ModelShape, config: DatabaseConfig) -> str:
     return fitting[0] if asked == "auto" else asked
 
 
-def _attention_ladder(layer: int, widths: LayerWidths, unit: str, head_dim: int, config: DatabaseConfig) -> Ladder:
+def _attention_ladder(
+    family: Family, layer: int, widths: LayerWidths, unit: str, head_dim: int, config: DatabaseConfig
+) -> Ladder:
     group = widths.heads // widths.kv_heads
     group_size = head_dim * (group if unit == "kv_group" else 1)
     at_once = widths.kv_heads if unit == "balanced" else config.tensor_parallel  # groups that one step removes
@@ -135,7 +127,7 @@ def _attention_ladder(layer: int, widths: LayerWidths, unit: str, head_dim: int,
     steps = columns // group_size // at_once
     removed = _removed("attention", columns, group_size * at_once, steps, config, config.attention_columns)
     return Ladder(
-        name=f"model.layers.{layer}.{MODULE_OF_KIND['attention']}",
+        name=family.module(layer, "attention"),
         kind="attention",
         layer=layer,
         columns=columns,
@@ -161,7 +153,7 @@ def _check_split(widths: LayerWidths, unit: str, devices: int) -> None:
         )
 
 
-def _mlp_ladder(layer: int, columns: int, config: DatabaseConfig) -> Ladder:
+def _mlp_ladder(family: Family, layer: int, columns: int, config: DatabaseConfig) -> Ladder:
     multiple = 1 if config.mlp_columns is not None else config.multiple_of
     if any(width % config.tensor_parallel for width in (columns, config.multiple_of, *(config.mlp_columns or ()))):
         raise RequestError(
@@ -176,7 +168,7 @@ def _mlp_ladder(layer: int, columns: int, config: DatabaseConfig) -> Ladder:
         )
     removed = _removed("mlp", columns, multiple, units, config, config.mlp_columns)
     return Ladder(
-        name=f"model.layers.{layer}.{MODULE_OF_KIND['mlp']}",
+        name=family.module(layer, "mlp"),
         kind="mlp",
         layer=layer,
         columns=columns,

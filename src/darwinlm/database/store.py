@@ -19,6 +19,7 @@ from torch import Tensor
 from darwinlm.database.levels import Ladder
 from darwinlm.database.obs import PrunedLevel
 from darwinlm.errors import DamagedFileError, RequestError
+from darwinlm.models.family import place_of
 from darwinlm.runtime.files import read_json, sha256_of_file, write_json, write_tensors
 
 FORMAT = 1
@@ -122,7 +123,7 @@ class Database:
         self.modules |= {record.ladder.name: record for record in records}
         if not save:
             return
-        modules = [dataclasses.asdict(self.modules[name]) for name in sorted(self.modules, key=_by_layer)]
+        modules = [dataclasses.asdict(self.modules[name]) for name in sorted(self.modules, key=place_of)]
         write_json(self.folder / MANIFEST, {"format": FORMAT, "identity": self.identity, "modules": modules})
 
     def damaged(self, *, thorough: bool = False) -> list[str]:
@@ -140,7 +141,7 @@ class Database:
 
     def ladders(self) -> list[Ladder]:
         """The ladders in the order of the model."""
-        return [self.modules[name].ladder for name in sorted(self.modules, key=_by_layer)]
+        return [self.modules[name].ladder for name in sorted(self.modules, key=place_of)]
 
     def kept(self, name: str, level: int) -> Tensor:
         """(k,) int64: columns of the output matrix that a level keeps, ascending."""
@@ -183,8 +184,3 @@ def damaged_files(database: Database, modules: list[str]) -> DamagedFileError:
     return DamagedFileError(
         f"Missing or damaged in the database: {files}. Run `darwinlm database` with --rebuild to make these modules again."
     )
-
-
-def _by_layer(name: str) -> tuple[int, int]:
-    _, _, layer, module = name.split(".")
-    return int(layer), 0 if module == "self_attn" else 1

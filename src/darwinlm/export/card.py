@@ -12,6 +12,7 @@ import yaml
 from darwinlm.export.folder import RECORD
 from darwinlm.export.words import read_card
 from darwinlm.models.shape import ModelShape
+from darwinlm.models.sites import KINDS
 from darwinlm.models.source import ModelSource
 from darwinlm.runtime.output import harmless
 
@@ -66,7 +67,7 @@ def model_card(
     title = title_of(source)
     rows = []
     for layer, widths in enumerate(shape.layers):
-        attention, mlp = (levels.get(f"model.layers.{layer}.{module}", "-") for module in ("self_attn", "mlp"))
+        attention, mlp = (levels.get(source.family.module(layer, kind), "-") for kind in KINDS)
         rows.append(f"| {layer} | {attention} | {widths.heads} | {widths.kv_heads} | {mlp} | {widths.intermediate} |")
     return _TEMPLATE.format(
         front=front_matter(source, "pruned"),

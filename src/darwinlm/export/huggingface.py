@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from darwinlm.assemble import Assembler
-from darwinlm.database.levels import OUTPUT_OF_KIND, Kind
 from darwinlm.errors import RequestError
 from darwinlm.export.card import model_card
 from darwinlm.export.folder import check_replaceable, partial_of, put_in_place, record_of
@@ -25,6 +24,7 @@ from darwinlm.genome import Genome
 from darwinlm.models.family import Family
 from darwinlm.models.heterogeneous import heterogeneous_config, modeling_source
 from darwinlm.models.shape import ModelShape
+from darwinlm.models.sites import HEAD, Kind
 from darwinlm.models.source import ModelSource
 from darwinlm.refit.store import Refits
 from darwinlm.runtime.files import write_json, write_tensors, write_text
@@ -81,7 +81,7 @@ def write_model(folder: Path, source: ModelSource, model: Any, *, card: str, mad
     """
     config, state = _naming_biases(source, model), model.state_dict()
     outlines = ModelShape.of(source.family, config).outlines()
-    own = set(state) - ({"lm_head.weight"} if source.shape.tied else set())
+    own = set(state) - ({HEAD} if source.shape.tied else set())
     if own - set(outlines) or any(not name.endswith(".bias") for name in set(outlines) - own):
         return False
     tensors = (
@@ -96,7 +96,7 @@ def _naming_biases(source: ModelSource, model: Any) -> Any:
     """The configuration of a model, with the fields set that name biases which it has and the dense model has not."""
     dense, layers = copy.deepcopy(source.config), ModelShape.of(source.family, model.config).layers
     for kind, field in _BIAS_FIELDS.items():
-        end = f".{OUTPUT_OF_KIND[kind]}.bias"
+        end = f".{source.family.site(kind).output}.bias"
         if getattr(dense, field, None) is False and any(name.endswith(end) for name in model.state_dict()):
             setattr(dense, field, True)
     same = dense.to_dict() == source.config.to_dict()

@@ -15,6 +15,7 @@ from darwinlm.export.folder import record_of
 from darwinlm.export.huggingface import write_checkpoint
 from darwinlm.export.words import read_card
 from darwinlm.models.heterogeneous import heterogeneous_config
+from darwinlm.models.sites import framed
 from darwinlm.models.source import ModelSource
 from darwinlm.models.stubs import stubbed, stubbed_layer
 from darwinlm.runtime.files import require_room
@@ -58,11 +59,5 @@ def write_portable(source: ModelSource, folder: Path, heads: int = 1) -> None:
 
 def _tensors(source: ModelSource, heads: int) -> Iterator[tuple[str, Tensor]]:
     """(full name, tensor) layer by layer, in the checkpoint's dtype."""
-    yield "model.embed_tokens.weight", source.embedding()
-    for index in range(len(source.shape.layers)):
-        prefix = f"model.layers.{index}."
-        for name, tensor in stubbed_layer(source, index, source.module(prefix), heads).items():
-            yield prefix + name, tensor
-    yield from source.tensors(["model.norm.weight"]).items()
-    if not source.shape.tied:
-        yield "lm_head.weight", source.head()
+    layers = (stubbed_layer(source, i, source.layer(i), heads) for i in range(len(source.shape.layers)))
+    return framed(lambda name: source.tensors([name])[name], source.shape.tied, layers)

@@ -1,6 +1,6 @@
 """The level database of the authors' public code: `<matrix>/<level>.pth`, and a text file that names the levels.
 
-A folder is named after an output matrix, such as `model.layers.3.mlp.down_proj`; its files are whole matrices with
+A folder is named after an output matrix, by its full name; its files are whole matrices with
 zeros where columns are gone, one for each level. A configuration has a line `<matrix>: <level>` for each.
 """
 
@@ -12,7 +12,6 @@ from pickle import UnpicklingError
 import torch
 from torch import Tensor
 
-from darwinlm.database.levels import MODULE_OF_KIND, OUTPUT_OF_KIND, Kind
 from darwinlm.errors import DamagedFileError, RequestError, first_line
 from darwinlm.models.shape import ModelShape
 
@@ -55,13 +54,12 @@ def chosen_files(folder: Path, configuration: Path | None, shape: ModelShape) ->
 
 def matrices(shape: ModelShape) -> list[str]:
     """Names of the output matrices that a model has."""
-    names = []
-    for layer, widths in enumerate(shape.layers):
-        present: dict[Kind, int] = {"attention": widths.heads, "mlp": widths.intermediate}
-        names += [
-            f"model.layers.{layer}.{MODULE_OF_KIND[k]}.{OUTPUT_OF_KIND[k]}" for k, width in present.items() if width
-        ]
-    return names
+    return [
+        shape.family.output(layer, site.kind).removesuffix(".weight")
+        for layer, widths in enumerate(shape.layers)
+        for site in shape.family.sites
+        if widths.has(site.kind)
+    ]
 
 
 def _only_text(folder: Path) -> Path:

@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from darwinlm.database.levels import MODULE_OF_KIND, NORM_OF_KIND, OUTPUT_OF_KIND
 from darwinlm.errors import RequestError
 from darwinlm.export.card import model_card, without_places
 from darwinlm.export.folder import check_replaceable
@@ -19,6 +18,7 @@ from darwinlm.models.attention import lay_out
 from darwinlm.models.heterogeneous import heterogeneous_config
 from darwinlm.models.shape import LayerWidths, ModelShape
 from darwinlm.models.shrink import shrink_attention, shrink_mlp
+from darwinlm.models.sites import KINDS, framed, held, layer_prefix
 from darwinlm.models.source import ModelSource
 from darwinlm.models.zeros import live_columns, live_heads
 
@@ -104,25 +104,21 @@ def _write(model: ModelSource, files: Mapping[str, Path], folder: Path, origin: 
 
 def _layer(model: ModelSource, layer: int, files: Mapping[str, Path]) -> dict[str, Tensor]:
     """A layer as it was masked: the dense one, with the output matrices that a database names."""
-    prefix = f"model.layers.{layer}."
-    tensors = model.module(prefix)
-    for kind, module in MODULE_OF_KIND.items():
-        name = f"{module}.{OUTPUT_OF_KIND[kind]}"
-        if prefix + name in files:
-            tensors[f"{name}.weight"] = read_matrix(files[prefix + name], tensors[f"{name}.weight"])
+    tensors = model.layer(layer)
+    for site in model.family.sites:
+        file = files.get(layer_prefix(layer) + site.output)
+        if file is not None:
+            name = f"{site.output}.weight"
+            tensors[name] = read_matrix(file, tensors[name])
     return tensors
-
-
-def _module(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
-    return {key.removeprefix(f"{name}."): tensor for key, tensor in tensors.items() if key.startswith(f"{name}.")}
 
 
 def _live(model: ModelSource, layer: int, tensors: Mapping[str, Tensor]) -> _Live:
     widths = model.shape.layers[layer]
-    attention, mlp = (_module(tensors, name) for name in MODULE_OF_KIND.values())
+    attention, mlp = map(model.family.site, KINDS)
     return _Live(
-        heads=live_heads(attention, widths, model.shape.head_dim) if widths.heads else [],
-        columns=live_columns(mlp) if widths.intermediate else [],
+        heads=live_heads(attention, tensors, widths) if widths.heads else [],
+        columns=live_columns(mlp, tensors, widths, model.config) if widths.intermediate else [],
     )
 
 
@@ -134,31 +130,22 @@ def _widths(model: ModelSource, layer: int, live: _Live) -> LayerWidths:
 
 def _tensors(model: ModelSource, files: Mapping[str, Path], live: list[_Live]) -> Iterator[tuple[str, Tensor]]:
     """(full name, tensor) of the smaller model, layer by layer."""
-    yield "model.embed_tokens.weight", model.embedding()
-    for layer, found in enumerate(live):
-        for name, tensor in _shrunk(model, layer, _layer(model, layer, files), found).items():
-            yield f"model.layers.{layer}.{name}", tensor
-    yield from model.tensors(["model.norm.weight"]).items()
-    if not model.shape.tied:
-        yield "lm_head.weight", model.head()
+    layers = (_shrunk(model, layer, _layer(model, layer, files), found) for layer, found in enumerate(live))
+    return framed(lambda name: model.tensors([name])[name], model.shape.tied, layers)
 
 
 def _shrunk(model: ModelSource, layer: int, tensors: Mapping[str, Tensor], live: _Live) -> dict[str, Tensor]:
     old, head_dim = model.shape.layers[layer], model.shape.head_dim
-    norms = {name: tensor for name, tensor in tensors.items() if name.count(".") == 1}
-    attention, mlp = (_module(tensors, name) for name in MODULE_OF_KIND.values())
-    parts: dict[str, dict[str, Tensor]] = {}
+    attention, mlp = map(model.family.site, KINDS)
+    found: dict[str, Tensor] = {}
     if live.heads:
         kept = torch.tensor([h * head_dim + i for h in live.heads for i in range(head_dim)])
-        output = attention[f"{OUTPUT_OF_KIND['attention']}.weight"][:, kept]
+        output = tensors[f"{attention.output}.weight"][:, kept]
         layout = lay_out(live.heads, old.heads, old.kv_heads)
-        parts["attention"] = shrink_attention(attention, layout, kept, output, head_dim)
+        found |= shrink_attention(attention, held(attention, tensors), old, layout, kept, output)
     if live.columns:
         kept = torch.tensor(live.columns)
-        parts["mlp"] = shrink_mlp(mlp, kept, mlp[f"{OUTPUT_OF_KIND['mlp']}.weight"][:, kept].contiguous())
-    found: dict[str, Tensor] = {}
-    for kind, norm in NORM_OF_KIND.items():
-        if kind in parts:
-            found[f"{norm}.weight"] = norms[f"{norm}.weight"]
-            found |= {f"{MODULE_OF_KIND[kind]}.{name}": tensor for name, tensor in parts[kind].items()}
-    return found
+        output = tensors[f"{mlp.output}.weight"][:, kept].contiguous()
+        found |= shrink_mlp(mlp, held(mlp, tensors), old, kept, output)
+    shared = [f"{norm}.weight" for norm in model.family.shared_norms] if found else []
+    return {**{name: tensors[name] for name in shared}, **found}

@@ -11,10 +11,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from darwinlm.measure.compare import Cell, Comparison, Row
+from darwinlm.models.family import place_of
+from darwinlm.models.sites import TITLES
 from darwinlm.runtime.files import written_whole
 
 _MARKERS = "osD^v<>pPX*h"
-_SHORT = {"self_attn": "attention", "mlp": "MLP"}
 _OURS = "darwinlm"
 
 
@@ -67,7 +68,7 @@ def draw_allocations(comparison: Comparison, level: float, path: Path) -> None:
     first_seeds = list({cell.method: cell for cell in reversed(cells)}.values())[::-1]
     columns = 2
     rows = -(-len(first_seeds) // columns)
-    layers = 1 + max(int(name.split(".")[2]) for cell in cells for name in cell.kept)
+    layers = 1 + max(place_of(name)[0] for cell in cells for name in cell.kept)
     figure = Figure(figsize=(2 * (1.6 + max(3.0, 0.22 * layers)), 0.6 + 1.05 * rows), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False)
     image = None
@@ -77,7 +78,7 @@ def draw_allocations(comparison: Comparison, level: float, path: Path) -> None:
             continue
         image = axis.imshow(_kept(first_seeds[place], layers), aspect="auto", cmap="viridis", vmin=0, vmax=1)
         axis.set_title(first_seeds[place].title, fontsize=9, loc="left")
-        axis.set_yticks(range(len(_SHORT)), labels=list(_SHORT.values()), fontsize=8)
+        axis.set_yticks(range(len(TITLES)), labels=list(TITLES.values()), fontsize=8)
         axis.set_xticks(range(0, layers, -(-layers // 16)))
         axis.tick_params(length=0, labelsize=8)
     figure.supxlabel(f"layer; level {level:g}, methods with several seeds by their first", fontsize=9)
@@ -89,8 +90,8 @@ def draw_allocations(comparison: Comparison, level: float, path: Path) -> None:
 
 def _kept(cell: Cell, layers: int) -> np.ndarray:
     """(kinds, layers); modules that the dense model has not are blank."""
-    values = np.full((len(_SHORT), layers), np.nan)
+    values = np.full((len(TITLES), layers), np.nan)
     for name, kept in cell.kept.items():
-        _, _, layer, module = name.split(".")
-        values[list(_SHORT).index(module), int(layer)] = kept
+        layer, kind = place_of(name)
+        values[list(TITLES).index(kind), layer] = kept
     return values

@@ -11,6 +11,7 @@ from torch import Tensor
 from darwinlm.config import RunConfig
 from darwinlm.measure.rival import Facts, Workload
 from darwinlm.measure.timing import now
+from darwinlm.models.head import head_of
 from darwinlm.models.heterogeneous import modeling
 from darwinlm.models.source import ModelSource
 from darwinlm.models.whole import load_whole
@@ -29,7 +30,7 @@ class Loaded:
 
     def __init__(self, model: Any, vocabulary: int, seed: int) -> None:
         self.model, self.vocabulary, self.seed = model, vocabulary, seed
-        self.device: torch.device = model.lm_head.weight.device
+        self.device: torch.device = head_of(model).device
 
     @torch.no_grad()
     def run(self, work: Workload) -> dict[str, float]:

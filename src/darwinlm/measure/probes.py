@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from darwinlm.models.heterogeneous import build_empty, heterogeneous_config, modeling
+from darwinlm.models.heterogeneous import build_empty, fill, heterogeneous_config, modeling
 from darwinlm.models.shape import LayerWidths
+from darwinlm.models.sites import HEAD
 from darwinlm.models.source import ModelSource
 from darwinlm.runtime.seeds import torch_generator
 
@@ -36,18 +37,14 @@ class Probes:
     def model(self, widths: Sequence[LayerWidths]) -> Any:
         """A model of such layers; fewer than the dense model has are allowed."""
         family, config = self.source.family, self._config(len(widths))
+        tied = config.tie_word_embeddings
         empty = build_empty(
             modeling(family).DarwinLMForCausalLM, heterogeneous_config(family, config, widths), self.device
         )
         shapes = {name: tensor.shape for name, tensor in empty.state_dict().items()}
-        if config.tie_word_embeddings:
-            shapes.pop("lm_head.weight")
-        empty.load_state_dict(
-            {name: self._part(name, shape) for name, shape in shapes.items()}, strict=False, assign=True
+        return fill(
+            empty, {name: self._part(name, shape) for name, shape in shapes.items() if not tied or name != HEAD}
         )
-        if config.tie_word_embeddings:
-            empty.tie_weights()  # type: ignore[operator]
-        return empty.eval()
 
     def _config(self, layers: int) -> Any:
         values = self.source.config.to_dict()

@@ -14,6 +14,7 @@ from torch import Tensor
 from darwinlm.errors import RequestError
 from darwinlm.losses import token_kl, token_nll
 from darwinlm.models.blocks import BlockStream
+from darwinlm.models.head import Head, head_of
 from darwinlm.runtime.progress import progress
 
 _TITLE = "Held-out text"
@@ -38,7 +39,7 @@ class HeldOut:
         batch: sequences in a forward pass.
         rows: of the heads that are tokens, where models of the same tokens have padded them to different sizes; the
             others are left out of both distributions.
-        head: (V, H) float32, the dense model's on its device, where somebody holds it already.
+        head: in float32, the dense model's on its device, where somebody holds it already.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class HeldOut:
         batch: int = 8,
         *,
         rows: int | None = None,
-        head: Tensor | None = None,
+        head: Head | None = None,
     ) -> None:
         self.tokens, self.dense, self.batch, self.rows = tokens, dense, batch, rows
         if dense is not None:
@@ -76,16 +77,18 @@ class HeldOut:
         hidden = stream.final_hidden(self.tokens, self.batch, _TITLE)
         return self._of(shape.parameters, hidden, stream.source.head().to(stream.device, torch.float32))
 
-    def _of(self, parameters: int, hidden: Tensor, head: Tensor) -> Quality:
+    def _of(self, parameters: int, hidden: Tensor, head: Head) -> Quality:
         kl = None
         if self.dense is not None:
-            kl = token_kl(self.hidden.flatten(0, 1), hidden.flatten(0, 1), self.head[: self.rows], head[: self.rows])
+            kl = token_kl(
+                self.hidden.flatten(0, 1), hidden.flatten(0, 1), self.head.rows(self.rows), head.rows(self.rows)
+            )
         return Quality(parameters, self._perplexity(hidden, head), kl)
 
     @torch.no_grad()
     def quality_of_model(self, model) -> Quality:
         """A model in memory."""
-        head = model.lm_head.weight
+        head = head_of(model)
         parts: list[Tensor] = []
         batches = self.tokens.split(self.batch)
         with progress(_TITLE, len(batches)) as advance:
@@ -94,5 +97,5 @@ class HeldOut:
                 advance("")
         return self._of(model.num_parameters(), torch.cat(parts), head)
 
-    def _perplexity(self, hidden: Tensor, head: Tensor) -> float:
+    def _perplexity(self, hidden: Tensor, head: Head) -> float:
         return math.exp(token_nll(hidden[:, :-1].flatten(0, 1), head, self.tokens[:, 1:].flatten()))

@@ -11,6 +11,9 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from darwinlm.models.family import place_of
+from darwinlm.models.sites import TITLES, Kind
+
 _INK = "#010203"
 """Stands for the page's text colour until the picture is SVG."""
 _STYLE: dict[str, Any] = {
@@ -52,12 +55,12 @@ def genome_figure(levels: dict[str, int], tops: dict[str, int], target: float) -
         tops: {module name: its last level, at which it is gone}.
         target: part of every kind of module that is to leave.
     """
-    kinds = [(title, kind) for title, kind in (("attention", "self_attn"), ("MLP", "mlp")) if _of(levels, kind)]
-    layers = 1 + max(int(name.split(".")[2]) for name in levels)
+    kinds: list[tuple[str, Kind]] = [(title, kind) for kind, title in TITLES.items() if _of(levels, kind)]
+    layers = 1 + max(place_of(name)[0] for name in levels)
     figure = Figure(figsize=(max(7.0, 1.2 + _ONE_LAYER * layers), 1.7 * len(kinds) + 0.5), layout="constrained")
     for axis, (title, kind) in zip(figure.subplots(len(kinds), 1, squeeze=False, sharex=True)[:, 0], kinds):
         found = _of(levels, kind)
-        left = {int(name.split(".")[2]): 1 - level / tops[name] for name, level in found.items()}
+        left = {place_of(name)[0]: 1 - level / tops[name] for name, level in found.items()}
         axis.bar(list(left), [1.0] * len(left), color=_KEPT, alpha=0.15, width=0.8)
         axis.bar(list(left), list(left.values()), color=_KEPT, width=0.8)
         gone = [layer for layer, share in left.items() if share == 0]
@@ -71,8 +74,8 @@ def genome_figure(levels: dict[str, int], tops: dict[str, int], target: float) -
     return figure
 
 
-def _of(levels: dict[str, int], kind: str) -> dict[str, int]:
-    return {name: level for name, level in levels.items() if name.endswith(f".{kind}")}
+def _of(levels: dict[str, int], kind: Kind) -> dict[str, int]:
+    return {name: level for name, level in levels.items() if place_of(name)[1] == kind}
 
 
 def search_figure(history: Sequence[dict[str, Any]], start: dict[str, Any]) -> Figure:

@@ -26,6 +26,8 @@ from darwinlm.measure.report_tables import (
     seconds_table,
     task_tables,
 )
+from darwinlm.models.family import place_of
+from darwinlm.models.sites import KINDS, Kind
 from darwinlm.runtime.files import read_json
 from darwinlm.runtime.rundir import RunDirectory
 
@@ -94,11 +96,11 @@ def _genome(genome: dict[str, Any], database: Database | None, settings: dict[st
     target = settings["target"].get("level") or sum(levels.values()) / sum(tops.values()) * steps
     picture = as_svg("genome", genome_figure, levels, tops, target / steps)
     text = "What is left of each module; a cross is a module that is gone, the dashed line the uniform model."
-    layers: dict[int, dict[str, str]] = {}
+    layers: dict[int, dict[Kind, str]] = {}
     for name, level in levels.items():
-        _, _, layer, module = name.split(".")
-        layers.setdefault(int(layer), {})[module] = f"{level} of {tops[name]}"
-    rows = [[str(layer), *(here.get(kind, "-") for kind in ("self_attn", "mlp"))] for layer, here in layers.items()]
+        layer, kind = place_of(name)
+        layers.setdefault(layer, {})[kind] = f"{level} of {tops[name]}"
+    rows = [[str(layer), *(here.get(kind, "-") for kind in KINDS)] for layer, here in layers.items()]
     table = Table(rows, ["layer", "attention level", "MLP level"], folded="Levels of all modules")
     yield Section("genome", "The genome", text, [Markup(picture)], [table])
 

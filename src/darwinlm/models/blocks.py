@@ -5,14 +5,15 @@ Letters: S = sequences, T = tokens in a sequence, H = hidden size.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor, nn
 
-from darwinlm.models.heterogeneous import final_norm, one_layer
 from darwinlm.models.source import ModelSource
+from darwinlm.models.stock import Block
 from darwinlm.runtime.placement import Placement
 from darwinlm.runtime.progress import progress
 
@@ -32,40 +33,43 @@ class BlockStream:
     def __len__(self) -> int:
         return len(self.source.shape.layers)
 
+    @torch.no_grad()
     def embed(self, tokens: Tensor, placement: Placement | None = None) -> Tensor:
         """(S, T) token ids -> (S, T, H) inputs of the first block, on the CPU or where `placement` says."""
-        table, shape = self.source.embedding().to(self.dtype), (*tokens.shape, self.source.shape.hidden)
+        shape = (*tokens.shape, self.source.shape.hidden)
         hidden = placement.empty(shape, self.dtype) if placement else torch.empty(shape, dtype=self.dtype)
-        for part, ids in zip(hidden.split(1), tokens.split(1)):
-            part.copy_(table[ids])
+        decoder = self.source.shape.stock.decoder(torch.device("cpu"))
+        decoder.embed_tokens = _with_weight(decoder.embed_tokens, self.source.embedding().to(self.dtype))
+        decoder.norm = nn.Identity()
+        for part, ids in zip(hidden.split(1), tokens.cpu().split(1)):
+            part.copy_(decoder(input_ids=ids, use_cache=False).last_hidden_state)
         return hidden
 
-    def blocks(self, count: int | None = None) -> Iterator[nn.Module]:
-        """The first `count` blocks, all by default, each a decoder of one layer without a final norm.
+    def blocks(self, count: int | None = None) -> Iterator[Block]:
+        """The first `count` blocks, all by default.
 
         Call them through `forward`. The next one is read while the caller works on this one.
         """
         last = len(self) if count is None else count
         with ThreadPoolExecutor(max_workers=1) as reader:
-            waiting = reader.submit(self.source.module, "model.layers.0.")
+            waiting = reader.submit(self.source.layer, 0)
             for index in range(last):
                 tensors = waiting.result()
                 if index + 1 < last:
-                    waiting = reader.submit(self.source.module, f"model.layers.{index + 1}.")
+                    waiting = reader.submit(self.source.layer, index + 1)
                 yield self._build(index, tensors)
 
-    def _build(self, index: int, weights: dict[str, Tensor]) -> nn.Module:
+    def _build(self, index: int, weights: dict[str, Tensor]) -> Block:
         source = self.source
         tensors = {name: tensor.to(self.device, self.dtype) for name, tensor in weights.items()}
-        return one_layer(source.family, source.config, source.shape.layers[index], index, tensors, self.device)
+        return source.shape.stock.block(index, source.shape.layers[index], tensors, self.device)
 
     @torch.no_grad()
-    def forward(self, block: nn.Module, hidden: Tensor, batch: int) -> None:
+    def forward(self, block: Block, hidden: Tensor, batch: int) -> None:
         """Replace `hidden` (S, T, H) by the block's outputs, `batch` sequences at a time."""
         freely = hidden.is_pinned()  # copies then run beside the host, in the order of the device's stream
         for part in hidden.split(batch) if len(hidden) else ():  # a rank may have no sequence
-            inputs = part.to(self.device, non_blocking=freely)
-            part.copy_(block(inputs_embeds=inputs, use_cache=False).last_hidden_state, non_blocking=freely)
+            part.copy_(block(part.to(self.device, non_blocking=freely)), non_blocking=freely)
 
     @torch.no_grad()
     def final_norm(self, hidden: Tensor) -> Tensor:
@@ -77,8 +81,8 @@ class BlockStream:
 
     def norm(self) -> nn.Module:
         """The norm between the last block and the head."""
-        weight = self.source.tensors(["model.norm.weight"])["model.norm.weight"].to(self.device, self.dtype)
-        return final_norm(self.source.family, self.source.config, weight)
+        norm = self.source.shape.stock.decoder(self.device).norm
+        return _with_weight(norm, self.source.final_norm().to(self.device, self.dtype))
 
     def final_hidden(self, tokens: Tensor, batch: int = 8, title: str = "Dense model") -> Tensor:
         """(S, T) token ids -> (S, T, H) inputs of the head: the model's whole forward but the logits; `title` of its progress."""
@@ -88,3 +92,10 @@ class BlockStream:
                 self.forward(block, hidden, batch)
                 advance("")
         return self.final_norm(hidden)
+
+
+def _with_weight(module: nn.Module, weight: Tensor) -> nn.Module:
+    """A stock module that has one weight, with this one."""
+    twin = copy.deepcopy(module)
+    twin.load_state_dict({"weight": weight}, assign=True)
+    return twin

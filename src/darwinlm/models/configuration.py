@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -12,9 +14,12 @@ import torch
 from transformers import CONFIG_MAPPING, DynamicCache
 
 from darwinlm.errors import RequestError, first_line
-from darwinlm.models.family import EXPERTS, Family, family_of
-from darwinlm.models.heterogeneous import modeling, one_layer
-from darwinlm.models.shape import PADDING, ModelShape
+from darwinlm.models.family import Family, family_of
+from darwinlm.models.heterogeneous import modeling
+from darwinlm.models.obstacles import EXPERTS
+from darwinlm.models.shape import ModelShape
+from darwinlm.models.stock import Stock
+from darwinlm.models.widths import PADDING
 
 LARGEST = {
     "vocab_size": 1 << 24,
@@ -91,26 +96,25 @@ def try_out(family: Family, config: Any, shape: ModelShape, name: str) -> None:
         RequestError: transformers cannot.
     """
     types = getattr(config, "layer_types", None) or ["full_attention"] * len(shape.layers)
-    outlines = shape.outlines()
     try:
         for index in sorted({kind: index for index, kind in enumerate(types)}.values()):
-            prefix = f"model.layers.{index}."
-            tensors = {
-                full.removeprefix(prefix): torch.empty(sizes, device="meta")
-                for full, sizes in outlines.items()
-                if full.startswith(prefix)
-            }
-            block: Any = one_layer(family, config, shape.layers[index], index, tensors, torch.device("cpu"))
-            turns = block.rotary_emb(torch.zeros(1), torch.arange(2)[None])
-            if not all(torch.isfinite(turn).all() for turn in turns):
-                raise ValueError("its rotary embedding is not finite")
-            turned = tuple(turn.to("meta") for turn in turns)
-            block.to("meta").rotary_emb.forward = lambda *_, turned=turned, **__: turned
+            tensors = {n: torch.empty(sizes, device="meta") for n, sizes in shape.layer_outlines(index).items()}
+            block = Stock(family, config).block(index, shape.layers[index], tensors, torch.device("cpu"))
+            rotary = copy.deepcopy(block.decoder.rotary_emb)
+            block.to("meta").decoder.rotary_emb.forward = functools.partial(_turned, rotary)
             with torch.no_grad():
                 inputs = torch.empty(1, 2, shape.hidden, device="meta")
-                block(inputs_embeds=inputs, past_key_values=DynamicCache(config=block.config))
+                block(inputs, past_key_values=DynamicCache(config=block.decoder.config))
     except Exception as fault:  # the library's own checks: activations, rotary embeddings, padding, masks
         raise unreadable(name, f"transformers cannot build such a layer ({_reason(fault)})") from fault
+
+
+def _turned(rotary: Any, inputs: torch.Tensor, position_ids: torch.Tensor, *options: Any, **more: Any) -> tuple:
+    """What a rotary embedding gives, by numbers, for a run without any."""
+    turns = rotary(torch.zeros(1), torch.arange(position_ids.shape[-1])[None], *options, **more)
+    if not all(torch.isfinite(turn).all() for turn in turns):
+        raise ValueError("its rotary embedding is not finite")
+    return tuple(turn.to("meta", inputs.dtype) for turn in turns)
 
 
 def _refuse_other_weights(values: Mapping[str, Any], name: str) -> None:

@@ -4,28 +4,33 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from darwinlm import __version__
 from darwinlm.models.family import Family
-from darwinlm.models.shape import PADDING, LayerWidths
+from darwinlm.models.sites import KINDS
+from darwinlm.models.widths import PADDING, LayerWidths
 
 MODELING_FILE = Path(__file__).parent / "modeling_darwinlm.py"
-_FAMILY_LINE = 'MODEL_TYPE, PREFIX = "llama", "Llama"'
+_FAMILY_LINE = "FAMILY = {}"
 _VERSION_LINE = 'WRITTEN_BY = "DarwinLM"'
 
 
 def modeling_source(family: Family) -> str:
     """The text of the modeling file for one family."""
     source = MODELING_FILE.read_text(encoding="utf-8")
+    modules = {site.kind: (site.module, site.output, site.norms) for site in family.sites}
+    facts = {**family.classes, "modules": modules, "shared_norms": family.shared_norms}
     for line, written in (
-        (_FAMILY_LINE, f'MODEL_TYPE, PREFIX = "{family.model_type}", "{family.prefix}"'),
+        (_FAMILY_LINE, f"FAMILY = {facts!r}"),
         (_VERSION_LINE, f'WRITTEN_BY = "DarwinLM {__version__}"'),
     ):
         if source.count(line) != 1:
@@ -44,61 +49,30 @@ def modeling(family: Family) -> ModuleType:
     return module
 
 
-def heterogeneous_config(family: Family, dense_config: Any, widths: Sequence[LayerWidths]) -> Any:
-    """A configuration of `dense_config`'s model with layers of the given widths.
+def heterogeneous_config(family: Family, dense_config: Any, widths: Sequence[LayerWidths] | None) -> Any:
+    """A configuration of `dense_config`'s model with layers of the given widths, or, by None, of those of the whole model.
 
     The fields of the whole model keep the widths from before any pruning, also where `dense_config` is pruned already.
     """
     values = dense_config.to_dict()
-    for key in ("architectures", "auto_map", "kv_sharing_modes", "transformers_version", "_name_or_path", PADDING):
+    dropped = ("architectures", "auto_map", "kv_sharing_modes", "transformers_version", "_name_or_path", PADDING)
+    for key in (*dropped, "per_layer_config"):
         values.pop(key, None)
     values["head_dim"] = (
         getattr(dense_config, "head_dim", None) or dense_config.hidden_size // dense_config.num_attention_heads
     )
-    values["per_layer_config"] = {str(i): _overrides(layer, values) for i, layer in enumerate(widths)}
-    if any(layer.padding for layer in widths):
-        values[PADDING] = [layer.padding for layer in widths]
-    config = modeling(family).DarwinLMConfig(**values)
-    config._attn_implementation = "sdpa"
-    return config
-
-
-def one_layer(
-    family: Family, dense_config: Any, widths: LayerWidths, index: int, tensors: dict[str, Tensor], device: torch.device
-) -> nn.Module:
-    """Layer `index` of a model as a decoder of its own, without embedding and final norm.
-
-    Args:
-        family: of the model.
-        dense_config: of the model.
-        widths: of this layer.
-        index: its place: some families tell layers apart by it.
-        tensors: its weights by their names within the layer; they become parameters without a copy.
-        device: where its computed buffers lie.
-    """
-    values = dense_config.to_dict()
-    values["num_hidden_layers"] = 1
-    if values.get("layer_types"):
-        values["layer_types"] = [values["layer_types"][index]]
-    values["per_layer_config"] = None
-    config = heterogeneous_config(family, type(dense_config)(**values), [widths])
-    block = build_empty(modeling(family).DarwinLMModel, config, device)
-    block.norm, block.embed_tokens = nn.Identity(), nn.Identity()
-    return fill(block, {f"layers.0.{name}": tensor for name, tensor in tensors.items()})
-
-
-def final_norm(family: Family, dense_config: Any, weight: Tensor) -> nn.Module:
-    """The norm between the last layer and the head, with this weight."""
-    norm = modeling(family)._Norm(dense_config.hidden_size, eps=dense_config.rms_norm_eps)
-    norm.weight = nn.Parameter(weight)
-    return norm.eval()
+    if widths is not None:
+        values["per_layer_config"] = {str(i): _overrides(layer, values) for i, layer in enumerate(widths)}
+        if any(layer.padding for layer in widths):
+            values[PADDING] = [layer.padding for layer in widths]
+    return modeling(family).DarwinLMConfig(**values)
 
 
 def _overrides(widths: LayerWidths, whole: dict[str, Any]) -> dict[str, Any]:
     """One layer's entry of `per_layer_config`. Skipped modules still override a width, with one that is not the whole
     model's, so that stock code, which does not know `skip`, refuses the checkpoint instead of filling the layer with
     random weights. It is not the head count: Llama's stock configuration reads that one, which tokenizers need."""
-    skip = [name for name, width in (("attention", widths.heads), ("mlp", widths.intermediate)) if width == 0]
+    skip = [kind for kind in KINDS if not widths.has(kind)]
     heads = whole["num_attention_heads"]
     values: dict[str, Any] = {
         "num_attention_heads": widths.heads or max(heads, 2),
@@ -108,12 +82,37 @@ def _overrides(widths: LayerWidths, whole: dict[str, Any]) -> dict[str, Any]:
     return {**values, "skip": skip} if skip else values
 
 
+@contextmanager
+def empty() -> Iterator[None]:
+    """Modules that are made here have no numbers in their parameters (meta device); what they compute is real."""
+    hook = register_module_parameter_registration_hook(
+        lambda module, name, parameter: _without_numbers(parameter)  # type: ignore[arg-type]
+    )
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _without_numbers(parameter: nn.Parameter | None) -> nn.Parameter | None:
+    if parameter is None or parameter.is_meta:
+        return None
+    return nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
+
+
 def build_empty(model_class: type[nn.Module], config: Any, device: torch.device | str = "cpu") -> nn.Module:
     """A model without weights (on the meta device) but with its computed buffers on `device`."""
-    with torch.device("meta"):
+    with empty():
         model = model_class(config)
-    decoder: Any = getattr(model, "model", model)
-    decoder.rotary_emb = type(decoder.rotary_emb)(config=decoder.rotary_emb.config).to(device)
+    return placed(model, device)
+
+
+def placed(model: nn.Module, device: torch.device | str) -> nn.Module:
+    """A model with its computed buffers on a device; parameters stay where they are."""
+    for module in model.modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = buffer.to(device)
     return model
 
 

@@ -9,7 +9,6 @@ import importlib
 import torch
 import transformers
 from torch import nn
-from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 if tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 14):
@@ -17,15 +16,13 @@ if tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 14):
 
 from huggingface_hub.dataclasses import strict
 
-MODEL_TYPE, PREFIX = "llama", "Llama"  # written for each checkpoint; nothing else in this file depends on the family
+FAMILY = {}  # written for each checkpoint; nothing else in this file depends on the family
 WRITTEN_BY = "DarwinLM"
 
-_configuration = importlib.import_module(f"transformers.models.{MODEL_TYPE}.configuration_{MODEL_TYPE}")
-_modeling = importlib.import_module(f"transformers.models.{MODEL_TYPE}.modeling_{MODEL_TYPE}")
-_Config = getattr(_configuration, f"{PREFIX}Config")
-_Layer, _Norm, _Rotary, _Model, _CausalLM = (
-    getattr(_modeling, PREFIX + name) for name in ("DecoderLayer", "RMSNorm", "RotaryEmbedding", "Model", "ForCausalLM")
-)
+_PACKAGE = f"transformers.models.{FAMILY['package']}"
+_Config = getattr(importlib.import_module(f"{_PACKAGE}.configuration_{FAMILY['package']}"), FAMILY["config"])
+_modeling = importlib.import_module(f"{_PACKAGE}.modeling_{FAMILY['package']}")
+_Layer, _Model, _CausalLM = (getattr(_modeling, FAMILY[name]) for name in ("layer", "model", "causal"))
 _FLAG = "allow_global_per_layer_attribute_access"
 
 
@@ -86,19 +83,51 @@ class AbsentMLP(nn.Module):
         return torch.zeros_like(hidden_states)
 
 
+class _LayerConfig:
+    """The configuration of one layer, but for how the model runs: set_attn_implementation() must reach every layer."""
+
+    def __init__(self, whole, layer):
+        self.__dict__.update(whole=whole, layer=layer)
+
+    def __getattr__(self, name):
+        if name.startswith("__"):  # asked for by copies that are not filled yet
+            raise AttributeError(name)
+        return getattr(self.__dict__["whole" if name.startswith("_attn") else "layer"], name)
+
+
 def _skips(layer_config, module):
     return module in getattr(layer_config, "skip", ())
 
 
-def _layer(config, index):
-    layer_config = config.per_layer_config[index]
+def _layer(config, index, layer_config=None):
+    """Layer `index`; what it has of its own is in `layer_config`, by default that of the model's configuration."""
+    layer_config = layer_config or config.per_layer_config[index]
     layer = _Layer(layer_config, index)
-    layer.self_attn.config = config  # not the layer's snapshot: set_attn_implementation() must reach every layer
-    if _skips(layer_config, "attention"):
-        layer.input_layernorm, layer.self_attn = AbsentNorm(), AbsentAttention(config, index)
-    if _skips(layer_config, "mlp"):
-        layer.post_attention_layernorm, layer.mlp = AbsentNorm(), AbsentMLP()
+    for kind, (module, _, norms) in FAMILY["modules"].items():
+        if _skips(layer_config, kind):
+            layer.set_submodule(module, AbsentAttention(config, index) if kind == "attention" else AbsentMLP())
+            for norm in norms:
+                layer.set_submodule(norm, AbsentNorm())
+    if all(_skips(layer_config, kind) for kind in FAMILY["modules"]):
+        for norm in FAMILY["shared_norms"]:
+            layer.set_submodule(norm, AbsentNorm())
+    if not _skips(layer_config, "attention"):
+        module, output, _ = FAMILY["modules"]["attention"]
+        attention, matrix = layer.get_submodule(module), layer.get_submodule(output)
+        attention.config = _LayerConfig(config, layer_config)
+        columns = layer_config.num_attention_heads * attention.head_dim
+        if matrix.in_features != columns:  # the family takes all heads for as wide as the model
+            layer.set_submodule(output, nn.Linear(columns, matrix.out_features, bias=matrix.bias is not None))
     return layer
+
+
+def _stock(self, stock_class, config):
+    """The stock constructor, told that there are no layers: embeddings, norms, rotary and multipliers as it says."""
+    count, config.num_hidden_layers = config.num_hidden_layers, 0
+    try:
+        stock_class.__init__(self, config)
+    finally:
+        config.num_hidden_layers = count
 
 
 class DarwinLMModel(_Model):
@@ -108,20 +137,12 @@ class DarwinLMModel(_Model):
     _can_set_attn_implementation = classmethod(lambda cls: True)  # the stock check searches this file's text
 
     def __init__(self, config):
-        PreTrainedModel.__init__(self, config)  # not the stock constructor: it builds layers of one width
-        layer_configs = config.per_layer_config
-        skipped = [_skips(layer_config, "attention") for layer_config in layer_configs]
+        skipped = [_skips(layer_config, "attention") for layer_config in config.per_layer_config]
         if any(skipped) and not all(skipped):
             # No slot in the KV cache for layers that would leave it empty: get_seq_length() must not read one of those.
             config.kv_sharing_modes = ["reuse" if skip else None for skip in skipped]
-        self.padding_idx = config.pad_token_id
-        self.vocab_size = config.vocab_size
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
+        _stock(self, _Model, config)
         self.layers = nn.ModuleList([_layer(config, index) for index in range(config.num_hidden_layers)])
-        self.norm = _Norm(config.hidden_size, eps=config.rms_norm_eps)
-        self.rotary_emb = _Rotary(config=layer_configs[0])
-        self.gradient_checkpointing = False
-        self.has_sliding_layers = "sliding_attention" in (getattr(config, "layer_types", None) or ())
         self.post_init()
 
 
@@ -132,10 +153,8 @@ class DarwinLMForCausalLM(_CausalLM):
     _can_set_attn_implementation = classmethod(lambda cls: True)
 
     def __init__(self, config):
-        PreTrainedModel.__init__(self, config)
+        _stock(self, _CausalLM, config)
         self.model = DarwinLMModel(config)
-        self.vocab_size = config.vocab_size
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
 

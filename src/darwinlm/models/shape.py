@@ -1,26 +1,16 @@
-"""Widths of a model, dense or already pruned, and its size, from its configuration alone."""
+"""Widths of a model, dense or already pruned, and its size, from its configuration and the stock code alone."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from darwinlm.models.family import Family
-
-PADDING = "padding_heads"
-"""Field of a pruned model's configuration: padding query heads of every layer, where there are any."""
-
-
-@dataclass(frozen=True)
-class LayerWidths:
-    """Widths of one decoder layer; 0 says that the module is absent."""
-
-    heads: int
-    kv_heads: int
-    intermediate: int
-    padding: int = 0
-    """Those of the query heads that came in as zeros, to make uneven groups even; they do not count in levels."""
+from darwinlm.models.sites import EMBEDDING, HEAD, KINDS, NORM, layer_prefix
+from darwinlm.models.stock import Outlines, Stock
+from darwinlm.models.widths import PADDING, LayerWidths
 
 
 @dataclass(frozen=True)
@@ -32,12 +22,10 @@ class ModelShape:
     head_dim: int
     vocabulary: int
     tied: bool
-    qkv_bias: bool
-    o_bias: bool
-    mlp_bias: bool
     layers: tuple[LayerWidths, ...]
     original: LayerWidths
     """A layer of the model before any pruning: what levels are counted from."""
+    stock: Stock = field(compare=False, repr=False)
 
     @classmethod
     def of(cls, family: Family, config: Any) -> ModelShape:
@@ -45,9 +33,7 @@ class ModelShape:
         count = config.num_hidden_layers
         padding = getattr(config, PADDING, None) or [0] * count
         layers = [_layer_widths(config.per_layer_config[i], padding[i]) for i in range(count)]
-        whole = (
-            config.to_dict()
-        )  # a pruned model's layers have widths of their own; the others are still those of before
+        whole = config.to_dict()  # a pruned model's layers have widths of their own; these are still those of before
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         return cls(
             family=family,
@@ -55,13 +41,11 @@ class ModelShape:
             head_dim=head_dim,
             vocabulary=config.vocab_size,
             tied=bool(config.tie_word_embeddings),
-            qkv_bias=bool(family.qkv_bias(config)),
-            o_bias=bool(family.o_bias(config)),
-            mlp_bias=bool(family.mlp_bias(config)),
             layers=tuple(layers),
             original=LayerWidths(
                 whole["num_attention_heads"], whole["num_key_value_heads"], whole["intermediate_size"]
             ),
+            stock=Stock(family, config),
         )
 
     @property
@@ -76,60 +60,54 @@ class ModelShape:
     @property
     def parameters(self) -> int:
         """Parameters of the whole model; tied embeddings count once."""
-        embeddings = self.vocabulary * self.hidden * (1 if self.tied else 2)
-        return embeddings + self.hidden + self.layer_parameters
+        head = 0 if self.tied else self.vocabulary * self.hidden
+        return sum(map(math.prod, self.stock.outside.values())) + head + self.layer_parameters
 
     @property
     def layer_parameters(self) -> int:
         """Parameters of the decoder layers alone."""
-        return sum(
+        return sum(self.stock.parameters(index, widths) for index, widths in enumerate(self.layers))
+
+    @property
+    def shared_parameters(self) -> int:
+        """Parameters of layers that belong to no module alone: norms that modules share."""
+        parts = (
             self.attention_parameters(w.heads, w.kv_heads) + self.mlp_parameters(w.intermediate) for w in self.layers
         )
+        return self.layer_parameters - sum(parts)
 
     def attention_parameters(self, heads: int, kv_heads: int) -> int:
-        """Parameters of an attention module of this width with its norm; 0 where it is absent."""
-        if heads == 0:
-            return 0
-        rows = (heads + 2 * kv_heads) * self.head_dim
-        columns = heads * self.head_dim
-        weights = (rows + columns) * self.hidden + self.hidden
-        biases = rows * self.qkv_bias + self.hidden * self.o_bias
-        return weights + biases + 2 * self.head_dim * self.family.qk_norm
+        """Parameters of an attention module of this width with its norms; 0 where it is absent."""
+        return self._alone(LayerWidths(heads, kv_heads, 0))
 
     def mlp_parameters(self, intermediate: int) -> int:
-        """Parameters of an MLP of this width with its norm; 0 where it is absent."""
-        if intermediate == 0:
+        """Parameters of an MLP of this width with its norms; 0 where it is absent."""
+        return self._alone(LayerWidths(0, 0, intermediate))
+
+    def _alone(self, widths: LayerWidths) -> int:
+        if not any(map(widths.has, KINDS)):
             return 0
-        biases = (2 * intermediate + self.hidden) * self.mlp_bias
-        return 3 * intermediate * self.hidden + self.hidden + biases
+        shared = sum(math.prod(self.stock.outlines(0, widths)[f"{norm}.weight"]) for norm in self.family.shared_norms)
+        return self.stock.parameters(0, widths) - shared
 
-    def outlines(self) -> dict[str, tuple[int, ...]]:
-        """Full name -> shape of every tensor of the model; a tied head is none."""
-        found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocabulary, self.hidden)}
-        for index, widths in enumerate(self.layers):
-            tensors = {}
-            if widths.heads:
-                tensors |= self._attention_outlines(widths)
-            if widths.intermediate:
-                tensors |= self._mlp_outlines(widths.intermediate)
-            found |= {f"model.layers.{index}.{name}": sizes for name, sizes in tensors.items()}
-        found["model.norm.weight"] = (self.hidden,)
-        return found if self.tied else found | {"lm_head.weight": (self.vocabulary, self.hidden)}
+    def layer_outlines(self, index: int) -> Outlines:
+        """Name within a layer -> shape of its tensors."""
+        return self.stock.outlines(index, self.layers[index])
 
-    def _attention_outlines(self, widths: LayerWidths) -> dict[str, tuple[int, ...]]:
-        found: dict[str, tuple[int, ...]] = {"input_layernorm.weight": (self.hidden,)}
-        for part, heads in (("q", widths.heads), ("k", widths.kv_heads), ("v", widths.kv_heads)):
-            found |= _linear(f"self_attn.{part}_proj", heads * self.head_dim, self.hidden, self.qkv_bias)
-        found |= _linear("self_attn.o_proj", self.hidden, widths.heads * self.head_dim, self.o_bias)
-        if self.family.qk_norm:
-            found |= {f"self_attn.{part}_norm.weight": (self.head_dim,) for part in "qk"}
-        return found
+    def outlines(self) -> Outlines:
+        """Full name -> shape of every tensor of the model, in the order of `sites.framed`; a tied head is none."""
+        found = {EMBEDDING: self.stock.outside[EMBEDDING]}
+        for index in range(len(self.layers)):
+            found |= {layer_prefix(index) + name: sizes for name, sizes in self.layer_outlines(index).items()}
+        found[NORM] = self.stock.outside[NORM]
+        return found if self.tied else found | {HEAD: (self.vocabulary, self.hidden)}
 
-    def _mlp_outlines(self, intermediate: int) -> dict[str, tuple[int, ...]]:
-        found: dict[str, tuple[int, ...]] = {"post_attention_layernorm.weight": (self.hidden,)}
-        for part in ("gate", "up"):
-            found |= _linear(f"mlp.{part}_proj", intermediate, self.hidden, self.mlp_bias)
-        return found | _linear("mlp.down_proj", self.hidden, intermediate, self.mlp_bias)
+    @property
+    def biases(self) -> tuple[bool, bool, bool]:
+        """Whether the first matrix of an attention, its output matrix, and the matrices of an MLP have biases."""
+        names, (attention, mlp) = self.stock.outlines(0, self.original), map(self.family.site, KINDS)
+        matrices = (attention.cuts[0].matrix, attention.output, mlp.output)
+        return tuple(f"{matrix}.bias" in names for matrix in matrices)  # type: ignore[return-value]
 
     @property
     def kv_cache_values_per_token(self) -> int:
@@ -137,16 +115,7 @@ class ModelShape:
         return sum(2 * widths.kv_heads * self.head_dim for widths in self.layers)
 
 
-def _linear(name: str, rows: int, columns: int, bias: bool) -> dict[str, tuple[int, ...]]:
-    return {f"{name}.weight": (rows, columns), **({f"{name}.bias": (rows,)} if bias else {})}
-
-
 def _layer_widths(config: Any, padding: int) -> LayerWidths:
     skip = getattr(config, "skip", ())
-    attention = "attention" not in skip
-    return LayerWidths(
-        heads=config.num_attention_heads if attention else 0,
-        kv_heads=config.num_key_value_heads if attention else 0,
-        intermediate=config.intermediate_size if "mlp" not in skip else 0,
-        padding=padding,
-    )
+    whole = LayerWidths(config.num_attention_heads, config.num_key_value_heads, config.intermediate_size, padding)
+    return whole.without(skip)

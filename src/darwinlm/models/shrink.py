@@ -1,6 +1,6 @@
-"""How the tensors of one module shrink: rows of q, k, v, gate and up; the output matrix comes refitted.
+"""How the tensors of one module shrink: rows of its parts leave; the output matrix comes refitted.
 
-Tensors are keyed by their names within the module, such as `q_proj.weight`. Letters: R = hidden size, k = kept columns.
+Tensors are keyed by their names within the layer. Letters: R = hidden size, k = kept columns.
 """
 
 from __future__ import annotations
@@ -11,46 +11,58 @@ import torch
 from torch import Tensor
 
 from darwinlm.models.attention import AttentionLayout, heads_of_columns
+from darwinlm.models.sites import Part, Site
+from darwinlm.models.widths import LayerWidths
+
+Rows = Tensor | Sequence[int | None]
+"""Units that stay, in that order; None gives zeros."""
 
 
-def shrink_mlp(dense: Mapping[str, Tensor], kept: Tensor, output: Tensor) -> dict[str, Tensor]:
-    """The MLP with columns `kept` (k,) alone and the refitted `output` (R, k) as its down projection."""
-    shrunk = {"down_proj.weight": output}
-    for name, tensor in dense.items():
-        if name.startswith(("gate_proj", "up_proj")):
-            shrunk[name] = tensor.index_select(0, kept.to(tensor.device))
-        elif name != "down_proj.weight":
-            shrunk[name] = tensor
-    return shrunk
+def shrink_mlp(
+    site: Site, dense: Mapping[str, Tensor], before: LayerWidths, kept: Tensor, output: Tensor
+) -> dict[str, Tensor]:
+    """The MLP with columns `kept` (k,) of those `before` alone, and the refitted `output` (R, k) as its output matrix."""
+    return _shrunk(site, dense, before, {"gate": kept, "up": kept}, output)
 
 
 def shrink_attention(
-    dense: Mapping[str, Tensor], layout: AttentionLayout, kept: Tensor, output: Tensor, head_dim: int
+    site: Site, dense: Mapping[str, Tensor], before: LayerWidths, layout: AttentionLayout, kept: Tensor, output: Tensor
 ) -> dict[str, Tensor]:
     """The attention in `layout`, with the refitted `output` (R, k) of the `kept` columns (k,) as its output matrix.
 
-    Padding queries get zero rows in q and zero columns in o, so they add nothing to the output.
+    Padding queries get zero rows and zero columns of the output matrix, so they add nothing to the output.
     """
+    head_dim = dense[f"{site.output}.weight"].shape[1] // before.heads
     place = {head: i for i, head in enumerate(heads_of_columns(kept.tolist(), head_dim))}
     columns = [place[head] if head is not None else None for head in layout.queries]
-    shrunk = {"o_proj.weight": _take_heads(output.T, columns, head_dim).T.contiguous()}
+    heads = output.T.unflatten(0, (-1, head_dim))
+    rows: dict[Part, Rows] = {"query": layout.queries, "key": layout.keys, "value": layout.keys}
+    return _shrunk(site, dense, before, rows, _take(heads, columns).flatten(0, 1).T.contiguous())
+
+
+def _shrunk(
+    site: Site, dense: Mapping[str, Tensor], before: LayerWidths, rows: Mapping[Part, Rows], output: Tensor
+) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
     for name, tensor in dense.items():
-        if name.startswith("q_proj"):
-            shrunk[name] = _take_heads(tensor, layout.queries, head_dim)
-        elif name.startswith(("k_proj", "v_proj")):
-            shrunk[name] = _take_heads(tensor, layout.keys, head_dim)
-        elif name != "o_proj.weight":
-            shrunk[name] = tensor
-    return shrunk
+        parts = site.split(name, tensor, before.counts)
+        if parts:
+            taken = [_take(part, rows[key]).flatten(0, 1) for key, part in parts.items()]
+            found[name] = taken[0] if len(taken) == 1 else torch.cat(taken)
+            found[name] = found[name].reshape(-1, *tensor.shape[1:])
+        else:
+            found[name] = output if name == f"{site.output}.weight" else tensor
+    return found
 
 
-def _take_heads(tensor: Tensor, heads: Sequence[int | None], head_dim: int) -> Tensor:
-    """Rows of the given heads, in that order; None gives zeros. `tensor` is (heads * D, ...)."""
-    source = tensor.unflatten(0, (-1, head_dim))
-    if None not in heads:
-        return source[torch.tensor(heads, device=tensor.device)].flatten(0, 1)
-    taken = source.new_zeros((len(heads), *source.shape[1:]))
-    for place, head in enumerate(heads):
-        if head is not None:
-            taken[place] = source[head]
-    return taken.flatten(0, 1)
+def _take(units: Tensor, wanted: Rows) -> Tensor:
+    """(units, ...) -> (wanted, ...)."""
+    if isinstance(wanted, Tensor):
+        return units.index_select(0, wanted.to(units.device))
+    if None not in wanted:
+        return units[torch.tensor(wanted, device=units.device)]
+    taken = units.new_zeros((len(wanted), *units.shape[1:]))
+    for place, unit in enumerate(wanted):
+        if unit is not None:
+            taken[place] = units[unit]
+    return taken

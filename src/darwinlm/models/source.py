@@ -16,14 +16,14 @@ from darwinlm.errors import DamagedFileError, RequestError
 from darwinlm.models import weights as stored_weights
 from darwinlm.models.configuration import read_config, try_out, unreadable
 from darwinlm.models.family import Family
+from darwinlm.models.head import Head
 from darwinlm.models.hub import fetch_weights, locate
 from darwinlm.models.shape import ModelShape
+from darwinlm.models.sites import EMBEDDING, HEAD, NORM, layer_prefix
 from darwinlm.models.tokens import open_tokenizer
 from darwinlm.models.weights import Stored
 from darwinlm.runtime.files import sha256_of, sha256_of_file
 from darwinlm.runtime.progress import log
-
-_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 class ModelSource:
@@ -107,10 +107,10 @@ class ModelSource:
 
     def _settle_head(self) -> None:
         """A head stored beside a tied embedding: as transformers does, one that differs is the model's own."""
-        if not self.shape.tied or _HEAD not in self._stored:
+        if not self.shape.tied or HEAD not in self._stored:
             return
-        if stored_weights.same_numbers(self._stored[_EMBEDDING], self._stored[_HEAD], (_EMBEDDING, _HEAD)):
-            del self._stored[_HEAD]
+        if stored_weights.same_numbers(self._stored[EMBEDDING], self._stored[HEAD], (EMBEDDING, HEAD)):
+            del self._stored[HEAD]
             return
         log.warning(
             "'%s' has a head that differs from its embedding, although its config.json says that they are tied. The stored "
@@ -145,18 +145,28 @@ class ModelSource:
         names = [name for name in self._stored if name.startswith(prefix)]
         return {name.removeprefix(prefix): tensor for name, tensor in self.tensors(names).items()}
 
-    def outline(self, prefix: str) -> dict[str, Tensor]:
-        """As `module`, but on the meta device: shapes and dtypes without the numbers."""
+    def layer(self, index: int, *, meta: bool = False) -> dict[str, Tensor]:
+        """All tensors of a layer, keyed by their names within it; on the meta device shapes and dtypes alone."""
+        return self._outline(layer_prefix(index)) if meta else self.module(layer_prefix(index))
+
+    def _outline(self, prefix: str) -> dict[str, Tensor]:
         return {
             name.removeprefix(prefix): torch.empty(stored.shape, dtype=stored.torch_dtype, device="meta")
             for name, stored in self._stored.items()
             if name.startswith(prefix)
         }
 
-    def embedding(self) -> Tensor:
-        """(vocabulary, hidden): the token embedding."""
-        return self.tensors([_EMBEDDING])[_EMBEDDING]
+    def _one(self, name: str, meta: bool) -> Tensor:
+        return self._outline(name)[""] if meta else self.tensors([name])[name]
 
-    def head(self) -> Tensor:
-        """(vocabulary, hidden): the language-model head; the embedding where they are tied."""
-        return self.embedding() if self.shape.tied else self.tensors([_HEAD])[_HEAD]
+    def embedding(self, *, meta: bool = False) -> Tensor:
+        """(vocabulary, hidden): the token embedding."""
+        return self._one(EMBEDDING, meta)
+
+    def final_norm(self, *, meta: bool = False) -> Tensor:
+        """(hidden,): the weight of the norm between the last layer and the head."""
+        return self._one(NORM, meta)
+
+    def head(self, *, meta: bool = False) -> Head:
+        """The language-model head; its matrix is the embedding where they are tied."""
+        return Head(self._one(EMBEDDING if self.shape.tied else HEAD, meta), *self.family.head(self.config))

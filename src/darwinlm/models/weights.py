@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 
 from darwinlm.errors import DamagedFileError, RequestError
 from darwinlm.models.shape import ModelShape
+from darwinlm.models.sites import EMBEDDING, HEAD, NORM, layer_prefix
 from darwinlm.runtime.progress import log
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -110,7 +111,7 @@ def stored_tensors(folder: Path, shape: ModelShape, name: str) -> dict[str, Stor
     """
     held, twice = _headers(weight_files(folder, name))
     needed = shape.outlines()
-    optional = {"lm_head.weight": (shape.vocabulary, shape.hidden)} if shape.tied else {}
+    optional = {HEAD: (shape.vocabulary, shape.hidden)} if shape.tied else {}
     known = needed | {tensor: sizes for tensor, sizes in optional.items() if tensor in held}
     if missing := [tensor for tensor in needed if tensor not in held]:
         raise DamagedFileError(
@@ -156,12 +157,8 @@ def _leave_out(held: Mapping[str, Stored], found: Mapping[str, Stored], shape: M
             f"'{name}' holds {len(other)} tensors under two names, {_some(other)}: transformers takes either for the other. "
             "Remove those that are not the model's."
         )
-    parts = (
-        "model.embed_tokens.",
-        "model.norm.",
-        "lm_head.",
-        *(f"model.layers.{i}." for i in range(len(shape.layers))),
-    )
+    around = (name.removesuffix("weight") for name in (EMBEDDING, NORM, HEAD))
+    parts = (*around, *map(layer_prefix, range(len(shape.layers))))
     inside = sorted(
         tensor for tensor in surplus if tensor.startswith(parts) and not _is_zero_bias(tensor, held[tensor])
     )
@@ -175,13 +172,12 @@ def _leave_out(held: Mapping[str, Stored], found: Mapping[str, Stored], shape: M
 
 
 def _remedy(surplus: list[str], shape: ModelShape) -> str:
-    settings = []
-    if shape.family.model_type in ("llama", "qwen3") and any(
-        ".self_attn." in tensor and tensor.endswith(".bias") for tensor in surplus
-    ):
-        settings.append("attention_bias")
-    if shape.family.model_type == "llama" and any(".mlp." in tensor and tensor.endswith(".bias") for tensor in surplus):
-        settings.append("mlp_bias")
+    settings = [
+        setting
+        for site, setting in zip(shape.family.sites, ("attention_bias", "mlp_bias"))
+        if hasattr(shape.stock.config, setting)
+        and any(f".{site.module}." in n and n.endswith(".bias") for n in surplus)
+    ]
     if settings:
         return f"Set {' and '.join(settings)} to true in config.json if they belong to it."
     return "Use the config.json that belongs to the weights; merge adapters and undo quantization first."

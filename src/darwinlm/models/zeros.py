@@ -1,44 +1,63 @@
 """Which heads and columns of a masked module add nothing, by its zeros.
 
-Tensors are keyed by their names within the module. Letters: R = hidden size, Q = query heads, D = head_dim.
+Tensors are keyed by their names within the layer. Letters: R = hidden size, Q = query heads, D = head_dim.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.activations import ACT2FN
 
-from darwinlm.models.shape import LayerWidths
+from darwinlm.models.sites import Part, Site
+from darwinlm.models.widths import LayerWidths
 
 
-def live_heads(attention: Mapping[str, Tensor], widths: LayerWidths, head_dim: int) -> list[int]:
-    """Query heads that add something: neither their columns of o nor the values of their KV head are all zero.
+def live_heads(site: Site, tensors: Mapping[str, Tensor], widths: LayerWidths) -> list[int]:
+    """Query heads that add something: neither their columns of the output matrix nor the values of their KV head are zero.
 
-    Where none does but o has a bias that is not zero, the first head stays, and the bias with it.
+    Where none does but the output matrix has a bias that is not zero, the first head stays, and the bias with it. Where
+    heads may not leave alone, all stay or none.
     """
-    output = attention["o_proj.weight"].unflatten(1, (widths.heads, head_dim))  # (R, Q, D)
+    output = tensors[f"{site.output}.weight"].unflatten(1, (widths.heads, -1))  # (R, Q, D)
     live = (output != 0).any(2).any(0)
     group = widths.heads // widths.kv_heads
-    live &= _live_rows(attention, "v_proj").unflatten(0, (-1, head_dim)).any(1).repeat_interleave(group)
-    return _or_first(live, attention.get("o_proj.bias"))
+    live &= _live_units(site, tensors, "value", widths).repeat_interleave(group)
+    kept = _or_first(live, tensors.get(f"{site.output}.bias"))
+    return list(range(widths.heads)) if site.whole and kept else kept
 
 
-def live_columns(mlp: Mapping[str, Tensor]) -> list[int]:
-    """Channels that add something: neither their column of down nor their rows of gate or up are all zero.
+def live_columns(site: Site, tensors: Mapping[str, Tensor], widths: LayerWidths, config: Any) -> list[int]:
+    """Channels that add something: neither their column of the output matrix nor their rows in front of it are zero.
 
-    Where none does but down has a bias that is not zero, the first channel stays, and the bias with it.
+    Where none does but the output matrix has a bias that is not zero, the first channel stays, and the bias with it.
     """
-    live = (mlp["down_proj.weight"] != 0).any(0)
-    live &= _live_rows(mlp, "gate_proj") & _live_rows(mlp, "up_proj")  # SiLU(0) = 0
-    return _or_first(live, mlp.get("down_proj.bias"))
+    live = (tensors[f"{site.output}.weight"] != 0).any(0)
+    gated, silent = len(site.cuts) > 1, _is_silent_at_zero(config)
+    for cut in site.cuts:
+        if silent or (gated and cut.part == "up"):
+            live &= _live_units(site, tensors, cut.part, widths)
+    return _or_first(live, tensors.get(f"{site.output}.bias"))
 
 
-def _live_rows(module: Mapping[str, Tensor], matrix: str) -> Tensor:
-    live = (module[f"{matrix}.weight"] != 0).any(1)
-    bias = module.get(f"{matrix}.bias")
-    return live if bias is None else live | (bias != 0)
+def activation(config: Any) -> str:
+    """The name of the MLP's activation."""
+    return getattr(config, "hidden_activation", None) or config.hidden_act
+
+
+def _is_silent_at_zero(config: Any) -> bool:
+    """Whether the activation of nothing is nothing; one that has parameters of its own is not taken for it."""
+    function = ACT2FN[activation(config)]
+    return not list(function.parameters()) and float(function(torch.zeros(1))) == 0.0
+
+
+def _live_units(site: Site, tensors: Mapping[str, Tensor], part: Part, widths: LayerWidths) -> Tensor:
+    rows = site.part(part, tensors, widths.counts).values()
+    live = torch.stack([(tensor != 0).flatten(1).any(1) if tensor.ndim > 1 else tensor != 0 for tensor in rows]).any(0)
+    return live.unflatten(0, (widths.counts[part], -1)).any(1)
 
 
 def _or_first(live: Tensor, bias: Tensor | None) -> list[int]:

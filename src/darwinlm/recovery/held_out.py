@@ -55,7 +55,7 @@ class Watch:
         quality = {"perplexity": math.exp(min(entropy, 700.0))}
         if self.hidden is None or self.head is None:
             return quality
-        kl = token_kl(self.hidden.flatten(0, 1), hidden.flatten(0, 1), self.head.to(head), head)
+        kl = token_kl(self.hidden.flatten(0, 1), hidden.flatten(0, 1), self.head.to(head.device, torch.float32), head)
         return {**quality, "kl": kl}
 
     def _known(self, rows: list[int], device: torch.device) -> Known | None:

@@ -14,13 +14,14 @@ from torch.nn.functional import cosine_similarity
 
 from darwinlm.config import TrainConfig
 from darwinlm.losses import Shortened, distillation_losses, next_token_loss
+from darwinlm.models.head import Head, head_of
 
 
 @dataclass(frozen=True)
 class Known:
     """What a teacher knows of a batch; it passes through wrappers as it is, so nothing casts it."""
 
-    final: tuple[Tensor, Tensor] | Shortened
+    final: tuple[Tensor, Head] | Shortened
     """Final hidden states (B * T, H) and head, or what was kept of the distributions."""
     temperature: float = 1.0
     """Of the KL to it."""
@@ -51,7 +52,7 @@ class Objective(nn.Module):
         student: Any = self.student
         wanted = known is not None and bool(known.layers)
         output = student.model(input_ids=input_ids, use_cache=False, output_hidden_states=wanted)
-        hidden, head = output.last_hidden_state, student.lm_head.weight
+        hidden, head = output.last_hidden_state, head_of(student)
         if known is None:
             entropy = next_token_loss(hidden, head, input_ids)
             return {"loss": entropy, "cross_entropy": entropy.detach()}

@@ -115,9 +115,5 @@ def _trained_parameters(shape: ModelShape, train: TrainConfig) -> int:
     """All of them, or those of adapters on every matrix of the layers."""
     if train.method == "full":
         return shape.parameters
-    total = 0
-    for widths in shape.layers:
-        query, cache = widths.heads * shape.head_dim, widths.kv_heads * shape.head_dim
-        attention = 2 * (shape.hidden + query) + 2 * (shape.hidden + cache) if widths.heads else 0
-        total += attention + (3 * (shape.hidden + widths.intermediate) if widths.intermediate else 0)
-    return total * train.lora_rank
+    matrices = (size for i in range(len(shape.layers)) for size in shape.layer_outlines(i).values() if len(size) == 2)
+    return sum(map(sum, matrices)) * train.lora_rank

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from darwinlm.config import TrainConfig
 from darwinlm.losses import shortened
+from darwinlm.models.head import head_of
 from darwinlm.models.source import ModelSource
 from darwinlm.models.whole import load_whole
 from darwinlm.recovery.objective import Known, layer_states
@@ -44,7 +45,7 @@ class LiveTeacher:
     def known(self, tokens: Tensor, numbers: Sequence[int]) -> Known:
         """Its view of (B, T) token ids."""
         output = self.model.model(input_ids=tokens, use_cache=False, output_hidden_states=bool(self.compared))
-        hidden, head = output.last_hidden_state.flatten(0, 1), self.model.lm_head.weight
+        hidden, head = output.last_hidden_state.flatten(0, 1), head_of(self.model)
         k, temperature = self.train.top_k, self.train.temperature
         final = shortened(hidden, head, k, temperature) if k else (hidden, head)
         return Known(final, temperature, layer_states(output, self.compared))

@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from darwinlm.database.hessians import output_matrix
-from darwinlm.database.levels import MODULE_OF_KIND, OUTPUT_OF_KIND, Kind
 from darwinlm.errors import CalibrationError
 from darwinlm.models.blocks import BlockStream
 from darwinlm.models.shrink import shrink_mlp
+from darwinlm.models.sites import Kind, layer_prefix
+from darwinlm.models.stock import Block
+from darwinlm.models.widths import LayerWidths
 from darwinlm.refit.least_squares import DAMPINGS, Moments, best_matrix, choose_again
 from darwinlm.refit.store import MatrixRefit, Refits
 from darwinlm.runtime import ranks
@@ -28,13 +29,12 @@ from darwinlm.runtime.progress import progress
 
 CHECKED = 8
 """Every so many-th sequence is not fitted to: it chooses the damping, and whether the matrix changes at all."""
-MLP = f"layers.0.{MODULE_OF_KIND['mlp']}"
 
 
 def refit_blocks(
     refits: Refits,
     dense: BlockStream,
-    pruned: Callable[[int], nn.Module],
+    pruned: Callable[[int], Block],
     kept: Callable[[int], Tensor] | None,
     tokens: Tensor,
     batch: int,
@@ -86,41 +86,41 @@ class _Streams:
 
     @torch.no_grad()
     def refit(
-        self, block: nn.Module, ours: nn.Module, layer: int, kept: Callable[[int], Tensor] | None
+        self, block: Block, ours: Block, layer: int, kept: Callable[[int], Tensor] | None
     ) -> tuple[dict[str, Tensor], dict[str, MatrixRefit]]:
         """Refit a block in place; on the way the outputs of the dense one replace `target`.
 
         Returns:
             What changes as it is stored, by its name within the layer, and how each output matrix ended.
         """
-        kinds: list[Kind] = [kind for kind in MODULE_OF_KIND if _has(ours, kind)]
-        if "attention" not in kinds:
+        if "attention" not in ours.kinds:
             self.dense.forward(block, self.target, self.batch)
         weights: dict[str, Tensor] = {}
         found: dict[str, MatrixRefit] = {}
-        for kind in kinds:
-            name = f"{MODULE_OF_KIND[kind]}.{OUTPUT_OF_KIND[kind]}.weight"
+        for kind in ours.kinds:
+            name = f"{ours.family.site(kind).output}.weight"
             columns = kept(layer) if kind == "mlp" and kept else None
             try:
-                changed, found[f"model.layers.{layer}.{name}"] = self._changed(block, ours, kind, name, columns)
+                changed, found[layer_prefix(layer) + name] = self._changed(block, ours, kind, name, columns)
             except CalibrationError as fault:
-                raise CalibrationError(f"model.layers.{layer}.{name}: {fault}") from fault
+                raise CalibrationError(f"{layer_prefix(layer)}{name}: {fault}") from fault
             weights |= changed
             for changed_name, weight in changed.items():
                 _put(ours, changed_name, weight)
         return weights, found
 
     def _changed(
-        self, block: nn.Module, ours: nn.Module, kind: Kind, name: str, columns: Tensor | None
+        self, block: Block, ours: Block, kind: Kind, name: str, columns: Tensor | None
     ) -> tuple[dict[str, Tensor], MatrixRefit]:
         """The refit of one module, as the first rank finds it."""
-        weight, dense = output_matrix(ours, kind).weight, output_matrix(block, kind).weight
+        weight, dense = ours.output_matrix(kind).weight, block.output_matrix(kind).weight
         wide = columns is not None and len(columns) < dense.shape[1]
-        own = ours.get_submodule(MLP)
+        module = ours.family.site(kind).module
+        own = ours.layer.get_submodule(module)
         if wide:  # sums for all columns of the dense MLP hold those for any choice of them
-            ours.set_submodule(MLP, block.get_submodule(MLP))
+            ours.layer.set_submodule(module, block.layer.get_submodule(module))
         sums = self._moments(block, ours, kind)
-        ours.set_submodule(MLP, own)
+        ours.layer.set_submodule(module, own)
         if not ranks.is_first():
             return ranks.told_by_first(({}, MatrixRefit(None, 0.0, 0.0)))
         if columns is None or not wide:
@@ -130,10 +130,10 @@ class _Streams:
         return ranks.told_by_first(self._chosen_again(block, weight, columns, sums, name))
 
     def _chosen_again(
-        self, block: nn.Module, weight: Tensor, columns: Tensor, sums: tuple[Moments, Moments], name: str
+        self, block: Block, weight: Tensor, columns: Tensor, sums: tuple[Moments, Moments], name: str
     ) -> tuple[dict[str, Tensor], MatrixRefit]:
         """An MLP with the columns that it has, or with others where that has less error on the checked sequences."""
-        dense = output_matrix(block, "mlp").weight
+        dense = block.output_matrix("mlp").weight
         columns = columns.to(dense.device)
 
         def change(matrix: Tensor, there: Tensor) -> Tensor:
@@ -146,17 +146,19 @@ class _Streams:
         before, own, again = (self._error(sums[1], one) for one in (old, change(new, columns), change(theirs, others)))
         if own <= again:
             return {name: new.cpu()}, MatrixRefit(damping, before, own)
-        shrunk = shrink_mlp(dict(block.get_submodule(MLP).named_parameters()), others, theirs)
+        site = block.family.site("mlp")
+        there = {n: t for n, t in block.layer.state_dict().items() if n.startswith(f"{site.module}.")}
+        shrunk = shrink_mlp(site, there, LayerWidths(0, 0, dense.shape[1]), others, theirs)
         exchanged = len(columns) - int(torch.isin(others, columns).sum())
-        stored = {f"mlp.{n}": t.detach().to("cpu", self.dtype) for n, t in shrunk.items()}
+        stored = {n: t.detach().to("cpu", self.dtype) for n, t in shrunk.items()}
         return stored, MatrixRefit(damping or DAMPINGS[0], before, again, exchanged)
 
     def _error(self, check: Moments, change: Tensor) -> float:
         return check.error(change.to(check.cross)) / self.checked
 
-    def _moments(self, block: nn.Module, ours: nn.Module, kind: Kind) -> tuple[Moments, Moments]:
+    def _moments(self, block: Block, ours: Block, kind: Kind) -> tuple[Moments, Moments]:
         """Of the sequences that are fitted to and of the checked ones."""
-        fit, check = Moments(output_matrix(ours, kind).weight), Moments(output_matrix(ours, kind).weight)
+        fit, check = Moments(ours.output_matrix(kind).weight), Moments(ours.output_matrix(kind).weight)
         for part, checks in self.parts:
             target = self.target[part].to(self.dense.device)
             if kind == "attention":  # the first to come runs the dense block
@@ -168,25 +170,21 @@ class _Streams:
         return fit, check
 
 
-def _run(block: nn.Module, hidden: Tensor, kind: Kind) -> tuple[Tensor, Tensor, Tensor]:
+def _run(block: Block, hidden: Tensor, kind: Kind) -> tuple[Tensor, Tensor, Tensor]:
     """A block's run: the inputs of one output matrix, the residual stream behind it where it is attention's, and at the end."""
     seen: list[Any] = []
-    hook = output_matrix(block, kind).register_forward_hook(lambda _, inputs, output: seen.extend((inputs[0], output)))
+    hook = block.output_matrix(kind).register_forward_hook(lambda _, inputs, output: seen.extend((inputs[0], output)))
     try:
-        end = block(inputs_embeds=hidden, use_cache=False).last_hidden_state
+        end = block(hidden)
     finally:
         hook.remove()
     inputs, output = seen
     return inputs, hidden + output, end
 
 
-def _has(block: nn.Module, kind: Kind) -> bool:
-    return hasattr(block.get_submodule(f"layers.0.{MODULE_OF_KIND[kind]}"), OUTPUT_OF_KIND[kind])
-
-
-def _put(block: nn.Module, name: str, weight: Tensor) -> None:
+def _put(block: Block, name: str, weight: Tensor) -> None:
     """Give a block another matrix; `name` is the one within the layer. The old one may be shared and stays as it is."""
-    old = block.get_parameter(f"layers.0.{name}")
+    old = block.layer.get_parameter(name)
     new = nn.Parameter(weight.to(old), requires_grad=False)
     module, _, parameter = name.rpartition(".")
-    block.get_submodule(f"layers.0.{module}").register_parameter(parameter, new)
+    block.layer.get_submodule(module).register_parameter(parameter, new)

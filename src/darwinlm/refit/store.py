@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from darwinlm.errors import DamagedFileError
+from darwinlm.models.sites import layer_of, layer_prefix
 from darwinlm.runtime import ranks
 from darwinlm.runtime.files import read_json, read_tensors, sha256_of_file, write_json, write_tensors
 
@@ -114,15 +115,15 @@ class Refits:
         """Give an assembled model of the genome the refitted matrices."""
         for layer in range(len(self._held or self.files)):
             for name, weight in self.read(layer).items():
-                model.get_parameter(f"model.layers.{layer}.{name}").data.copy_(weight)
+                model.get_parameter(layer_prefix(layer) + name).data.copy_(weight)
 
     def put_into(self, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
         """(full name, tensor) of the model as it was, with the refitted matrices in their places."""
-        layer, refitted = -1, {}
+        layer, refitted = None, {}
         for name, tensor in tensors:
-            if name.startswith("model.layers.") and layer != (here := int(name.split(".")[2])):
+            if (here := layer_of(name)) != layer and here is not None:
                 layer, refitted = here, self.read(here)
-            yield name, refitted.get(name.removeprefix(f"model.layers.{layer}."), tensor)
+            yield name, tensor if here is None else refitted.get(name.removeprefix(layer_prefix(here)), tensor)
 
 
 def _file(layer: int) -> str:

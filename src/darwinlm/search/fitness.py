@@ -13,6 +13,7 @@ from torch import Tensor
 from darwinlm.errors import RequestError
 from darwinlm.losses import chunk_tokens, distributions, kl_of_tokens, token_nll
 from darwinlm.models.blocks import BlockStream
+from darwinlm.models.head import Head, head_of
 from darwinlm.search.samples import batches
 
 SCORING_TOKENS = 2048
@@ -29,8 +30,8 @@ class Teacher:
     """(blocks, T) ids, on the CPU."""
     hidden: Tensor
     """(blocks, T, H), on the CPU."""
-    head: Tensor
-    """(V, H) float32, on the device of the candidates."""
+    head: Head
+    """In float32, on the device of the candidates."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Targets:
         self.batches = batches(drawn, max(1, SCORING_TOKENS // teacher.tokens.shape[1]))
         """(blocks, tokens of each): what one forward pass sees."""
         self.count = sum(length for _, length in drawn)
-        self._keep = self.count * teacher.head.shape[0] * 4 <= KEPT_BYTES
+        self._keep = self.count * teacher.head.vocabulary * 4 <= KEPT_BYTES
         self._kept: list[tuple[Tensor, Tensor]] | None = None
 
     def tokens(self) -> Iterator[Tensor]:
@@ -66,22 +67,22 @@ class Targets:
         for blocks, length in self.batches:
             yield self.teacher.tokens[blocks, :length].to(self.teacher.head.device)
 
-    def kl(self, hidden: Iterable[Tensor], head: Tensor) -> float:
+    def kl(self, hidden: Iterable[Tensor], head: Head) -> float:
         """Mean KL(dense || candidate) per token, in nats; arguments as in `token_kls`."""
         return self.token_kls(hidden, head).mean().item()
 
-    def token_kls(self, hidden: Iterable[Tensor], head: Tensor) -> Tensor:
+    def token_kls(self, hidden: Iterable[Tensor], head: Head) -> Tensor:
         """(tokens,) KL(dense || candidate) of each, in nats; float64, on the CPU.
 
         Args:
             hidden: the candidate's final hidden states (blocks, T, H'), for each batch.
-            head: (V, H'), the candidate's.
+            head: the candidate's.
 
         Raises:
             RequestError: it is not finite.
         """
-        head = head.detach().float()
-        step = chunk_tokens(head.shape[0], head.device)
+        head = head.detached()
+        step = chunk_tokens(head.vocabulary, head.device)
         parts = (part for batch in hidden for part in batch.detach().flatten(0, 1).split(step))
         found = [kl_of_tokens(*target, part, head).cpu() for target, part in zip(self._distributions(step), parts)]
         kls = torch.cat(found)
@@ -89,13 +90,13 @@ class Targets:
             raise RequestError(f"The KL of a candidate is {kl}. Lower search.learning_rate, or use --dtype float32.")
         return kls
 
-    def sequence_kls(self, hidden: Iterable[Tensor], head: Tensor) -> Tensor:
+    def sequence_kls(self, hidden: Iterable[Tensor], head: Head) -> Tensor:
         """(sequences,) parts of the KL, in nats, whose mean is the KL per token; arguments as in `token_kls`."""
         lengths = [length for blocks, length in self.batches for _ in blocks]
         sums = torch.stack([part.sum() for part in self.token_kls(hidden, head).split(lengths)])
         return sums * (len(lengths) / self.count)
 
-    def nll(self, hidden: Iterable[Tensor], head: Tensor) -> float:
+    def nll(self, hidden: Iterable[Tensor], head: Head) -> float:
         """Mean negative log-likelihood of the next tokens, in nats; arguments as in `kl`. The dense model has no part in it."""
         total, count = 0.0, 0
         for batch, tokens in zip(hidden, self.tokens()):
@@ -124,11 +125,11 @@ def kls_to_teacher(model: Any, targets: Targets, dtype: torch.dtype) -> Tensor:
     Raises:
         RequestError: it is not finite.
     """
-    weight = model.lm_head.weight
-    autocast = torch.autocast(weight.device.type, dtype=dtype, enabled=dtype != weight.dtype)
+    head = head_of(model)
+    autocast = torch.autocast(head.device.type, dtype=dtype, enabled=dtype != head.weight.dtype)
 
     def hidden(tokens: Tensor) -> Tensor:
         with autocast:
             return model.model(input_ids=tokens, use_cache=False).last_hidden_state
 
-    return targets.sequence_kls(map(hidden, targets.tokens()), weight)
+    return targets.sequence_kls(map(hidden, targets.tokens()), head)

@@ -22,10 +22,11 @@ from torch import Tensor, nn
 from torch.nn.functional import log_softmax, nll_loss
 
 from darwinlm.assemble import Assembler
-from darwinlm.database.levels import MODULE_OF_KIND, OUTPUT_OF_KIND
 from darwinlm.genome import Genome
 from darwinlm.losses import chunk_tokens
 from darwinlm.models.blocks import BlockStream
+from darwinlm.models.head import Head
+from darwinlm.models.stock import Block
 from darwinlm.runtime import ranks
 from darwinlm.runtime.progress import progress
 from darwinlm.search.propose import FORBIDDEN
@@ -119,14 +120,15 @@ class _Walk:
                 self.inputs.append(hidden.clone())
                 self.stream.forward(self._block(layer), hidden, self.batch)
                 advance(f"layer {layer}")
-        device, head = self.stream.device, self.stream.source.head().to(self.stream.device, torch.float32)
+        device = self.stream.device
+        head = self.stream.source.head().to(device, torch.float32)
         norm = self.stream.norm()
         found = torch.zeros(2, *hidden.shape)
         for s, seed in enumerate(seeds.tolist()):
             target = None if dense is None else dense[s].to(device)
             generator = torch.Generator().manual_seed(seed)
-            for part in torch.arange(hidden.shape[1]).split(chunk_tokens(head.shape[0], device)):
-                teacher = None if target is None else log_softmax(target[part].to(head) @ head.T, -1)
+            for part in torch.arange(hidden.shape[1]).split(chunk_tokens(head.vocabulary, device)):
+                teacher = None if target is None else log_softmax(head.logits(target[part].to(head.weight)), -1)
                 draws = torch.rand(len(part), 1, generator=generator).to(device)
                 for k, grad in enumerate(_head_gradients(hidden[s, part].to(device), norm, head, teacher, draws)):
                     found[k, s, part] = grad.cpu()
@@ -151,11 +153,11 @@ class _Walk:
                 advance(f"layer {layer}")
         return found
 
-    def _block(self, layer: int) -> nn.Module:
+    def _block(self, layer: int) -> Block:
         return self.assembler.masked_block(self.genome, layer, self.stream.device, self.stream.dtype)
 
     def _differentiated(
-        self, block: nn.Module, hidden: Tensor, gradients: Tensor, levels: list[_Levels]
+        self, block: Block, hidden: Tensor, gradients: Tensor, levels: list[_Levels]
     ) -> tuple[list[Tensor], list[Tensor], Tensor]:
         """Moves of the KL and of the log-probability (s, T, levels) by module, and gradients (2, s, T, H) at the block's inputs."""
         passes: list[tuple[Tensor, ...]] = []
@@ -171,7 +173,7 @@ class _Walk:
         ]
         with torch.enable_grad():
             inputs = hidden.to(self.stream.device).requires_grad_()
-            outputs = block(inputs_embeds=inputs, use_cache=False).last_hidden_state
+            outputs = block(inputs)
             sources = [inputs, *(came_out[place] for place in range(len(levels)))]
             for order, gradient in enumerate(gradients):
                 passes.append(torch.autograd.grad(outputs, sources, gradient.to(outputs), retain_graph=order == 0))
@@ -194,10 +196,9 @@ class _Levels:
         block: that holds it.
     """
 
-    def __init__(self, assembler: Assembler, place: int, level: int, block: nn.Module) -> None:
+    def __init__(self, assembler: Assembler, place: int, level: int, block: Block) -> None:
         self.ladder, self.level, database = assembler.space.ladders[place], level, assembler.database
-        name = f"layers.0.{MODULE_OF_KIND[self.ladder.kind]}.{OUTPUT_OF_KIND[self.ladder.kind]}"
-        self.linear: Any = block.get_submodule(name)
+        self.linear: Any = block.output_matrix(self.ladder.kind)
         weight, self.bias = assembler.output_matrix(self.ladder)
         dense = weight.to(self.linear.weight)
         self.weights = {self.ladder.present: (dense, torch.arange(dense.shape[1], device=dense.device))}
@@ -217,7 +218,7 @@ class _Levels:
 
 
 def _head_gradients(
-    hidden: Tensor, norm: nn.Module, head: Tensor, teacher: Tensor | None, draws: Tensor
+    hidden: Tensor, norm: nn.Module, head: Head, teacher: Tensor | None, draws: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Gradients (N, H) of the KL to a teacher's log-probabilities (N, V), and of sampled labels' NLL, at (N, H) outputs.
 
@@ -225,7 +226,7 @@ def _head_gradients(
     """
     with torch.enable_grad():
         inputs = hidden.detach().requires_grad_()
-        log_q = log_softmax(norm(inputs).to(head) @ head.T, -1)
+        log_q = log_softmax(head.logits(norm(inputs).to(head.weight)), -1)
         cumulative = log_q.detach().double().exp().cumsum(-1)
         labels = torch.searchsorted(cumulative, draws.double() * cumulative[:, -1:])[:, 0].clamp_max(log_q.shape[1] - 1)
         (curved,) = torch.autograd.grad(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from darwinlm.assemble import Assembler
 from darwinlm.genome import Genome
-from darwinlm.models.heterogeneous import final_norm
+from darwinlm.models.blocks import BlockStream
 from darwinlm.runtime import ranks
 from darwinlm.runtime.progress import progress
 from darwinlm.search.fitness import Targets
@@ -32,8 +32,8 @@ def final_hidden(
         title: of the progress.
     """
     source, device = assembler.source, targets.teacher.head.device
-    table, ladders = source.embedding(), assembler.space.ladders
-    embedded = [table[ids.cpu()].to(device, dtype) for ids in targets.tokens()]
+    stream, ladders = BlockStream(source, device, dtype), assembler.space.ladders
+    embedded = [stream.embed(ids).to(device) for ids in targets.tokens()]
     states: dict[Genome, list[Tensor]] = {(): embedded}
     prefixes: dict[Genome, Genome] = dict.fromkeys(genomes, ())
     with progress(title, total=len(source.shape.layers)) as advance:
@@ -49,12 +49,11 @@ def final_hidden(
                     if levels != (levels := [genome[i] for i in here]):
                         block = assembler.block(genome, layer, device, dtype)
                     inputs = states[prefixes[genome]]
-                    further[key] = [block(inputs_embeds=part, use_cache=False).last_hidden_state for part in inputs]
+                    further[key] = [block(part) for part in inputs]
                 prefixes[genome] = key
             states = further
             advance(f"{len(states)} different")
-    weight = source.tensors(["model.norm.weight"])["model.norm.weight"].to(device, dtype)
-    norm = final_norm(source.family, source.config, weight)
+    norm = stream.norm()
     for genome in genomes:
         yield genome, map(norm, states[prefixes[genome]])
 

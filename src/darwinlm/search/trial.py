@@ -10,6 +10,7 @@ from torch import Tensor
 
 from darwinlm.errors import RequestError
 from darwinlm.losses import distillation_losses, next_token_loss
+from darwinlm.models.head import Head, head_of
 from darwinlm.runtime.placement import host_tensor
 from darwinlm.search.fitness import Teacher
 from darwinlm.search.optimizer import CompensatedAdamW
@@ -40,7 +41,7 @@ class Trial:
 
     def __init__(self, model: Any, learning_rate: float, batch: int, dtype: torch.dtype) -> None:
         self.model, self.learning_rate, self.batch = model, learning_rate, batch
-        weight = model.lm_head.weight
+        weight = head_of(model).weight
         self.device = weight.device
         self.autocast = torch.autocast(
             self.device.type, dtype=dtype, enabled=dtype not in (weight.dtype, torch.float32)
@@ -106,17 +107,14 @@ class Trial:
                 tensor.data = tensor.data.to(self.device, copy=True)
             self._away = None
 
-    def _step(self, tokens: Tensor, teacher: tuple[Tensor, Tensor] | None) -> None:
+    def _step(self, tokens: Tensor, teacher: tuple[Tensor, Head] | None) -> None:
         with self.autocast:
-            hidden, head = (
-                self.model.model(input_ids=tokens, use_cache=False).last_hidden_state,
-                self.model.lm_head.weight,
-            )
+            hidden = self.model.model(input_ids=tokens, use_cache=False).last_hidden_state
             if teacher is None:
-                loss = next_token_loss(hidden, head, tokens)
+                loss = next_token_loss(hidden, head_of(self.model), tokens)
             else:
                 dense = (teacher[0].flatten(0, 1), teacher[1])
-                loss = distillation_losses(hidden.flatten(0, 1), head, tokens.flatten(), dense)[1]
+                loss = distillation_losses(hidden.flatten(0, 1), head_of(self.model), tokens.flatten(), dense)[1]
         if not torch.isfinite(loss):
             raise RequestError(
                 f"The loss of a candidate became {loss.item()} in its trial training. Lower search.learning_rate "

@@ -14,6 +14,8 @@ from darwinlm.demonstration import DemoRow
 from darwinlm.export.forms import Form
 from darwinlm.foreign.gguf.importing import ImportedGguf
 from darwinlm.foreign.masked import Imported
+from darwinlm.models.family import place_of
+from darwinlm.models.sites import KINDS, Kind
 from darwinlm.nested import Member
 from darwinlm.refit.store import Refits
 from darwinlm.results import QUALITIES
@@ -62,12 +64,12 @@ def database(built: Database) -> Table:
 def genome(levels: dict[str, int]) -> Table:
     """The end of `darwinlm search`: the level of every module."""
     table = empty_table("Levels found", "layer", "attention", "MLP")
-    layers: dict[int, dict[str, int]] = {}
+    layers: dict[int, dict[Kind, int]] = {}
     for name, level in levels.items():
-        _, _, layer, module = name.split(".")
-        layers.setdefault(int(layer), {})[module] = level
+        layer, kind = place_of(name)
+        layers.setdefault(layer, {})[kind] = level
     for layer, found in sorted(layers.items()):
-        table.add_row(str(layer), *(str(found.get(module, "-")) for module in ("self_attn", "mlp")))
+        table.add_row(str(layer), *(str(found.get(kind, "-")) for kind in KINDS))
     return table
 
 

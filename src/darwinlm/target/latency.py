@@ -140,7 +140,7 @@ def _stage_times(saved: dict[str, Any]) -> StageTimes:
 def model_key(shape: ModelShape) -> str:
     """What the times of a model's modules depend on."""
     layers = ",".join(f"{w.heads}/{w.kv_heads}/{w.intermediate}" for w in shape.layers)
-    biases = f"{int(shape.qkv_bias)}{int(shape.o_bias)}{int(shape.mlp_bias)}"
+    biases = "".join(str(int(there)) for there in shape.biases)
     kept = f"{shape.family.model_type} hidden {shape.hidden} head {shape.head_dim} vocabulary {shape.vocabulary}"
     return f"{kept} biases {biases} layers {layers}"
 

@@ -19,7 +19,7 @@ from darwinlm.errors import RequestError
 from darwinlm.foreign.gguf.reading import GgufFile
 from darwinlm.foreign.gguf.words import end_ids, special_ids
 from darwinlm.models.family import Family, known_families
-from darwinlm.models.llama_cpp import NAMES, rope
+from darwinlm.models.llama_cpp import HEAD_NORMS, NAMES, rope
 from darwinlm.models.llama_cpp_files import as_ours, place_of
 from darwinlm.models.shape import LayerWidths, ModelShape
 
@@ -75,7 +75,7 @@ def held_model(file: GgufFile) -> Held:
     """
     _require_known(file)
     biases = {name for name in NAMES.values() if f"blk.0.{name}.bias" in file.shapes}
-    norms, layers = f"blk.0.{NAMES['self_attn.q_norm']}.weight" in file.shapes, _layers(file)
+    norms, layers = f"blk.0.{HEAD_NORMS[0]}.weight" in file.shapes, _layers(file)
     family = known_families()["qwen3" if norms else "qwen2" if biases == {"attn_q", "attn_k", "attn_v"} else "llama"]
     widest = replace(max(layers, key=lambda w: (w.heads, w.kv_heads)), intermediate=max(w.intermediate for w in layers))
     special, ends = special_ids(file), end_ids(file)
@@ -116,8 +116,8 @@ def without_stubs(file: GgufFile, held: Held) -> Held:
         gone = {
             kind: not any(file.tensor(f"blk.{index}.{output}.{part}").any() for part in parts)
             for kind, output, parts in (
-                ("attention", "attn_output", ("weight", "bias") if held.shape.o_bias else ("weight",)),
-                ("mlp", "ffn_down", ("weight", "bias") if held.shape.mlp_bias else ("weight",)),
+                ("attention", "attn_output", ("weight", "bias") if held.shape.biases[1] else ("weight",)),
+                ("mlp", "ffn_down", ("weight", "bias") if held.shape.biases[2] else ("weight",)),
             )
         }
         own = replace(widths, heads=0, kv_heads=0) if gone["attention"] else widths

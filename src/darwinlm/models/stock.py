@@ -1,0 +1,151 @@
+"""The stock code of a model around its layers, and one layer at a time: to be counted, and to be run alone."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from darwinlm.models.family import Family
+from darwinlm.models.heterogeneous import build_empty, empty, fill, heterogeneous_config, modeling, placed
+from darwinlm.models.sites import EMBEDDING, NORM, Kind
+from darwinlm.models.widths import LayerWidths
+
+Outlines = dict[str, tuple[int, ...]]
+
+
+class Stock:
+    """A decoder without its layers, and layers of any width.
+
+    Args:
+        family: of the model.
+        config: of the model, dense or pruned.
+    """
+
+    def __init__(self, family: Family, config: Any) -> None:
+        self.family, self.config = family, heterogeneous_config(family, config, None)
+        self._types: Sequence[str] = getattr(config, "layer_types", None) or ()
+        self._frames: dict[str, Any] = {}
+        decoder = self.decoder(torch.device("cpu"))
+        self.outside: Outlines = {
+            EMBEDDING: tuple(decoder.embed_tokens.weight.shape),
+            NORM: tuple(decoder.norm.weight.shape),
+        }
+        """Full name -> shape of what stands around the layers."""
+        self._known: dict[tuple[Any, ...], tuple[Outlines, int]] = {}
+
+    def decoder(self, device: torch.device) -> Any:
+        """The decoder with layers that pass on what they are given; what stands around them has no numbers, but all that is
+        computed is there. Its modules may be replaced."""
+        key, count = str(device), self.config.num_hidden_layers
+        if key not in self._frames:
+            self.config.num_hidden_layers = 0
+            try:
+                self._frames[key] = build_empty(modeling(self.family).DarwinLMModel, self.config, device).eval()
+            finally:
+                self.config.num_hidden_layers = count
+            self._frames[key].layers = nn.ModuleList([Pass()] * count)
+        twin = copy.copy(self._frames[key])
+        twin._modules = {**twin._modules, "layers": copy.copy(twin.layers)}
+        twin.layers._modules = dict(twin.layers._modules)
+        return twin
+
+    def layer(self, index: int, widths: LayerWidths, device: torch.device | str = "cpu") -> nn.Module:
+        """A layer without numbers."""
+        config = copy.copy(self.config)
+        config.num_attention_heads = widths.heads or config.num_attention_heads
+        config.num_key_value_heads = widths.kv_heads or config.num_key_value_heads
+        config.intermediate_size = widths.intermediate or config.intermediate_size
+        config.skip = [site.kind for site in self.family.sites if not widths.has(site.kind)]
+        with empty():
+            return placed(modeling(self.family)._layer(self.config, index, config), device)
+
+    def outlines(self, index: int, widths: LayerWidths) -> Outlines:
+        """Name within the layer -> shape of all that a layer stores."""
+        return self._counted(index, widths)[0]
+
+    def parameters(self, index: int, widths: LayerWidths) -> int:
+        """Parameters of a layer."""
+        return self._counted(index, widths)[1]
+
+    def _counted(self, index: int, widths: LayerWidths) -> tuple[Outlines, int]:
+        key = (self._types[index] if self._types else "", widths.heads, widths.kv_heads, widths.intermediate)
+        if key not in self._known:
+            layer = self.layer(index, widths)
+            held = {name: tuple(tensor.shape) for name, tensor in layer.state_dict().items()}
+            self._known[key] = held, sum(math.prod(parameter.shape) for parameter in layer.parameters())
+        return self._known[key]
+
+    def block(self, index: int, widths: LayerWidths, tensors: dict[str, Tensor], device: torch.device) -> Block:
+        """Layer `index`, to be run alone.
+
+        Args:
+            index: its place: some families tell layers apart by it.
+            widths: of this layer.
+            tensors: its weights by their names within the layer; they become parameters without a copy.
+            device: where its computed buffers lie.
+        """
+        layer = fill(self.layer(index, widths, device), tensors)
+        return Block(self.family, self.decoder(device), layer, index, widths)
+
+
+class Pass(nn.Module):
+    """In place of a layer: passes on what it is given."""
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """(S, T, H) as they are."""
+        return hidden_states
+
+
+class _Here(nn.Module):
+    """A layer that is given its inputs themselves, whatever the decoder makes of those that it is called with."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+        self.hidden: Tensor | None = None
+
+    def forward(self, _: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return self.layer(self.hidden, *args, **kwargs)
+
+
+class Block(nn.Module):
+    """One layer in its own place in a decoder whose other layers pass on what they are given.
+
+    Args:
+        family: of the model.
+        decoder: from `Stock.decoder`.
+        layer: the layer.
+        index: its place.
+        widths: of the layer.
+    """
+
+    def __init__(self, family: Family, decoder: Any, layer: nn.Module, index: int, widths: LayerWidths) -> None:
+        super().__init__()
+        self.family, self.layer = family, layer
+        self.kinds: list[Kind] = [site.kind for site in family.sites if widths.has(site.kind)]
+        """Of the modules that it has."""
+        self._here = _Here(layer)
+        decoder.norm, decoder.embed_tokens = nn.Identity(), nn.Identity()
+        decoder.layers[index] = self._here
+        self.decoder = decoder
+        self.eval()
+
+    def forward(self, hidden: Tensor, **kwargs: Any) -> Tensor:
+        """(S, T, H) inputs of the layer -> (S, T, H) its outputs; keywords are those of the decoder."""
+        self._here.hidden = hidden
+        try:
+            return self.decoder(inputs_embeds=hidden, **{"use_cache": False, **kwargs}).last_hidden_state
+        finally:
+            self._here.hidden = None
+
+    def output_matrix(self, kind: Kind) -> nn.Linear:
+        """The matrix of a module whose input columns are pruned."""
+        matrix = self.layer.get_submodule(self.family.site(kind).output)
+        if not isinstance(matrix, nn.Linear):
+            raise TypeError(f"the output matrix of {kind} is a {type(matrix).__name__}, not a Linear")
+        return matrix

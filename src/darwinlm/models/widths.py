@@ -1,0 +1,38 @@
+"""Widths of one decoder layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from darwinlm.models.sites import Kind, Part
+
+PADDING = "padding_heads"
+"""Field of a pruned model's configuration: padding query heads of every layer, where there are any."""
+
+
+@dataclass(frozen=True)
+class LayerWidths:
+    """Widths of one decoder layer; 0 says that the module is absent."""
+
+    heads: int
+    kv_heads: int
+    intermediate: int
+    padding: int = 0
+    """Those of the query heads that came in as zeros, to make uneven groups even; they do not count in levels."""
+
+    @property
+    def counts(self) -> dict[Part, int]:
+        """Units of every part."""
+        heads, keys, columns = self.heads, self.kv_heads, self.intermediate
+        return {"query": heads, "key": keys, "value": keys, "gate": columns, "up": columns}
+
+    def has(self, kind: Kind) -> bool:
+        """Whether the layer has a module of this kind."""
+        return bool(self.heads if kind == "attention" else self.intermediate)
+
+    def without(self, kinds: Iterable[Kind]) -> LayerWidths:
+        """The same without modules of these kinds."""
+        kinds = set(kinds)
+        found = replace(self, heads=0, kv_heads=0, padding=0) if "attention" in kinds else self
+        return replace(found, intermediate=0) if "mlp" in kinds else found
