@@ -48,13 +48,46 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen3_bias": {"model_type": "qwen3", "head_dim": 8, "attention_bias": True, "tie_word_embeddings": True},
 }
 """Name -> what differs from `COMMON`. A new model family is one line."""
+_SLIDING = {"sliding_window": 5, "layer_types": ["sliding_attention", "sliding_attention", "full_attention"]}
+_GEMMA = {"head_dim": 8, "query_pre_attn_scalar": 12, "tie_word_embeddings": True, "pad_token_id": 0, **_SLIDING}
+_GRANITE = {"embedding_multiplier": 3.0, "residual_multiplier": 0.4, "attention_multiplier": 0.3, "logits_scaling": 4.0}
+MORE: dict[str, dict[str, Any]] = {
+    "ministral": {"model_type": "ministral", "head_dim": 8, **_SLIDING},
+    "ministral3": {"model_type": "ministral3", "head_dim": 8},
+    "seed_oss": {"model_type": "seed_oss", "head_dim": 8, "attention_bias": True, "attention_out_bias": False},
+    "helium": {"model_type": "helium", "head_dim": 4, "num_key_value_heads": 8},
+    "ernie4_5": {"model_type": "ernie4_5", "head_dim": 8, "use_bias": False, "tie_word_embeddings": True},
+    "smollm3": {"model_type": "smollm3", "no_rope_layers": [1, 0, 1], "pad_token_id": 0},
+    "hunyuan_v1_dense": {"model_type": "hunyuan_v1_dense", "head_dim": 8, "pad_token_id": 0},
+    "granite": {"model_type": "granite", "tie_word_embeddings": True, **_GRANITE},
+    "arcee": {"model_type": "arcee", "num_key_value_heads": 4},
+    "gemma": {"model_type": "gemma", "head_dim": 8, "tie_word_embeddings": True, "pad_token_id": 0},
+    "gemma2": {"model_type": "gemma2", "final_logit_softcapping": 3.0, "attn_logit_softcapping": 4.0, **_GEMMA},
+    "gemma3_text": {"model_type": "gemma3_text", **_GEMMA},
+    "phi3": {"model_type": "phi3", "pad_token_id": 0},
+    "olmo2": {"model_type": "olmo2", "pad_token_id": 0},
+    "olmo3": {"model_type": "olmo3", "pad_token_id": 0, **_SLIDING},
+    "exaone4": {"model_type": "exaone4", **_SLIDING},
+    "glm": {"model_type": "glm", "head_dim": 8, "attention_bias": True, "pad_token_id": 0},
+    "glm4": {"model_type": "glm4", "head_dim": 8, "attention_bias": True, "pad_token_id": 0},
+    "cohere": {"model_type": "cohere", "use_qk_norm": True, "logit_scale": 0.3, "pad_token_id": 0},
+    "cohere2": {
+        "model_type": "cohere2",
+        "logit_scale": 0.3,
+        "tie_word_embeddings": True,
+        "pad_token_id": 0,
+        **_SLIDING,
+    },
+    "apertus": {"model_type": "apertus", "pad_token_id": 0},
+}
+"""The same of families that `test_families.py` alone goes through."""
 UNITS = ("kv_group", "balanced", "query_head")
 CPU = torch.device("cpu")
 
 
 def is_grouped(family: str) -> bool:
     """Whether query heads share KV heads; else all attention units are the same."""
-    values = COMMON | FAMILIES[family]
+    values = COMMON | (FAMILIES | MORE)[family]
     return values["num_attention_heads"] != values["num_key_value_heads"]
 
 
@@ -63,7 +96,7 @@ FAMILIES_AND_UNITS = [(family, unit) for family in FAMILIES for unit in (UNITS i
 
 def config(family: str, **overrides: Any) -> Any:
     """The stock configuration of a pico model."""
-    return AutoConfig.for_model(**{**COMMON, **FAMILIES[family], **overrides})
+    return AutoConfig.for_model(**{**COMMON, **(FAMILIES | MORE)[family], **overrides})
 
 
 def random_model(family: str, seed: int = 0, **overrides: Any) -> Any:

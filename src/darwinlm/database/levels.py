@@ -125,7 +125,15 @@ def _attention_ladder(
     at_once = widths.kv_heads if unit == "balanced" else config.tensor_parallel  # groups that one step removes
     columns = widths.heads * head_dim
     steps = columns // group_size // at_once
+    whole = family.site("attention").whole
+    if whole and len(config.attention_columns or ()) > 2:
+        raise RequestError(
+            f"database.attention_columns has {len(config.attention_columns or ())} entries, but in this model an attention stays "
+            f"or goes as a whole: {whole}. Leave it out, or give [0, {columns}]."
+        )
     removed = _removed("attention", columns, group_size * at_once, steps, config, config.attention_columns)
+    if whole:
+        removed = [0, steps]
     return Ladder(
         name=family.module(layer, "attention"),
         kind="attention",

@@ -4,6 +4,7 @@ This file ships inside every checkpoint and needs transformers (>= 5.14) alone. 
 `per_layer_config`; everything else is the stock code of the family below.
 """
 
+import contextlib
 import importlib
 
 import torch
@@ -53,6 +54,25 @@ class DarwinLMConfig(_Config):
         if any(_is_narrower(layer, values) for layer in (values.get("per_layer_config") or {}).values()):
             values[_FLAG] = True
         return values
+
+
+@contextlib.contextmanager
+def _whole(config):
+    """Stock code that is called here reads the widths of the whole model, which are in no layer's way."""
+    layers = config.__dict__.pop("_heterogeneity_spec", None)
+    try:
+        yield
+    finally:
+        if layers is not None:
+            config._heterogeneity_spec = layers
+
+
+def _validate(self, _stock_checks=DarwinLMConfig.validate):
+    with _whole(self):
+        _stock_checks(self)
+
+
+DarwinLMConfig.validate = _validate
 
 
 class AbsentNorm(nn.Module):
@@ -125,7 +145,8 @@ def _stock(self, stock_class, config):
     """The stock constructor, told that there are no layers: embeddings, norms, rotary and multipliers as it says."""
     count, config.num_hidden_layers = config.num_hidden_layers, 0
     try:
-        stock_class.__init__(self, config)
+        with _whole(config):
+            stock_class.__init__(self, config)
     finally:
         config.num_hidden_layers = count
 
@@ -142,6 +163,8 @@ class DarwinLMModel(_Model):
             # No slot in the KV cache for layers that would leave it empty: get_seq_length() must not read one of those.
             config.kv_sharing_modes = ["reuse" if skip else None for skip in skipped]
         _stock(self, _Model, config)
+        if len(config.per_layer_config):
+            self.rotary_emb.config = config.per_layer_config[0]  # some kinds read it again for longer texts
         self.layers = nn.ModuleList([_layer(config, index) for index in range(config.num_hidden_layers)])
         self.post_init()
 

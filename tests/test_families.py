@@ -1,0 +1,142 @@
+"""Every family of the table against stock transformers: dense, narrower, and with modules that are gone."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForCausalLM
+
+import pico
+from darwinlm.assemble import Assembler
+from darwinlm.database.store import Database
+from darwinlm.export.huggingface import export_checkpoint
+from darwinlm.models.family import known_families
+from darwinlm.models.source import ModelSource
+
+NAMES = [*pico.MORE, "llama_bias", "mistral", "qwen2", "qwen3"]
+PAD = 0
+
+
+@pytest.fixture(scope="module")
+def levels(source, tmp_path_factory) -> Callable[[str], Database]:
+    """Family -> its database."""
+    return functools.cache(lambda name: pico.make_database(tmp_path_factory.mktemp(name), source(name)))
+
+
+def genomes(database: Database) -> dict[str, tuple[int, ...]]:
+    """Everything narrower; modules gone at every place; only one MLP left; nothing left."""
+    ladders = database.ladders()
+    narrow = tuple(min(1 + i % 2, max(ladder.top - 1, 0)) for i, ladder in enumerate(ladders))
+    gone = {"first": (0, 3, 4), "last": (1, 4, 5), "one": (0, 1, 2, 4, 5), "all": range(6)}
+    return {"narrow": narrow} | {
+        name: tuple(ladder.top if i in places else narrow[i] for i, ladder in enumerate(ladders))
+        for name, places in gone.items()
+    }
+
+
+def test_the_tests_go_through_every_family() -> None:
+    tested = {(pico.FAMILIES | pico.MORE)[name]["model_type"] for name in NAMES}
+    assert tested == set(known_families())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_streamed_blocks_and_head_equal_the_stock_model(name: str, source, checkpoint) -> None:
+    tokens, opened = pico.random_tokens(3, 24), source(name)
+    stock = AutoModelForCausalLM.from_pretrained(checkpoint(name), dtype=torch.float32).eval()
+    with torch.no_grad():
+        ours = opened.head().logits(pico.stream(opened).final_hidden(tokens, batch=2))
+        torch.testing.assert_close(ours, stock(tokens).logits, rtol=0, atol=2e-5)
+    assert opened.shape.parameters == stock.num_parameters()
+    assert opened.shape.outlines() == {n: tuple(t.shape) for n, t in stock.state_dict().items() if n in opened.files}
+
+
+@torch.no_grad()
+def logits(model: Any, tokens: Tensor, **options: Any) -> Tensor:
+    return model(input_ids=tokens, **options).logits
+
+
+def padded() -> dict[str, Tensor]:
+    """Prompts of unequal length, padded on the left."""
+    tokens = pico.random_tokens(3, 12, seed=5)
+    mask = torch.ones_like(tokens)
+    for row, pads in enumerate((0, 4, 8)):
+        tokens[row, :pads], mask[row, :pads] = PAD, 0
+    return {"input_ids": tokens, "attention_mask": mask}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_pruned_checkpoint_is_the_masked_model(name: str, source, checkpoint, levels, tmp_path) -> None:
+    """Exported and loaded as users do: logits, the attention implementations, caches, padding, and saved again."""
+    assembler, database, tokens = Assembler(source(name), levels(name)), levels(name), pico.random_tokens(2, 20, seed=3)
+    for case, genome in genomes(database).items():
+        folder = tmp_path / case
+        export_checkpoint(assembler, genome, folder, {}, {})
+        ours, truth = load(folder), pico.zero_masked(checkpoint(name), database, genome)
+        expected = logits(truth, tokens)
+        torch.testing.assert_close(logits(ours, tokens), expected, atol=1e-4, rtol=1e-4)
+        assert ours.num_parameters() == assembler.shape(genome).parameters
+        written = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": PAD, "eos_token_id": None}
+        continued = truth.generate(**padded(), **written)
+        for use_cache in (True, False):
+            assert torch.equal(ours.generate(**padded(), **written, use_cache=use_cache), continued)
+        if case == "first":
+            ours.set_attn_implementation("eager")
+            torch.testing.assert_close(logits(ours, tokens), expected, atol=1e-4, rtol=1e-4)
+            ours.save_pretrained(tmp_path / "again")
+            assert torch.equal(logits(load(tmp_path / "again"), tokens), logits(load(folder), tokens))
+
+
+def load(folder: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32).eval()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_are_those_of_the_masked_model(name: str, source, checkpoint, levels) -> None:
+    assembler, database, tokens = Assembler(source(name), levels(name)), levels(name), pico.random_tokens(2, 16, seed=4)
+    genome = genomes(database)["last"]
+    models = [assembler.model(genome, pico.CPU), pico.zero_masked(checkpoint(name), database, genome)]
+    found = [gradients(model, tokens) for model in models]
+    for path, gradient in found[0].items():
+        whole = found[1][path]
+        if path.endswith("_proj.weight") and gradient.shape != whole.shape:
+            ladder, level = at(database, genome, path)
+            if not path.startswith(source(name).family.output(ladder.layer, ladder.kind)):
+                continue  # rows in front; what they hand on is compared by what lies before them
+            whole = whole[:, database.kept(ladder.name, level)]
+        if gradient.shape == whole.shape:
+            torch.testing.assert_close(gradient, whole, atol=1e-4, rtol=1e-4)
+
+
+def gradients(model: Any, tokens: Tensor) -> dict[str, Tensor]:
+    cross_entropy(model(input_ids=tokens).logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()).backward()
+    return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+def at(database: Database, genome: Sequence[int], path: str) -> tuple[Any, int]:
+    """Ladder and level of the module that a parameter belongs to."""
+    pairs = zip(database.ladders(), genome)
+    return next((ladder, level) for ladder, level in pairs if path.startswith(f"{ladder.name}."))
+
+
+def test_a_shared_norm_stays_with_the_last_module_that_shares_it(source, levels) -> None:
+    shape, hidden = source("cohere2").shape, source("cohere2").shape.hidden
+    widths = shape.layers[0]
+    alone = [widths.without({kind}) for kind in ("attention", "mlp")]
+    counts = [
+        shape.with_layers([one]).layer_parameters for one in (*alone, widths, widths.without({"attention", "mlp"}))
+    ]
+    assert counts[0] + counts[1] == counts[2] + hidden
+    assert counts[3] == 0
+
+
+def test_what_is_normalized_over_all_heads_goes_as_a_whole(source, levels) -> None:
+    tops = {ladder.top for ladder in levels("olmo2").ladders() if ladder.kind == "attention"}
+    assert tops == {1}
+    assert isinstance(source("olmo2"), ModelSource)
