@@ -218,7 +218,7 @@ def _tokens(source: ModelSource, config: RunConfig, lineage: Lineage) -> Tensor:
             "The checkpoint was trained on %s: whether '%s' shares text with that is not known.", known, config.data
         )
     source.require_context(config.blocks.sequence_length)
-    return from_the_beginning(config.data, config.blocks, source.tokenizer, lineage).blocks
+    return source.begun(from_the_beginning(config.data, config.blocks, source.tokenizer, lineage).blocks)
 
 
 def eval_folder(config: RunConfig, output: str) -> Path | None:

@@ -21,6 +21,7 @@ from darwinlm.errors import DamagedFileError, RequestError
 from darwinlm.export.huggingface import require_canonical
 from darwinlm.genome import Genome, Space, is_valid
 from darwinlm.models.blocks import BlockStream
+from darwinlm.models.check import check_streamed
 from darwinlm.models.shape import LayerWidths
 from darwinlm.models.source import ModelSource
 from darwinlm.planning import predicted_work
@@ -81,6 +82,7 @@ class Run:
             )
         self._check_identity(restart)
         self._check_room()
+        check_streamed(self.source)
 
     def _check_identity(self, restart: bool) -> None:
         """Compare with what the folder holds already, from the outside in."""
@@ -202,6 +204,7 @@ class Run:
             config, lineage = self.config, Lineage(self.config.model)
             splits = make_splits(config.data, config.blocks, self.source.tokenizer, config.seed, lineage)
             tensors = splits.tensors()
+            tensors |= {name: self.source.begun(tensors[name]) for name in SPLITS}
             known, _ = read_tensors(path) if stored else ({}, {})
             for name in (name for name in SPLITS if name in known and stored[name] == asked[name]):
                 if not torch.equal(known[name], tensors[name]):

@@ -55,6 +55,7 @@ class PackedStream:
         seed: of the shuffling.
         epochs: times that the text is read. A block does not depend on it: windows end where the text does.
         without: text that is left out, since it is scored.
+        begin: token that takes the place of the first one of every block; None leaves it.
     """
 
     source: str
@@ -65,6 +66,7 @@ class PackedStream:
     seed: int
     epochs: int = 1
     without: Ranges = field(default_factory=Ranges)
+    begin: int | None = None
 
     def blocks(self, start: int = 0, bookmark: Bookmark | None = None) -> Iterator[tuple[Tensor, Bookmark]]:
         """Yield block `start` and all after it, (length,) int64, each with the bookmark of its window.
@@ -84,6 +86,8 @@ class PackedStream:
                 place, rows = found
                 order = torch.randperm(len(rows), generator=torch_generator(self.seed, "stream", place.window))
                 first = max(0, start - place.block)
+                if self.begin is not None:
+                    rows = torch.cat([torch.full_like(rows[:, :1], self.begin), rows[:, 1:]], dim=1)
                 for row in order[first:].tolist():
                     yield rows[row].long(), place
 

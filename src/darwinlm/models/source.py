@@ -71,6 +71,17 @@ class ModelSource:
         """
         return open_tokenizer(self.folder, self.config, self.shape.vocabulary, self.name)
 
+    @property
+    def begin(self) -> int | None:
+        """The token that every text must begin with; None where the family does without."""
+        return self.tokenizer.bos_token_id if self.family.begins else None
+
+    def begun(self, blocks: Tensor) -> Tensor:
+        """(blocks, T) token ids, each with the begin token in place of its first one where the family needs it."""
+        if (begin := self.begin) is None:
+            return blocks
+        return torch.cat([torch.full_like(blocks[:, :1], begin), blocks[:, 1:]], dim=1)
+
     @functools.cached_property
     def fingerprint(self) -> str:
         """SHA-256 over configuration, index, headers and a sample of every tensor: tells other models apart without

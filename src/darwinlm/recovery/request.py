@@ -198,7 +198,8 @@ class Request:
             return Scored(tensors["held_out"].long(), Ranges(tensors.get(RANGES)))
         config, tokenizer = self.config, self.source.tokenizer
         apart = scored_apart(config.data, config.blocks, tokenizer, self.lineage)
-        return apart or from_the_beginning(config.data, config.blocks, tokenizer, self.lineage)
+        found = apart or from_the_beginning(config.data, config.blocks, tokenizer, self.lineage)
+        return dataclasses.replace(found, blocks=self.source.begun(found.blocks))
 
     @functools.cached_property
     def stream(self) -> PackedStream:
@@ -213,6 +214,7 @@ class Request:
             self.config.seed,
             train.epochs,
             self.lineage.ranges + self.scored.ranges,
+            self.source.begin,
         )
 
     @functools.cached_property

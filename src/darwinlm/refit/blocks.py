@@ -83,6 +83,7 @@ class _Streams:
         self.checked = len(tokens) // every * tokens.shape[1]
         self.target, self.hidden = (dense.embed(tokens[order], placement) for _ in range(2))
         self.dense, self.batch, self.dtype = dense, batch, dense.source.dtype
+        self.branch = dense.source.family.branch(dense.source.config)
 
     @torch.no_grad()
     def refit(
@@ -93,7 +94,7 @@ class _Streams:
         Returns:
             What changes as it is stored, by its name within the layer, and how each output matrix ended.
         """
-        if "attention" not in ours.kinds:
+        if ours.kinds in ([], ["mlp"]) and not (ours.kinds and ours.family.site("mlp").post_norm):
             self.dense.forward(block, self.target, self.batch)
         weights: dict[str, Tensor] = {}
         found: dict[str, MatrixRefit] = {}
@@ -160,26 +161,42 @@ class _Streams:
         """Of the sequences that are fitted to and of the checked ones."""
         fit, check = Moments(ours.output_matrix(kind).weight), Moments(ours.output_matrix(kind).weight)
         for part, checks in self.parts:
-            target = self.target[part].to(self.dense.device)
-            if kind == "attention":  # the first to come runs the dense block
-                _, target, self.target[part] = _run(block, target, kind)
-            inputs, *reached = _run(ours, self.hidden[part].to(self.dense.device), kind)
-            (check if checks else fit).add(inputs, target.float() - reached[kind == "mlp"].float())
+            lacks, inputs = self._lacks(block, ours, kind, part)
+            (check if checks else fit).add(inputs, lacks)
         fit.sum_over_ranks()
         check.sum_over_ranks()
         return fit, check
 
+    def _lacks(self, block: Block, ours: Block, kind: Kind, part: slice) -> tuple[Tensor, Tensor]:
+        """What the output matrix should put out more than it does, and its inputs.
+
+        That brings the residual stream to the dense one's; where the output passes through a norm, whose size it cannot
+        change, the output itself. After the last module the outputs of the dense block are in `target`.
+        """
+        target, behind_norm = self.target[part].to(self.dense.device), ours.family.site(kind).post_norm is not None
+        dense_end = target
+        if behind_norm or kind == "attention":
+            _, dense_output, dense_end = _run(block, target, kind)
+            target = dense_output if behind_norm else target + self.branch * dense_output
+        if kind == ours.kinds[-1] or not behind_norm:
+            self.target[part] = dense_end
+        hidden = self.hidden[part].to(self.dense.device)
+        inputs, output, end = _run(ours, hidden, kind)
+        if behind_norm:
+            return target.float() - output.float(), inputs
+        reached = hidden + self.branch * output if kind == "attention" else end
+        return (target.float() - reached.float()) / self.branch, inputs
+
 
 def _run(block: Block, hidden: Tensor, kind: Kind) -> tuple[Tensor, Tensor, Tensor]:
-    """A block's run: the inputs of one output matrix, the residual stream behind it where it is attention's, and at the end."""
+    """A block's run: the inputs of one output matrix, its outputs, and the block's."""
     seen: list[Any] = []
     hook = block.output_matrix(kind).register_forward_hook(lambda _, inputs, output: seen.extend((inputs[0], output)))
     try:
         end = block(hidden)
     finally:
         hook.remove()
-    inputs, output = seen
-    return inputs, hidden + output, end
+    return seen[0], seen[1], end
 
 
 def _put(block: Block, name: str, weight: Tensor) -> None:

@@ -14,6 +14,8 @@ Letters: S = sequences, T = tokens in a sequence, H = hidden size, M = modules, 
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -164,13 +166,13 @@ class _Walk:
         went_in: dict[int, Tensor] = {}
         came_out: dict[int, Tensor] = {}
 
-        def note(place: int, arguments: tuple[Tensor, ...], output: Tensor) -> None:
-            went_in[place], came_out[place] = arguments[0].detach(), output
+        def note(place: int, inputs: Tensor | None, output: Tensor | None) -> None:
+            if inputs is not None:
+                went_in[place] = inputs.detach()
+            if output is not None:
+                came_out[place] = output
 
-        hooks = [
-            module.linear.register_forward_hook(lambda _, x, y, place=place: note(place, x, y))
-            for place, module in enumerate(levels)
-        ]
+        hooks = [hook for place, module in enumerate(levels) for hook in module.watched(functools.partial(note, place))]
         with torch.enable_grad():
             inputs = hidden.to(self.stream.device).requires_grad_()
             outputs = block(inputs)
@@ -199,6 +201,9 @@ class _Levels:
     def __init__(self, assembler: Assembler, place: int, level: int, block: Block) -> None:
         self.ladder, self.level, database = assembler.space.ladders[place], level, assembler.database
         self.linear: Any = block.output_matrix(self.ladder.kind)
+        post_norm = block.family.site(self.ladder.kind).post_norm
+        self.norm = block.layer.get_submodule(post_norm) if post_norm else None
+        """What the outputs pass through on their way into the residual stream; changes are counted behind it."""
         weight, self.bias = assembler.output_matrix(self.ladder)
         dense = weight.to(self.linear.weight)
         self.weights = {self.ladder.present: (dense, torch.arange(dense.shape[1], device=dense.device))}
@@ -206,14 +211,30 @@ class _Levels:
             weight = database.weight(self.ladder.name, number).to(dense)
             self.weights[number] = (weight, database.kept(self.ladder.name, number).to(dense.device))
 
+    def watched(self, note: Callable[[Tensor | None, Tensor | None], None]) -> list[Any]:
+        """Hooks that tell of the output matrix's inputs, and of what the module puts out."""
+        fed = self.linear.register_forward_hook(lambda _, x, y: note(x[0], None if self.norm else y))
+        return [fed, self.norm.register_forward_hook(lambda _, x, y: note(None, y))] if self.norm else [fed]
+
     def moves(self, inputs: Tensor, gradient: Tensor) -> Tensor:
         """(s, T, C) inputs and (s, T, R) gradient at the outputs -> (s, T, levels): gradient . (output at a level - output now)."""
+        if self.norm is not None:
+            return self._moves_behind(self.norm, inputs, gradient)
         found = gradient.new_zeros(*gradient.shape[:2], self.ladder.top + 1)  # what is gone puts out nothing
         for number, (weight, kept) in self.weights.items():
             back = gradient.to(weight) @ weight
             found[..., number] = (back * inputs.index_select(-1, kept)).sum(-1, dtype=torch.float32)
             if self.bias is not None:
                 found[..., number] += gradient @ self.bias.to(gradient)
+        return found - found[..., self.level, None]
+
+    def _moves_behind(self, norm: nn.Module, inputs: Tensor, gradient: Tensor) -> Tensor:
+        """The same behind a norm, which does not see how large its inputs are: each level's outputs go through it."""
+        found = gradient.new_zeros(*gradient.shape[:2], self.ladder.top + 1)
+        for number, (weight, kept) in self.weights.items():
+            outputs = inputs.index_select(-1, kept).to(weight) @ weight.T
+            outputs = norm(outputs if self.bias is None else outputs + self.bias.to(outputs))
+            found[..., number] = (gradient.to(outputs) * outputs).sum(-1, dtype=torch.float32)
         return found - found[..., self.level, None]
 
 

@@ -1,0 +1,151 @@
+"""Whether what is streamed and shipped computes what stock transformers computes, tried before a run relies on it.
+
+The trial is a small model of random weights with all that a configuration says of its layers, so that neither a new
+transformers nor a setting that nobody has met can make a run silently wrong.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+
+from darwinlm.errors import RequestError
+from darwinlm.models.blocks import BlockStream
+from darwinlm.models.family import Family
+from darwinlm.models.head import Head, head_of
+from darwinlm.models.heterogeneous import build_empty, fill, heterogeneous_config, modeling
+from darwinlm.models.shape import ModelShape
+from darwinlm.models.sites import EMBEDDING, NORM, Kind, layer_prefix
+from darwinlm.models.source import ModelSource
+
+_TOKENS, _VOCABULARY, _COLUMNS, _WINDOW = 12, 96, 24, 5
+_TOLERANCE = 1e-4  # of the largest logit, in float32
+
+
+def check_streamed(source: ModelSource) -> None:
+    """Compare streamed blocks, and the modeling file with modules that are gone, with the stock model on a few tokens.
+
+    Raises:
+        RequestError: they differ, or the stock model cannot be built; says by how much.
+    """
+    values = {key: value for key, value in source.config.to_dict().items() if key != "per_layer_config"}
+    fault = _fault(source.family, json.dumps(values, sort_keys=True, default=str))
+    if fault:
+        raise RequestError(
+            f"'{source.name}' is not computed by transformers {transformers.__version__} as DarwinLM takes it: {fault}. Nothing "
+            "was begun. Install a transformers from 5.14 to 5.24, or leave out what is unusual in its config.json."
+        )
+
+
+@functools.lru_cache(maxsize=64)
+def _fault(family: Family, values: str) -> str:
+    """What differs; empty where nothing does."""
+    try:
+        config = _small(family, json.loads(values))
+        stock = _random(family, config)
+        small = _Small(family, config, ModelShape.of(family, config), stock.state_dict(), head_of(stock))
+        tokens = torch.randint(_VOCABULARY, (2, _TOKENS), generator=torch.Generator().manual_seed(1))
+        with torch.no_grad():
+            stream = BlockStream(small, torch.device("cpu"), torch.float32)  # type: ignore[arg-type]
+            ours, truth = small.head().logits(stream.final_hidden(tokens)), stock(input_ids=tokens).logits
+            if told := _difference(ours, truth):
+                return f"streamed layer by layer, {told}"
+            pruned = _without_modules(small, stock)
+            told = _difference(pruned(input_ids=tokens).logits, stock(input_ids=tokens).logits)
+            return f"without some of its modules, {told}" if told else ""
+    except (AttributeError, LookupError, TypeError, ValueError, RuntimeError, ArithmeticError) as fault:
+        return f"{type(fault).__name__}: {str(fault).splitlines()[0]:.200}" if str(fault) else type(fault).__name__
+
+
+@dataclass(frozen=True)
+class _Small:
+    """A small model in memory, as a checkpoint that is streamed."""
+
+    family: Family
+    config: Any
+    shape: ModelShape
+    state: dict[str, Tensor]
+    own_head: Head
+
+    def layer(self, index: int) -> dict[str, Tensor]:
+        prefix = layer_prefix(index)
+        return {name.removeprefix(prefix): t.clone() for name, t in self.state.items() if name.startswith(prefix)}
+
+    def embedding(self) -> Tensor:
+        return self.state[EMBEDDING]
+
+    def final_norm(self) -> Tensor:
+        return self.state[NORM]
+
+    def head(self) -> Head:
+        return self.own_head
+
+
+def _small(family: Family, values: dict[str, Any]) -> Any:
+    """The configuration with few heads, columns and tokens, and short windows."""
+    group = min(2, values["num_attention_heads"] // values["num_key_value_heads"])
+    head_dim = values.get("head_dim") or values["hidden_size"] // values["num_attention_heads"]
+    heads = max(2, group)
+    changed = {
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads // group,
+        "head_dim": head_dim,
+        "hidden_size": heads * head_dim,  # which some take for granted
+        "intermediate_size": _COLUMNS,
+        "vocab_size": _VOCABULARY,
+        "dtype": "float32",
+        "pad_token_id": None,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+    }
+    if values.get("sliding_window") is not None:
+        changed["sliding_window"] = _WINDOW
+    config_class = modeling(family)._Config
+    dropped = ("transformers_version", "architectures", "_name_or_path", "model_type", "padding_heads")
+    return config_class(**{key: value for key, value in {**values, **changed}.items() if key not in dropped})
+
+
+def _random(family: Family, config: Any) -> Any:
+    """A stock model whose weights, norms and biases are all neither zero nor one."""
+    stock, generator = build_empty(modeling(family)._CausalLM, config), torch.Generator().manual_seed(0)
+    tensors = {}
+    for name, tensor in stock.state_dict().items():
+        noise = torch.randn(tensor.shape, generator=generator)
+        if tensor.is_meta:
+            tensor = noise / math.sqrt(tensor.shape[1]) if tensor.ndim == 2 else 0.3 * noise + 0.8
+        tensors[name] = tensor
+    if config.tie_word_embeddings:
+        tensors.pop("lm_head.weight", None)
+    return fill(stock, tensors)
+
+
+def _without_modules(small: _Small, stock: Any) -> Any:
+    """The modeling file's model, in which every third layer lacks attention and every third an MLP; the stock one, masked."""
+    gone: list[set[Kind]] = [
+        ({"attention"}, {"mlp"}, {"attention", "mlp"}, set[Kind]())[i % 4] for i in range(len(small.shape.layers))
+    ]
+    widths = [layer.without(kinds) for layer, kinds in zip(small.shape.layers, gone)]
+    state = {}
+    for index, kinds in enumerate(gone):
+        for site in small.family.sites:
+            output = stock.get_submodule(layer_prefix(index) + site.output)
+            for parameter in output.parameters() if site.kind in kinds else ():
+                parameter.zero_()
+    shape = small.shape.with_layers(widths)
+    state = {name: stock.state_dict()[name].clone() for name in shape.outlines()}
+    config = heterogeneous_config(small.family, small.config, widths)
+    return fill(build_empty(modeling(small.family).DarwinLMForCausalLM, config), state)
+
+
+def _difference(ours: Tensor, truth: Tensor) -> str:
+    largest, apart = truth.abs().max().item(), (ours - truth).abs().max().item()
+    if math.isfinite(largest) and apart <= _TOLERANCE * max(largest, 1e-3):
+        return ""
+    return f"its logits differ by {apart:.2g} where the largest is {largest:.2g}"
