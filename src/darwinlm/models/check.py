@@ -128,11 +128,9 @@ def _random(family: Family, config: Any) -> Any:
 
 def _without_modules(small: _Small, stock: Any) -> Any:
     """The modeling file's model, in which every third layer lacks attention and every third an MLP; the stock one, masked."""
-    gone: list[set[Kind]] = [
-        ({"attention"}, {"mlp"}, {"attention", "mlp"}, set[Kind]())[i % 4] for i in range(len(small.shape.layers))
-    ]
+    turns: list[set[Kind]] = [{"attention"}, {"mlp"}, {"attention", "mlp"}, set()]
+    gone = [turns[i % 4] for i in range(len(small.shape.layers))]
     widths = [layer.without(kinds) for layer, kinds in zip(small.shape.layers, gone)]
-    state = {}
     for index, kinds in enumerate(gone):
         for site in small.family.sites:
             output = stock.get_submodule(layer_prefix(index) + site.output)

@@ -213,7 +213,7 @@ class _Levels:
 
     def watched(self, note: Callable[[Tensor | None, Tensor | None], None]) -> list[Any]:
         """Hooks that tell of the output matrix's inputs, and of what the module puts out."""
-        fed = self.linear.register_forward_hook(lambda _, x, y: note(x[0], None if self.norm else y))
+        fed = self.linear.register_forward_hook(lambda _, x, y: note(x[0], None if self.norm else y))  # type: ignore[arg-type]
         return [fed, self.norm.register_forward_hook(lambda _, x, y: note(None, y))] if self.norm else [fed]
 
     def moves(self, inputs: Tensor, gradient: Tensor) -> Tensor:
