@@ -214,7 +214,8 @@ class _Levels:
     def watched(self, note: Callable[[Tensor | None, Tensor | None], None]) -> list[Any]:
         """Hooks that tell of the output matrix's inputs, and of what the module puts out."""
         fed = self.linear.register_forward_hook(lambda _, x, y: note(x[0], None if self.norm else y))  # type: ignore[arg-type]
-        return [fed, self.norm.register_forward_hook(lambda _, x, y: note(None, y))] if self.norm else [fed]
+        put_out: Callable[..., None] = lambda _, x, y: note(None, y)  # noqa: E731
+        return [fed, self.norm.register_forward_hook(put_out)] if self.norm else [fed]
 
     def moves(self, inputs: Tensor, gradient: Tensor) -> Tensor:
         """(s, T, C) inputs and (s, T, R) gradient at the outputs -> (s, T, levels): gradient . (output at a level - output now)."""
