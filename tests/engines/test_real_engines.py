@@ -1,4 +1,4 @@
-"""Pruned models in real vLLM on a CPU: log-probabilities and greedy tokens are those of the masked stock model.
+"""Pruned models in real engines on a CPU: log-probabilities and greedy tokens are those of the masked stock model.
 
 DARWINLM_VLLM names the Python of an environment with vLLM, in which DarwinLM is installed; `make test-engines` makes one.
 """
@@ -19,11 +19,13 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 import pico
 from darwinlm.assemble import Assembler
 from darwinlm.export.forms import Wanted, write_forms
 from darwinlm.export.huggingface import export_checkpoint
+from darwinlm.models.llama_cpp import llama_cpp_faults
 from darwinlm.models.source import ModelSource
 
 PYTHON = os.environ.get("DARWINLM_VLLM", "")
@@ -39,9 +41,12 @@ SUBJECTS: dict[str, tuple[str, dict[str, Any], set[str]]] = {
         {"2.self_attn"},
     ),
     "llama, biases": ("llama_bias", {}, {"1.self_attn", "2.self_attn"}),
+    "mistral": ("mistral", {}, {"0.self_attn"}),
     "mistral, sliding window": ("mistral", {"sliding_window": 16}, {"1.self_attn", "1.mlp"}),
     "qwen2, tied, layers with windows": ("qwen2_tied", {**SLIDING, "max_window_layers": 1}, {"2.self_attn"}),
+    "qwen2, tied": ("qwen2_tied", {}, {"0.self_attn", "2.mlp"}),
     "qwen3, layers with windows": ("qwen3", {**SLIDING, "max_window_layers": 2}, {"0.self_attn", "2.mlp"}),
+    "qwen3, tied": ("qwen3_tied", {}, {"2.self_attn"}),
     "qwen3, tied, biases": ("qwen3_bias", {}, {"1.self_attn"}),
 }
 """Name -> family, its sizes, and what is gone; other modules are narrower. Of "llama" they are whole."""
@@ -77,6 +82,8 @@ def make_subject(folder: Path, name: str) -> Subject:
     genome = [ladder.top if ladder.name in names else int(not whole) for ladder in levels.ladders()]
     export_checkpoint(Assembler(source, levels, keep_dense=False), tuple(genome), folder / "model", {}, {})
     forms = write_forms(folder / "model", Wanted(portable=True))
+    if not llama_cpp_faults(ModelSource(str(folder / "model"))):
+        forms += write_forms(folder / "model", Wanted(format="gguf", dtype="f32"))
     truth, sequences, logprobs = pico.zero_masked(dense, levels, genome), [], []
     for seed, length in enumerate(PROMPTS):
         row = pico.random_tokens(1, length, seed)
@@ -138,13 +145,50 @@ def largest_difference(truth: Subject, answer: dict[str, Any]) -> float:
     return max(gaps)
 
 
+def told(name: str, way: str, difference: float) -> None:
+    """Print a row for docs/benchmarks.md (`pytest -rP`), and check it."""
+    print(f"| {name} | {way} | {difference:.1e} |")
+    assert difference < ALLOWED
+
+
+@pytest.mark.parametrize("name", SUBJECTS)
+@torch.no_grad()
+def test_transformers_gives_the_numbers_of_the_masked_model(name, subject):
+    truth, gaps = subject(name), []
+    model = AutoModelForCausalLM.from_pretrained(truth.forms["canonical"], trust_remote_code=True, dtype=torch.float32)
+    for row, known, length in zip(truth.sequences, truth.logprobs, PROMPTS):
+        found = model(torch.tensor([row])).logits[0, :-1].log_softmax(-1)
+        gaps += [abs(own[token] - a) for own, token, a in zip(found.tolist(), row[1:], known, strict=True)]
+        prompt = torch.tensor([row[:length]])
+        mask = torch.ones_like(prompt)
+        again = model.generate(prompt, attention_mask=mask, max_new_tokens=WRITTEN, do_sample=False, pad_token_id=0)
+        assert again[0].tolist() == row
+    told(name, "transformers", max(gaps))
+
+
+@pytest.mark.parametrize("name", SUBJECTS)
+def test_llama_cpp_gives_the_numbers_of_the_masked_model(name, subject):
+    from llama_cpp import Engine
+
+    truth, gaps = subject(name), []
+    if "gguf f32" not in truth.forms:
+        pytest.skip("refused: llama.cpp has no graph for it")
+    engine = Engine(truth.forms["gguf f32"])
+    for row, known, length in zip(truth.sequences, truth.logprobs, PROMPTS):
+        for place in range(1, len(row)):
+            found = engine.log_probabilities(row[:place], pico.VOCABULARY, reuse=place > length)
+            gaps.append(abs(float(found[row[place]]) - known[place - 1]))
+            assert place < length or int(found.argmax()) == row[place]
+        assert engine.reused
+    told(name, "llama.cpp", max(gaps))
+
+
 @pytest.mark.parametrize("name", SUBJECTS)
 @pytest.mark.parametrize("way", WAYS)
 def test_vllm_gives_the_numbers_of_the_masked_model(way, name, subject, answers):
     answer, truth = answers(way)[name], subject(name)
     difference = largest_difference(truth, answer)
-    print(f"| {name} | {way} | {difference:.1e} |")
-    assert difference < ALLOWED
+    told(name, way, difference)
     mixed_pages = (
         way != "plugin" and "layers with windows" in name
     )  # vLLM joins them to blocks longer than these prompts
@@ -159,7 +203,7 @@ def test_two_ranks_share_a_model(subject, tmp_path):
     truth = subject("qwen3, layers with windows")
     question = truth.question("canonical", tensor_parallel_size=2, distributed_executor_backend="mp")
     (answer,) = ask(tmp_path, [question], {**PLUGIN, "VLLM_CPU_OMP_THREADS_BIND": "0|1"})
-    assert largest_difference(truth, answer) < ALLOWED
+    told("qwen3, layers with windows", "plugin, two ranks", largest_difference(truth, answer))
 
 
 def test_the_openai_server_serves_it(subject, tmp_path):
