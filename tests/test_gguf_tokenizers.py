@@ -213,3 +213,33 @@ def test_all_chat_templates_are_written(form, tmp_path):
         if form == "only one"
         else {"tokenizer.chat_templates": ["tool_use"], "tokenizer.chat_template.tool_use": "{{ tools }}"}
     )
+
+
+def test_programs_can_list_it_and_know_the_end_of_a_turn(tmp_path):
+    gguf = pytest.importorskip("gguf")
+    folder = tmp_path / "runs/small/model"
+    pico.make_checkpoint(folder, "llama_tied")
+    told = "license: other\nlicense_name: research\nlicense_link: LICENSE\nbase_model: somebody/some-model"
+    (folder / "README.md").write_text(f"---\n{told}\n---\n# Pruned")
+    tokenizer = pico.tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|turn|>", "<|other|>"]})
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}<|turn|>{% endfor %}"
+    tokenizer.save_pretrained(folder)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [pico.BYTES, 258, 257, 9999, "x"]}))
+    expected = {
+        "name": "small",
+        "size_label": "38K",
+        "license": "other",
+        "license.name": "research",
+        "license.link": "LICENSE",
+    }
+    origin = {"count": 1, "0.name": "some-model", "0.organization": "somebody"}
+    origin["0.repo_url"] = "https://huggingface.co/somebody/some-model"
+    for ours in (False, True):
+        if ours:
+            (folder / "darwinlm.json").write_text("{}")
+            expected |= {"name": "some-model-pruned", **{f"base_model.{key}": value for key, value in origin.items()}}
+        write_gguf(ModelSource(str(folder)), tmp_path / "model.gguf", "f32")
+        fields = {name: field.contents() for name, field in gguf.GGUFReader(tmp_path / "model.gguf").fields.items()}
+        assert {name: fields.get(f"general.{name}") for name in expected} == expected
+        assert fields["tokenizer.ggml.eot_token_id"] == 257

@@ -102,7 +102,7 @@ def front_matter(source: ModelSource, *tags: str) -> str:
         "library_name": "transformers",
         "tags": ["darwinlm", *tags],
         "pipeline_tag": "text-generation",
-        **_told_by(source),
+        **told_by(source),
     }
     if hub_id := _hub_id(source):
         front["base_model"] = hub_id
@@ -129,7 +129,7 @@ def _hub_id(source: ModelSource) -> str:
     return source.name if _HUB_ID.fullmatch(source.name) and not Path(source.name).exists() else ""
 
 
-def _told_by(source: ModelSource) -> dict[str, Any]:
+def told_by(source: ModelSource) -> dict[str, Any]:
     """What the model's own card says of its licence, `unknown` where it says nothing; of a model of ours, its origin, too."""
     front = _FRONT.match(read_card(source))
     try:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from darwinlm.errors import RequestError
+from darwinlm.export.card import told_by
 from darwinlm.export.gguf.vocabulary import Vocabulary, vocabulary
 from darwinlm.models.llama_cpp import architecture, llama_cpp_faults, outlines, rope_of, tensors
 from darwinlm.models.source import ModelSource
@@ -70,6 +71,7 @@ def write_gguf(source: ModelSource, path: Path, dtype: str) -> list[str]:
     with written_whole(path) as partial:
         writer = gguf.GGUFWriter(partial, architecture(source))
         try:
+            _name(writer, source)
             _metadata(writer, source, dtype)
             _tokenizer(writer, words)
             _write_tensors(writer, source, shapes, kinds)
@@ -117,12 +119,30 @@ def _bytes(shape: tuple[int, ...], kind: Any) -> int:
     return math.prod(shape) // block * size
 
 
+def _name(writer: Any, source: ModelSource) -> None:
+    """What programs list it by: name, size, licence, and the model on the hub that it goes back to."""
+    import gguf
+
+    told, folder = told_by(source), source.folder.resolve()
+    owner, _, base = str(told.get("base_model", "")).rpartition("/")
+    run = folder.parent.name if folder.name == "model" else folder.name
+    writer.add_name(f"{base}-pruned" if base else run)
+    writer.add_size_label(gguf.size_label(source.shape.parameters, 0, 0, 0))
+    for key, value in told.items():
+        if key.startswith("license") and isinstance(value, str) and value != "unknown":
+            getattr(writer, f"add_{key}")(value)
+    if base:
+        writer.add_base_model_count(1)
+        writer.add_base_model_name(0, base)
+        writer.add_base_model_organization(0, owner)
+        writer.add_base_model_repo_url(0, f"https://huggingface.co/{owner}/{base}")
+
+
 def _metadata(writer: Any, source: ModelSource, dtype: str) -> None:
     """Widths of every layer, and all that the graph computes with."""
     import gguf
 
     config, shape = source.config, stubbed(source.shape)
-    writer.add_name(source.folder.resolve().name)
     writer.add_file_type(gguf.LlamaFileType[_FILE_TYPES[dtype]])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_vocab_size(shape.vocabulary)

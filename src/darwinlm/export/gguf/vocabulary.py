@@ -30,7 +30,7 @@ class Vocabulary:
     scores: list[float] | None
     """What SentencePiece merges by."""
     special: dict[str, int]
-    """bos, eos, unk, pad: those that exist."""
+    """bos, eos, unk, pad, eot (the end of a turn, where that is another token than eos): those that exist."""
     add_bos: bool
     add_eos: bool
     add_space_prefix: bool
@@ -119,7 +119,23 @@ def _special(source: ModelSource, tokenizer: Any) -> dict[str, int]:
     if "eos" not in found:
         raise _refusal(source, "neither it nor config.json names an end token (eos_token_id)")
     found.setdefault("bos", found["eos"])
-    return found
+    template = json.dumps(_chat_template(tokenizer.chat_template), ensure_ascii=False)
+    turns = [
+        number
+        for number in _ends(source)
+        if number != found["eos"] and str(tokenizer.convert_ids_to_tokens(number)) in template
+    ]
+    return {**found, "eot": turns[0]} if turns else found
+
+
+def _ends(source: ModelSource) -> list[int]:
+    """The tokens that end a text by the generation settings, as far as they can be read."""
+    try:
+        ids = json.loads((source.folder / "generation_config.json").read_text(encoding="utf-8"))["eos_token_id"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    known = range(source.shape.vocabulary)
+    return [number for number in (ids if isinstance(ids, list) else [ids]) if type(number) is int and number in known]
 
 
 def _chat_template(stored: Any) -> str | list[dict[str, str]] | None:
