@@ -105,6 +105,8 @@ def run_evaluation(config: RunConfig, asked: Asked, folder: Path | None = None) 
         require_same_chat(list(sources.values()))
     lineage = Lineage(config.model, *asked.beside)
     kept = Kept(folder / "eval" if folder else None)
+    if loaded and not folder:
+        log.info("Results are printed alone, and a killed evaluation begins anew: --output FOLDER keeps them.")
     readable = config.data or lineage.runs or not asked.tasks
     qualities = _on_text(sources, config, lineage, kept) if readable else {}
     own = lineage.scored(config.data) is not None

@@ -93,7 +93,11 @@ def _load(request: TaskRequest, manager: Any) -> LoadedTask:
         loaded = manager.load([request.name])
     except Exception as fault:  # task files run code of their own, and data sets come from anywhere
         lost = isinstance(fault, FileNotFoundError)
-        hint = f"Paths in a task file count from the working folder, here '{Path.cwd()}'" if lost else ""
+        hint = (
+            f"Paths in a task file count from the working folder, here '{Path.cwd()}': type the command where they fit"
+            if lost
+            else ""
+        )
         raise RequestError(
             f"The task '{request.name}' cannot be loaded ({type(fault).__name__}: {first_line(fault)}). "
             f"{hint or 'Check its data set and the connection'}, or leave it out."
