@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from darwinlm.assemble import Assembler
-from darwinlm.config import RunConfig
+from darwinlm.config import RunConfig, SearchConfig
 from darwinlm.cost import database_need, plan_memory, search_need
 from darwinlm.database.build import build_database
 from darwinlm.database.store import MANIFEST, Database, damaged_files
@@ -35,6 +36,7 @@ from darwinlm.search.evolution import finished
 from darwinlm.search.fitness import Pools, Teacher
 from darwinlm.search.loop import diverse_founders, first_parent, search
 from darwinlm.search.record import SearchState
+from darwinlm.search.samples import beginning
 from darwinlm.search.selection import TrainedFitness
 
 _JUDGED_TOKENS = 32_768
@@ -91,7 +93,8 @@ def search_stage(run: Run, database: Database, *, restart: bool = False) -> Geno
 
 
 def _search(run: Run, assembler: Assembler) -> SearchState:
-    pools = Pools(run.splits.train, make_teacher(run), run.stream)
+    teacher = make_teacher(run, _scored(run.splits.select, run.config.search))
+    pools = Pools(run.splits.train, teacher, run.stream)
 
     @functools.cache
     def check(genome: Genome) -> dict[str, float]:
@@ -110,10 +113,17 @@ def _search(run: Run, assembler: Assembler) -> SearchState:
     return search(start, run.space, budget, fitness, config, seed, run.record, check, founders)
 
 
-def make_teacher(run: Run) -> Teacher:
-    """The dense model on the blocks that candidates are scored on."""
+def make_teacher(run: Run, tokens: Tensor | None = None) -> Teacher:
+    """The dense model on the blocks that candidates are scored on, or on others."""
+    tokens = run.splits.select if tokens is None else tokens
     head = run.source.head().to(run.device, torch.float32)
-    return Teacher(run.splits.select, run.stream.final_hidden(run.splits.select), head)
+    return Teacher(tokens, run.stream.final_hidden(tokens), head)
+
+
+def _scored(blocks: Tensor, config: SearchConfig) -> Tensor:
+    """The blocks as far as a search looks into them."""
+    asked = (min(count, blocks.numel()) for count in (config.start_tokens, *config.select_tokens))
+    return blocks[:, : max(beginning(blocks, count, config.sequence_tokens) for count in asked)]
 
 
 def cache_bytes() -> int:

@@ -27,8 +27,12 @@ def draw(
         length: tokens from the beginning of every block, more where the pool has too few blocks; by default all.
     """
     order = randperm(pool.shape[0], generator=torch_generator(seed, purpose, generation, stage)).tolist()
-    length = min(pool.shape[1], max(length, -(-tokens // pool.shape[0]))) if length else pool.shape[1]
-    return _filled(iter(order), length, tokens)
+    return _filled(iter(order), beginning(pool, tokens, length), tokens)
+
+
+def beginning(pool: Tensor, tokens: int, length: int | None) -> int:
+    """Tokens from the beginning of a block that `draw` takes; arguments as there."""
+    return min(pool.shape[1], max(length, -(-tokens // pool.shape[0]))) if length else pool.shape[1]
 
 
 def draw_parts(pool: Tensor, ends: Sequence[int], seed: int, purpose: str, generation: int) -> list[Drawn]:
