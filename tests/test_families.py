@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, log_softmax
 from transformers import AutoModelForCausalLM
 
 import pico
 from darwinlm.assemble import Assembler
 from darwinlm.database.store import Database
+from darwinlm.errors import RequestError
 from darwinlm.export.huggingface import export_checkpoint
-from darwinlm.models.family import known_families
+from darwinlm.models.check import check_streamed
+from darwinlm.models.family import family_of, known_families
 from darwinlm.models.source import ModelSource
+from darwinlm.search.linearize import level_moves
 
 NAMES = [*pico.MORE, "llama_bias", "mistral", "qwen2", "qwen3"]
 PAD = 0
@@ -140,3 +145,64 @@ def test_what_is_normalized_over_all_heads_goes_as_a_whole(source, levels) -> No
     tops = {ladder.top for ladder in levels("olmo2").ladders() if ladder.kind == "attention"}
     assert tops == {1}
     assert isinstance(source("olmo2"), ModelSource)
+
+
+WRONG = {  # what a table could get wrong, and what computes it otherwise
+    "granite": lambda family: replace(family, head=lambda config: (1.0, None)),
+    "gemma2": lambda family: replace(family, head=lambda config: (1.0, None)),
+    "olmo2": lambda family: replace(family, sites=known_families()["llama"].sites),
+    "cohere2": lambda family: replace(family, sites=known_families()["llama"].sites),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_table_is_found_before_a_run_begins(name: str, source) -> None:
+    opened = source(name)
+    check_streamed(opened)
+    wrong = SimpleNamespace(name=name, config=opened.config, family=WRONG[name](opened.family))
+    with pytest.raises(RequestError, match=r"is not computed by transformers 5\.\d+.*as DarwinLM takes it"):
+        check_streamed(wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"model_type": "qwen3_moe"}, "its layers have experts"),
+        ({"model_type": "mixtral"}, "its layers have experts"),
+        (
+            {"model_type": "gemma3", "text_config": {"model_type": "gemma3_text"}},
+            "multimodal.*'gemma3_text' .which it knows",
+        ),
+        ({"model_type": "qwen3_5", "text_config": {"model_type": "qwen3_5_text"}}, "multimodal.*'qwen3_5_text'"),
+        ({"model_type": "gpt_neox"}, "its layers are not `model.layers`"),
+        ({"model_type": "bert"}, ""),
+        ({"model_type": "mamba"}, "convolutions"),
+        ({"model_type": "lfm2"}, r"no self_attn\.o_proj"),
+        ({"model_type": "phi"}, r"no self_attn\.o_proj"),
+        ({"model_type": "chatglm", "auto_map": {"AutoConfig": "x"}}, "its code lies in its own repository"),
+        ({"model_type": "nothing"}, "nor does transformers"),
+    ],
+)
+def test_an_unknown_family_is_refused_with_what_stands_in_the_way(values: dict[str, Any], said: str) -> None:
+    with pytest.raises(RequestError, match=f"which DarwinLM does not know.*{said}.*It knows: apertus, arcee"):
+        family_of(values, "some model")
+
+
+def test_costs_behind_a_norm_are_those_of_what_the_module_puts_out(source, levels) -> None:
+    """The slope of the KL as a module's normalized output fades; of its matrix there would be none."""
+    opened, database, tokens = source("gemma2"), levels("gemma2"), pico.random_tokens(2, 12, seed=6)
+    assembler, genome = Assembler(opened, database, keep_dense=True), genomes(database)["narrow"]
+    stream = pico.stream(opened)
+    dense = stream.final_hidden(tokens)
+    moves = level_moves(assembler, stream, genome, tokens, torch.Generator().manual_seed(0), dense=dense)
+    model, log_p = assembler.model(genome, pico.CPU), log_softmax(opened.head().logits(dense), -1)
+    for ladder, found in zip(database.ladders(), moves):
+        site = opened.family.site(ladder.kind)
+        norm = model.get_submodule(f"model.layers.{ladder.layer}.{site.post_norm}")
+        kls = []
+        for step in (1e-2, -1e-2):
+            hook = norm.register_forward_hook(lambda _, x, y, step=step: y * (1 - step))
+            log_q = log_softmax(logits(model, tokens), -1)
+            hook.remove()
+            kls.append((log_p.exp() * (log_p - log_q)).sum(-1).mean().item())
+        assert found[:, 0, ladder.top].mean().item() == pytest.approx((kls[0] - kls[1]) / 2e-2, rel=2e-2, abs=1e-4)

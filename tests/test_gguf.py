@@ -23,6 +23,7 @@ from llama_cpp import Engine
 DEMO_MODEL = Path(darwinlm.__file__).parent / "demo_model"
 REFUSED = ("qwen3", "qwen3_bias")
 CASES = [(family, unit) for family, unit in pico.FAMILIES_AND_UNITS if family not in REFUSED]
+CASES += [(family, "auto") for family in ("seed_oss", "helium", "ernie4_5", "phi3")]
 EXACT = 5e-6
 TEXTS = (
     "def f(x):\n    return x\n",

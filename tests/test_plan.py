@@ -12,11 +12,13 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import darwinlm
 import pico
 from darwinlm.cli import main
+from darwinlm.config import RunConfig, TargetConfig
 from darwinlm.errors import RequestError
 from darwinlm.planning import make_plan
 from darwinlm.recipes.prediction import predict_pruning
 from darwinlm.recipes.recipe import read_recipe
 from darwinlm.runtime.rundir import settled
+from public_models import MODELS
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 PAPER = {  # model -> (recipe, billions of parameters at its target)
@@ -109,3 +111,17 @@ def test_hours_are_those_of_this_machine_where_it_has_no_gpu(checkpoint, monkeyp
     assert f"where half of that is reached: database {hours:,.1f} h" in printed
     main([*command, "--plan.device", "H100"])
     assert "Here (" not in capsys.readouterr().out
+
+
+def planned(name: str, folder: Path, **settings):
+    """The plan of a public model, from its configuration alone."""
+    values, _ = MODELS[name]
+    AutoConfig.for_model(**values).save_pretrained(folder)
+    return make_plan(RunConfig(model=str(folder), target=TargetConfig(parameters="75%"), **settings))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_public_models_are_planned_by_their_exact_sizes(name, tmp_path):
+    plan = planned(name, tmp_path)
+    assert plan.dense.parameters == MODELS[name][1]
+    assert plan.target.parameters <= 0.75 * plan.dense.parameters

@@ -18,6 +18,9 @@ from darwinlm.models.family import Family
 from darwinlm.models.shape import LayerWidths, ModelShape
 from darwinlm.models.sites import Kind
 
+LEAST_STEPS, MOST_STEPS = 4, 20
+"""Between these, the steps of a ladder are equal, whatever their number."""
+
 
 @dataclass(frozen=True)
 class Ladder:
@@ -192,8 +195,7 @@ def _removed(
     if table is not None:
         return _from_table(kind, columns, unit, table)
     if config.rounding == "equal":
-        steps = nearest_divisor(units, config.levels)
-        return [i * units // steps for i in range(steps + 1)]
+        return equal_counts(units, config.levels)
     exact = columns / unit
     counts = [math.floor(i * exact / config.levels + 0.5) for i in range(config.levels)] + [units]  # eq. 5 and 6
     if len(set(counts)) < len(counts):
@@ -212,6 +214,19 @@ def _from_table(kind: Kind, columns: int, unit: int, table: Sequence[int]) -> li
             f"{kind} output matrix, in multiples of {unit}."
         )
     return [count // unit for count in table]
+
+
+def equal_counts(units: int, asked: int) -> list[int]:
+    """Units that are gone at each level: equal steps, or, where their number would be far from what is asked, nearly equal ones.
+
+    Args:
+        units: of a module.
+        asked: steps.
+    """
+    steps = nearest_divisor(units, asked)
+    if not min(asked, LEAST_STEPS) <= steps <= max(asked, MOST_STEPS):
+        steps = min(asked, units)
+    return [(2 * i * units + steps) // (2 * steps) for i in range(steps + 1)]
 
 
 def nearest_divisor(units: int, asked: int) -> int:

@@ -19,7 +19,7 @@ from torch import Tensor
 from darwinlm.errors import RequestError
 from darwinlm.models.blocks import BlockStream
 from darwinlm.models.family import Family
-from darwinlm.models.head import Head, head_of
+from darwinlm.models.head import Head
 from darwinlm.models.heterogeneous import build_empty, fill, heterogeneous_config, modeling
 from darwinlm.models.shape import ModelShape
 from darwinlm.models.sites import EMBEDDING, NORM, Kind, layer_prefix
@@ -50,7 +50,8 @@ def _fault(family: Family, values: str) -> str:
     try:
         config = _small(family, json.loads(values))
         stock = _random(family, config)
-        small = _Small(family, config, ModelShape.of(family, config), stock.state_dict(), head_of(stock))
+        head = Head(stock.get_output_embeddings().weight, *family.head(config))
+        small = _Small(family, config, ModelShape.of(family, config), stock.state_dict(), head)
         tokens = torch.randint(_VOCABULARY, (2, _TOKENS), generator=torch.Generator().manual_seed(1))
         with torch.no_grad():
             stream = BlockStream(small, torch.device("cpu"), torch.float32)  # type: ignore[arg-type]

@@ -74,7 +74,8 @@ class ModelSource:
     @property
     def begin(self) -> int | None:
         """The token that every text must begin with; None where the family does without."""
-        return self.tokenizer.bos_token_id if self.family.begins else None
+        own = self.tokenizer.bos_token_id if self.family.begins else None
+        return getattr(self.config, "bos_token_id", None) if own is None and self.family.begins else own
 
     def begun(self, blocks: Tensor) -> Tensor:
         """(blocks, T) token ids, each with the begin token in place of its first one where the family needs it."""

@@ -106,10 +106,11 @@ class Target:
         if name == "speedup":
             return self._latency_limit(asked.value, widths)
         count = self._parameters if name == "parameters" else self._bytes
-        outside = self.shape.parameters - self.shape.layer_parameters
+        shared = self.shape.shared_parameters  # belongs to no module alone, so it counts in any case
+        outside = self.shape.parameters - self.shape.layer_parameters + shared
         base = outside * self.value_bytes if name == "memory" else outside
         if name == "parameters" and self.asked.parameters_of == "layers":
-            base = 0
+            base = shared
         costs = self._costs(widths, count)
         dense = base + sum(map(count, self.shape.layers))
         return Limit(name, asked.of(dense), base, costs)
