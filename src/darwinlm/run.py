@@ -90,10 +90,19 @@ class Run:
         if stored := self._stored_splits():
             require_same(stored["hessian"], self.split_identity("hessian"), where, "a run", _OTHER_OUTPUT)
         if (self.directory.database / MANIFEST).exists():
-            stored = Database.open(self.directory.database).identity
-            require_same(stored, self.database_identity, where, "a database", _OTHER_OUTPUT)
+            database = Database.open(self.directory.database)
+            require_same(database.identity, self.database_identity, where, "a database", _OTHER_OUTPUT)
+            self._require_same_steps(database)
         if not restart and (stored := self.record.stored_identity()) is not None:
             require_same(stored, self.search_identity, where, "a search", _RESTART)
+
+    def _require_same_steps(self, database: Database) -> None:
+        held = {ladder.name: ladder.removed for ladder in database.ladders()}
+        if other := [ladder.name for ladder in self.ladders if held.get(ladder.name, ladder.removed) != ladder.removed]:
+            raise RequestError(
+                f"The database in '{self.directory.path}' was built by an earlier DarwinLM, which gave {len(other)} modules "
+                f"({other[0]} first) other steps than this one. {_OTHER_OUTPUT}"
+            )
 
     def _check_room(self) -> None:
         """Room for what is still to be written."""
