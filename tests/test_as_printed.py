@@ -77,7 +77,10 @@ def genomes(database) -> dict[str, tuple[int, ...]]:
     }
 
 
-@pytest.mark.parametrize("family", ["llama_gqa", "llama_one_kv_head", "mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize(
+    "family",
+    ["llama_gqa", "llama_one_kv_head", "mistral", "qwen2", "qwen3", "phi3", "gemma3_text", "cohere2", "granite"],
+)
 def test_stock_code_reads_tokenizer_and_configuration_and_never_loads_other_weights(family, checkpoint, tmp_path):
     one = {"num_key_value_heads": 1} if family == "llama_one_kv_head" else {}
     dense = pico.make_checkpoint(tmp_path / "dense", "llama_gqa", **one) if one else checkpoint(family)

@@ -115,13 +115,17 @@ class _LayerConfig:
         return getattr(self.__dict__["whole" if name.startswith("_attn") else "layer"], name)
 
 
+def _layer_configs(config):
+    return config.per_layer_config or [config] * config.num_hidden_layers  # None of equal layers in older transformers
+
+
 def _skips(layer_config, module):
     return module in getattr(layer_config, "skip", ())
 
 
 def _layer(config, index, layer_config=None):
     """Layer `index`; what it has of its own is in `layer_config`, by default that of the model's configuration."""
-    layer_config = layer_config or config.per_layer_config[index]
+    layer_config = layer_config or _layer_configs(config)[index]
     layer = _Layer(layer_config, index)
     for kind, (module, _, norms) in FAMILY["modules"].items():
         if _skips(layer_config, kind):
@@ -158,13 +162,13 @@ class DarwinLMModel(_Model):
     _can_set_attn_implementation = classmethod(lambda cls: True)  # the stock check searches this file's text
 
     def __init__(self, config):
-        skipped = [_skips(layer_config, "attention") for layer_config in config.per_layer_config]
+        skipped = [_skips(layer_config, "attention") for layer_config in _layer_configs(config)]
         if any(skipped) and not all(skipped):
             # No slot in the KV cache for layers that would leave it empty: get_seq_length() must not read one of those.
             config.kv_sharing_modes = ["reuse" if skip else None for skip in skipped]
         _stock(self, _Model, config)
-        if len(config.per_layer_config):
-            self.rotary_emb.config = config.per_layer_config[0]  # some kinds read it again for longer texts
+        if config.num_hidden_layers:
+            self.rotary_emb.config = _layer_configs(config)[0]  # some kinds read it again for longer texts
         self.layers = nn.ModuleList([_layer(config, index) for index in range(config.num_hidden_layers)])
         self.post_init()
 

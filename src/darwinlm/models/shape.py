@@ -32,7 +32,8 @@ class ModelShape:
         """Read the widths from a transformers configuration."""
         count = config.num_hidden_layers
         padding = getattr(config, PADDING, None) or [0] * count
-        layers = [_layer_widths(config.per_layer_config[i], padding[i]) for i in range(count)]
+        own = config.per_layer_config or [config] * count  # None of equal layers in older transformers
+        layers = [_layer_widths(own[i], padding[i]) for i in range(count)]
         whole = config.to_dict()  # a pruned model's layers have widths of their own; these are still those of before
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         return cls(
