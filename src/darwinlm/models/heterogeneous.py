@@ -61,6 +61,9 @@ def heterogeneous_config(family: Family, dense_config: Any, widths: Sequence[Lay
     values["head_dim"] = (
         getattr(dense_config, "head_dim", None) or dense_config.hidden_size // dense_config.num_attention_heads
     )
+    scale, _ = family.head(dense_config)
+    if scale != 1.0:
+        values["logit_scale"] = scale  # what vLLM reads, whatever the family calls it
     if widths is not None:
         values["per_layer_config"] = {str(i): _overrides(layer, values) for i, layer in enumerate(widths)}
         if any(layer.padding for layer in widths):

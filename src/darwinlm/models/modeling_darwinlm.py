@@ -42,6 +42,11 @@ class DarwinLMConfig(_Config):
     def validate_architecture(self):
         """The stock check reads one global head count, which does not exist here."""
 
+    def validate_rope(self):
+        """vLLM calls it by itself."""
+        with _whole(self):
+            super().validate_rope()
+
     def __post_init__(self, **kwargs):
         kwargs.pop(_FLAG, None)  # for stock code alone: here every width is read from its layer
         super().__post_init__(**kwargs)
