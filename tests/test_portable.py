@@ -16,6 +16,8 @@ from darwinlm.assemble import Assembler
 from darwinlm.cli import main
 from darwinlm.export.huggingface import export_checkpoint
 from darwinlm.export.portable import write_portable
+from darwinlm.models.family import known_families
+from darwinlm.models.heterogeneous import heterogeneous_config
 from darwinlm.models.source import ModelSource
 
 TOKENS = pico.random_tokens(2, 16, seed=3)
@@ -126,6 +128,13 @@ def test_other_engines_find_what_they_look_for(source, database, tmp_path):
         assert not any(path.suffix in (".bin", ".pt", ".pth", ".pkl", ".pickle") for path in form.path.rglob("*"))
         for weights in form.path.glob("*.safetensors"):
             load_file(weights)
+
+
+def test_vllm_finds_the_scale_of_the_logits():
+    dense = pico.config("granite")
+    assert dense.logits_scaling != 1.0
+    config = heterogeneous_config(known_families()["granite"], dense, None)
+    assert config.to_dict()["logit_scale"] == 1.0 / dense.logits_scaling
 
 
 @pytest.mark.parametrize("form", [{"portable": True}, {"format": "gguf"}])
