@@ -55,6 +55,13 @@ def load(folder):
     return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32).eval()
 
 
+def test_a_method_that_fails_behind_norms_is_refused_before_the_work(checkpoint, text, tmp_path) -> None:
+    asked = {"data": str(text), "output": str(tmp_path / "run"), "methods": "uniform,sheared", "levels": "2"}
+    with pytest.raises(RequestError, match="ShearedLLaMA does not work on the family gemma2"):
+        darwinlm.compare(str(checkpoint("gemma2")), **asked, **pico.RUN)
+    assert not (tmp_path / "run/database").exists()
+
+
 @pytest.mark.parametrize("name", ["gemma2", "olmo2", "granite", "cohere2", "smollm3", "arcee"])
 def test_what_no_graph_of_llama_cpp_computes_is_refused(name, checkpoint) -> None:
     with pytest.raises(RequestError, match=r"no graph of llama\.cpp computes"):

@@ -136,6 +136,12 @@ def run_compare(config: RunConfig, wanted: Asked) -> tuple[Comparison, Path]:
                 f"'{run.source.name}' is pruned already, and the methods are compared from a whole model on. Give the model "
                 "that it was pruned from; `darwinlm prune` takes pruned ones, too."
             )
+        for method in wanted.methods:
+            if reason := METHODS[method].refusal(run.source.family):
+                raise RequestError(
+                    f"{METHODS[method].title} does not work on the family {run.source.family}: {reason}. Leave {method} out of "
+                    "--methods."
+                )
         require_room_for_trained(run, places)
         for place in places:
             require_same_cell(run, place, wanted.training)

@@ -16,7 +16,14 @@ from darwinlm.baselines.magnitude import magnitude
 from darwinlm.baselines.minitron import minitron
 from darwinlm.baselines.orders import ordered_model
 from darwinlm.baselines.random_levels import random_levels
-from darwinlm.baselines.sheared import sheared, sheared_levels, sheared_model, sheared_need, sheared_tokens
+from darwinlm.baselines.sheared import (
+    sheared,
+    sheared_levels,
+    sheared_model,
+    sheared_need,
+    sheared_refusal,
+    sheared_tokens,
+)
 from darwinlm.baselines.shortened_llama import shortened_llama, shortened_llama_taylor
 from darwinlm.baselines.shortgpt import shortgpt
 from darwinlm.baselines.sliding_cosine import sliding_cosine
@@ -27,6 +34,7 @@ from darwinlm.baselines.ziplm import ziplm, ziplm_kinds
 from darwinlm.cost import Work, search_need
 from darwinlm.errors import RequestError
 from darwinlm.genome import Genome
+from darwinlm.models.family import Family
 from darwinlm.runtime.memory import Need
 
 
@@ -55,6 +63,8 @@ class Method:
     """Groups of settings that are its own."""
     need: Callable[[Work], Need] | None = None
     """Memory of a training of its own."""
+    refusal: Callable[[Family], str] = lambda family: ""
+    """Why it does not work on a family; empty where it does."""
 
 
 METHODS = {
@@ -82,6 +92,7 @@ METHODS = {
         keeps=True,
         settings=("sheared",),
         need=sheared_need,
+        refusal=sheared_refusal,
     ),
     "sheared_levels": Method(
         "ShearedLLaMA, our levels",
@@ -90,6 +101,7 @@ METHODS = {
         tokens=sheared_tokens,
         settings=("sheared",),
         need=sheared_need,
+        refusal=sheared_refusal,
     ),
     "darwinlm_untrained": Method("DarwinLM, untrained selection", darwinlm_untrained, searches=True),
     "darwinlm": Method("DarwinLM", darwinlm, searches=True, tokens=trial_tokens, need=search_need),

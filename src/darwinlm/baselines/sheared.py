@@ -6,8 +6,8 @@ every module takes the level nearest to its expected share, so that each kind me
 units of the least gates leave; what stays keeps the weights as trained with the gates, without a refit.
 
 What differs from the paper: it fixes the widths of every layer and also prunes the hidden dimension, which no
-method here does. Its cost is counted: by default as many training tokens as all candidates of the search, one full-size
-model trained in their place, and the trained model stays on disk beside its result.
+method here does. Its cost is counted: by default as many training tokens as all candidates of the search, or of one
+generation where it has none, one full-size model trained in their place, and the trained model stays on disk beside its result.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from darwinlm.database.levels import Ladder
 from darwinlm.errors import RequestError
 from darwinlm.genome import Genome, Space
 from darwinlm.losses import next_token_loss
+from darwinlm.models.family import Family
 from darwinlm.models.head import head_of
 from darwinlm.models.source import ModelSource
 from darwinlm.runtime.files import read_json, write_json, write_tensors
@@ -69,7 +70,7 @@ def sheared_levels(task: Task) -> Genome:
 
 def sheared_tokens(task: Task) -> int:
     """Tokens that masks and weights are trained on."""
-    return task.sheared.tokens or generation_tokens(task.search)[0] * task.search.generations
+    return task.sheared.tokens or generation_tokens(task.search)[0] * max(1, task.search.generations)
 
 
 def sheared_model(task: Task, genome: Genome, device: torch.device, dtype: torch.dtype) -> Any:
@@ -90,6 +91,11 @@ def sheared_model(task: Task, genome: Genome, device: torch.device, dtype: torch
 def sheared_need(work: Work) -> Need:
     """Memory of the training of masks and weights: a whole float32 model, AdamW and all activations."""
     return training_need("ShearedLLaMA's training", work, work.shape, "leave sheared out of --methods")
+
+
+def sheared_refusal(family: Family) -> str:
+    """Why masks cannot be learned on a family; empty where they can."""
+    return "gates cannot close modules in front of a norm" if any(site.post_norm for site in family.sites) else ""
 
 
 def learn(task: Task) -> tuple[Any, Masks]:
