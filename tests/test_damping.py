@@ -18,6 +18,7 @@ from darwinlm.database.damping import DAMPINGS, USUAL, attempts, best, held_out_
 from darwinlm.database.levels import Ladder
 from darwinlm.database.store import MANIFEST, Database
 from darwinlm.errors import CalibrationError
+from darwinlm.models.family import known_families
 
 LADDER = Ladder("model.layers.0.mlp", "mlp", 0, columns=24, group_size=1, removed=(0, 8, 12, 24))
 
@@ -82,7 +83,8 @@ def spiked(smallest: float) -> Tensor:
 
 def written(tmp_path, parts: Tensor, rel_damp: float) -> tuple[Database, Tensor]:
     weight = torch.randn(5, 24, generator=torch.Generator().manual_seed(1))
-    stream = SimpleNamespace(source=SimpleNamespace(dtype_of=lambda name: torch.float32))
+    source = SimpleNamespace(dtype_of=lambda name: torch.float32, family=known_families()["llama"])
+    stream = SimpleNamespace(source=source)
     database = Database(tmp_path, {})
     config = DatabaseConfig(rel_damp=rel_damp)
     database.admit([build._write_module(database, build._Waiting(LADDER, weight, parts), config, stream)])
