@@ -88,7 +88,9 @@ def _head(results: Results) -> str:
         lines.append(f"Tasks: {settings}. Errors behind ±: standard errors over the rows; {tasks['paired']}.")
     if not results.models:
         lines.append("There are no results yet.")
-    lines.append("No dense model of the pruned sizes stands beside them: the package that brings this one has no other.")
+    lines.append(
+        "No dense model of the pruned sizes stands beside them: the package that brings this one has no other."
+    )
     return "\n\n".join(lines)
 
 
