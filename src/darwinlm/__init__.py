@@ -166,7 +166,7 @@ def evaluate(
     from darwinlm.evaluation import Asked, run_evaluation
 
     config = _config(None, {"model": model, **settings}, ("database", "target", "search"))
-    others = ",".join(map(os.fspath, beside))
+    others = ",".join(os.fspath(path) for path in beside)
     asked = Asked.typed(
         os.fspath(against), tasks, os.fspath(include_path), limit, batch_size, apply_chat_template, others
     )
