@@ -75,7 +75,7 @@ def read_config(folder: Path, name: str) -> tuple[Family, Any]:
         else:
             config = CONFIG_MAPPING[family.model_type].from_dict(values)
     except Exception as fault:  # whatever transformers makes of hostile values
-        raise unreadable(name, _reason(fault)) from fault
+        raise unreadable(name, reason(fault)) from fault
     dtype = getattr(config, "dtype", None)
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise unreadable(name, f"its dtype is {dtype}, which weights that can be pruned are not stored in")
@@ -106,7 +106,7 @@ def try_out(family: Family, config: Any, shape: ModelShape, name: str) -> None:
                 inputs = torch.empty(1, 2, shape.hidden, device="meta")
                 block(inputs, past_key_values=DynamicCache(config=block.decoder.config))
     except Exception as fault:  # the library's own checks: activations, rotary embeddings, padding, masks
-        raise unreadable(name, f"transformers cannot build such a layer ({_reason(fault)})") from fault
+        raise unreadable(name, f"transformers cannot build such a layer ({reason(fault)})") from fault
 
 
 def _turned(rotary: Any, inputs: torch.Tensor, position_ids: torch.Tensor, *options: Any, **more: Any) -> tuple:
@@ -205,6 +205,6 @@ def _numbers(value: Any, key: str = "a value") -> Iterator[tuple[str, float]]:
             yield from _numbers(held, key)
 
 
-def _reason(fault: BaseException) -> str:
+def reason(fault: BaseException) -> str:
     """What a library means: the cause where its first line only says which of its checks failed."""
     return first_line(fault.__cause__ or fault)[:300]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from darwinlm.errors import DamagedFileError, RequestError
 from darwinlm.models import weights as stored_weights
-from darwinlm.models.configuration import read_config, try_out, unreadable
+from darwinlm.models.configuration import read_config, reason, try_out, unreadable
 from darwinlm.models.family import Family
 from darwinlm.models.head import Head
 from darwinlm.models.hub import fetch_weights, locate
@@ -48,8 +48,10 @@ class ModelSource:
         self.family, self.config = read_config(self.folder, name)
         try:
             self.shape = ModelShape.of(self.family, self.config)
-        except (AttributeError, LookupError, TypeError, ValueError, ArithmeticError) as fault:
-            raise unreadable(name, str(fault)) from fault
+        except RequestError:
+            raise
+        except Exception as fault:  # stock code makes its layers here, and has checks of its own
+            raise unreadable(name, reason(fault)) from fault
         try_out(self.family, self.config, self.shape, name)
         if weights:
             if on_hub:
