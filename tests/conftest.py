@@ -68,7 +68,7 @@ def task(source, database, tmp_path) -> Callable[..., Task]:
     """Family, share, attention unit and search settings -> a task of a comparison."""
     tokens = pico.random_tokens(4, 16, seed=5)
 
-    def make(family: str = "llama_gqa", share: float = 0.5, unit: str = "auto", **search) -> Task:
+    def make(family: str = "llama_gqa", share: float = 0.5, unit: str = "kv_group", **search) -> Task:
         stream = pico.stream(source(family))
         return Task(
             assembler=Assembler(source(family), database(family, unit), keep_dense=True),

@@ -180,7 +180,7 @@ def mask(model: Any, database: Database, genome: Sequence[int]) -> Any:
 
 RUN: dict[str, Any] = {
     "blocks": {"sequence_length": 32, "hessian": 24, "train": 8, "select": 8, "held_out": 8},
-    "database": {"levels": 4, "multiple_of": 4},
+    "database": {"levels": 4, "multiple_of": 4, "attention_unit": "kv_group"},
     "target": {"level": 2},
     "search": {
         "generations": 4,

@@ -67,7 +67,7 @@ def test_database_bytes_are_those_on_disk(family, checkpoint, database):
 
 def test_the_plan_says_which_steps_tensor_parallelism_costs():
     model = str(RECIPES / "shapes" / "llama-3.1-8b")
-    plan = make_plan(settled({"model": model, "database": {"tensor_parallel": 4}}))
+    plan = make_plan(settled({"model": model, "database": {"tensor_parallel": 4, "attention_unit": "kv_group"}}))
     assert plan.steps == {"attention": 2, "mlp": plan.unsplit_steps["mlp"]}
     assert plan.unsplit_steps["attention"] == 8
 

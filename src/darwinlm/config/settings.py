@@ -43,7 +43,8 @@ class DatabaseConfig:
     levels: int = 10
     """Steps from dense (level 0) to a module that is gone (the last level)."""
     attention_unit: Literal["auto", "kv_group", "balanced", "query_head"] = "auto"
-    """What leaves attention together; `auto` is kv_group where the model has grouped queries."""
+    """What leaves attention together; with grouped queries `auto` is kv_group, or balanced where KV groups give fewer than
+    four steps and that gives more."""
     rounding: Literal["equal", "paper"] = "equal"
     """`equal`: as many equal steps as a kind of module allows; `paper`: equations 5 and 6 as printed."""
     multiple_of: int = 32

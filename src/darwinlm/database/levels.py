@@ -98,7 +98,8 @@ def _as_it_is(ladder: Ladder, columns: int, live: int, rounds: int | None) -> La
 def attention_unit(shape: ModelShape, config: DatabaseConfig) -> str:
     """What leaves attention together; with multi-head attention all units are the same.
 
-    `auto` is the first of kv_group, balanced, query_head that the layers can still be counted in.
+    `auto` is the first of kv_group, balanced, query_head that the layers can still be counted in; but balanced before
+    kv_group where KV groups give fewer than `LEAST_STEPS` steps, and balanced ones are more.
 
     Raises:
         RequestError: earlier pruning left widths that cannot be counted in the unit that is asked for.
@@ -117,7 +118,11 @@ def attention_unit(shape: ModelShape, config: DatabaseConfig) -> str:
             f"database.attention_unit is {asked}, but the model's attention was pruned by another unit before, so it has no "
             f"levels of {asked}. Choose {' or '.join(fitting)}, or auto."
         )
-    return fitting[0] if asked == "auto" else asked
+    if asked != "auto":
+        return asked
+    groups, balanced = whole.kv_heads // config.tensor_parallel, whole.heads // whole.kv_heads
+    finer = fitting[:2] == ["kv_group", "balanced"] and groups < min(LEAST_STEPS, balanced)
+    return fitting[finer]
 
 
 def _attention_ladder(
