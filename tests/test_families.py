@@ -59,6 +59,7 @@ def test_streamed_blocks_and_head_equal_the_stock_model(name: str, source, check
         ours = opened.head().logits(pico.stream(opened).final_hidden(tokens, batch=2))
         torch.testing.assert_close(ours, stock(tokens).logits, rtol=0, atol=2e-5)
     assert opened.shape.parameters == stock.num_parameters()
+    check_streamed(opened)
     assert opened.shape.outlines() == {n: tuple(t.shape) for n, t in stock.state_dict().items() if n in opened.files}
 
 
@@ -92,6 +93,7 @@ def test_a_pruned_checkpoint_is_the_masked_model(name: str, source, checkpoint, 
         for use_cache in (True, False):
             assert torch.equal(ours.generate(**padded(), **written, use_cache=use_cache), continued)
         if case == "first":
+            check_streamed(ModelSource(str(folder)))
             ours.set_attn_implementation("eager")
             torch.testing.assert_close(logits(ours, tokens), expected, atol=1e-4, rtol=1e-4)
             ours.save_pretrained(tmp_path / "again")
@@ -100,6 +102,24 @@ def test_a_pruned_checkpoint_is_the_masked_model(name: str, source, checkpoint, 
 
 def load(folder: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32).eval()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_a_backward_pass_keeps_of_an_mlp_is_what_is_planned(name: str) -> None:
+    hidden, columns, tokens = 16, 1024, 10
+    mlp = pico.random_model(name, hidden_size=hidden, intermediate_size=columns).model.layers[0].mlp
+    known, kept = {parameter.untyped_storage().data_ptr() for parameter in mlp.parameters()}, {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = mlp(torch.ones(1, tokens, hidden, requires_grad=True))
+    assert output.requires_grad
+    values = sum(tensor.untyped_storage().nbytes() for place, tensor in kept.items() if place not in known) / 4
+    site = known_families()[(pico.FAMILIES | pico.MORE)[name]["model_type"]].site("mlp")
+    assert 0.8 * site.saved < values / tokens / columns <= site.saved + 2 * hidden / columns
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -162,6 +182,14 @@ def test_a_wrong_table_is_found_before_a_run_begins(name: str, source) -> None:
     wrong = SimpleNamespace(name=name, config=opened.config, family=WRONG[name](opened.family))
     with pytest.raises(RequestError, match=r"is not computed by transformers 5\.\d+.*as DarwinLM takes it"):
         check_streamed(wrong)  # type: ignore[arg-type]
+
+
+def test_weights_that_are_read_otherwise_are_found_before_a_run_begins(checkpoint, monkeypatch) -> None:
+    opened = ModelSource(str(checkpoint("phi3")))
+    swapped = {name: tensor.flip(0) if "gate_up" in name else tensor for name, tensor in opened.layer(0).items()}
+    monkeypatch.setattr(opened, "layer", lambda index, **_: swapped)
+    with pytest.raises(RequestError, match="with its weights, after layer 0, its logits differ by"):
+        check_streamed(opened)
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,9 @@ def test_prune_train_evaluate_and_export(name, checkpoint, text, tmp_path) -> No
     kl = kl_div(log_q, log_p, log_target=True, reduction="none").sum(-1).mean().item()
     assert summary["pruned"]["kl"] == pytest.approx(kl, rel=1e-3)
 
+    scored = darwinlm.evaluate(str(run / "model"), against=str(dense))
+    assert scored["model"].kl == pytest.approx(kl, rel=1e-3)
+
     stock = load(run / "model")
     assert summary["pruned"]["parameters"] == stock.num_parameters()
     forms = darwinlm.convert_checkpoint(str(run / "model"), portable=True)

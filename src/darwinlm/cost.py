@@ -253,6 +253,8 @@ def activation_bytes(shape: ModelShape, tokens: int, value: int, checkpointing: 
 
 def _activations(shape: ModelShape, widths: LayerWidths, tokens: int, value: int) -> int:
     """Bytes of one layer's activations that its backward pass needs."""
-    attention = 4 * widths.heads * shape.head_dim + 6 * shape.hidden if widths.heads else 0
-    mlp = 4 * widths.intermediate + 4 * shape.hidden if widths.intermediate else 0
+    attention = (
+        shape.family.site("attention").saved * widths.heads * shape.head_dim + 6 * shape.hidden if widths.heads else 0
+    )
+    mlp = shape.family.site("mlp").saved * widths.intermediate + 4 * shape.hidden if widths.intermediate else 0
     return tokens * (attention + mlp) * value

@@ -24,6 +24,7 @@ from darwinlm.measure.quality import HeldOut, Quality
 from darwinlm.measure.task_list import read_tasks
 from darwinlm.measure.task_scores import TaskComparison
 from darwinlm.models.blocks import BlockStream
+from darwinlm.models.check import check_streamed
 from darwinlm.models.source import ModelSource
 from darwinlm.models.tokens import require_same_chat, require_same_tokens, tokens_digest
 from darwinlm.runtime.device import choose_device, choose_dtype
@@ -125,7 +126,10 @@ def _sources(config: RunConfig, asked: Asked) -> dict[str, ModelSource]:
             raise RequestError(f"--beside names '{name}', which is among the models already. Leave it out.")
         taken.add(name)
         named[name] = name
-    return {label: ModelSource(name) for label, name in named.items()}
+    sources = {label: ModelSource(name) for label, name in named.items()}
+    for source in sources.values():
+        check_streamed(source)
+    return sources
 
 
 def _at_tasks(

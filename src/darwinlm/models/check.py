@@ -1,7 +1,8 @@
-"""Whether what is streamed and shipped computes what stock transformers computes, tried before a run relies on it.
+"""Whether what is streamed and shipped computes what transformers computes, tried before a run relies on it.
 
-The trial is a small model of random weights with all that a configuration says of its layers, so that neither a new
-transformers nor a setting that nobody has met can make a run silently wrong.
+Two trials, so that neither a new transformers nor a setting or a checkpoint that nobody has met can make a run silently
+wrong: a small model of random weights with all that a configuration says of its layers, and the checkpoint itself up to its
+first whole layer, in the dtype of its weights.
 """
 
 from __future__ import annotations
@@ -16,28 +17,29 @@ import torch
 import transformers
 from torch import Tensor
 
-from darwinlm.errors import RequestError
+from darwinlm.errors import RequestError, first_line
 from darwinlm.models.blocks import BlockStream
 from darwinlm.models.family import Family
 from darwinlm.models.head import Head
 from darwinlm.models.heterogeneous import build_empty, fill, heterogeneous_config, modeling
 from darwinlm.models.shape import ModelShape
-from darwinlm.models.sites import EMBEDDING, NORM, Kind, layer_prefix
+from darwinlm.models.sites import EMBEDDING, KINDS, NORM, Kind, layer_prefix
 from darwinlm.models.source import ModelSource
+from darwinlm.models.whole import load_beginning
 
 _TOKENS, _VOCABULARY, _COLUMNS, _WINDOW = 12, 96, 24, 5
 _TOLERANCE = 1e-4  # of the largest logit, in float32
+_REFUSALS = (AttributeError, LookupError, TypeError, ValueError, RuntimeError, ArithmeticError)
 
 
 def check_streamed(source: ModelSource) -> None:
-    """Compare streamed blocks, and the modeling file with modules that are gone, with the stock model on a few tokens.
+    """Compare streamed blocks, and the modeling file with modules that are gone, with what transformers computes of a few tokens.
 
     Raises:
-        RequestError: they differ, or the stock model cannot be built; says by how much.
+        RequestError: they differ, or the model cannot be built; says by how much.
     """
     values = {key: value for key, value in source.config.to_dict().items() if key != "per_layer_config"}
-    fault = _fault(source.family, json.dumps(values, sort_keys=True, default=str))
-    if fault:
+    if fault := _fault(source.family, json.dumps(values, sort_keys=True, default=str)) or _fault_of_weights(source):
         raise RequestError(
             f"'{source.name}' is not computed by transformers {transformers.__version__} as DarwinLM takes it: {fault}. Nothing "
             "was begun. Install a transformers from 5.14 to 5.24, or leave out what is unusual in its config.json."
@@ -54,15 +56,38 @@ def _fault(family: Family, values: str) -> str:
         small = _Small(family, config, ModelShape.of(family, config), stock.state_dict(), head)
         tokens = torch.randint(_VOCABULARY, (2, _TOKENS), generator=torch.Generator().manual_seed(1))
         with torch.no_grad():
-            stream = BlockStream(small, torch.device("cpu"), torch.float32)  # type: ignore[arg-type]
-            ours, truth = small.head().logits(stream.final_hidden(tokens)), stock(input_ids=tokens).logits
+            ours, truth = _streamed(small, tokens, len(small.shape.layers)), stock(input_ids=tokens).logits  # type: ignore[arg-type]
             if told := _difference(ours, truth):
                 return f"streamed layer by layer, {told}"
             pruned = _without_modules(small, stock)
             told = _difference(pruned(input_ids=tokens).logits, stock(input_ids=tokens).logits)
             return f"without some of its modules, {told}" if told else ""
-    except (AttributeError, LookupError, TypeError, ValueError, RuntimeError, ArithmeticError) as fault:
-        return f"{type(fault).__name__}: {str(fault).splitlines()[0]:.200}" if str(fault) else type(fault).__name__
+    except _REFUSALS as fault:
+        return f"{type(fault).__name__}: {first_line(fault):.200}"
+
+
+@torch.no_grad()
+def _fault_of_weights(source: ModelSource) -> str:
+    """What differs in the first layers of a checkpoint and its head; empty where nothing does."""
+    whole = (index for index, widths in enumerate(source.shape.layers) if all(map(widths.has, KINDS)))
+    count = next(whole, 0) + 1
+    tokens = torch.randint(source.shape.vocabulary, (1, _TOKENS), generator=torch.Generator().manual_seed(2))
+    ours = _streamed(source, tokens, count)
+    try:
+        told = _difference(ours, load_beginning(source, count)(input_ids=tokens).logits)
+    except _REFUSALS as fault:
+        return f"loaded with its weights, {type(fault).__name__}: {first_line(fault):.200}"
+    return f"with its weights, after layer {count - 1}, {told}" if told else ""
+
+
+def _streamed(source: ModelSource, tokens: Tensor, count: int) -> Tensor:
+    """(S, T) token ids -> (S, T, V) logits of the model of the first `count` layers, in the dtype of most weights."""
+    stream = BlockStream(source, torch.device("cpu"), source.dtype)
+    hidden = stream.embed(tokens)
+    for block in stream.blocks(count):
+        stream.forward(block, hidden, len(tokens))
+    head = source.head()
+    return head.to(hidden.dtype).logits(stream.final_norm(hidden))
 
 
 @dataclass(frozen=True)
@@ -74,6 +99,7 @@ class _Small:
     shape: ModelShape
     state: dict[str, Tensor]
     own_head: Head
+    dtype: torch.dtype = torch.float32
 
     def layer(self, index: int) -> dict[str, Tensor]:
         prefix = layer_prefix(index)
@@ -144,7 +170,7 @@ def _without_modules(small: _Small, stock: Any) -> Any:
 
 
 def _difference(ours: Tensor, truth: Tensor) -> str:
-    largest, apart = truth.abs().max().item(), (ours - truth).abs().max().item()
-    if math.isfinite(largest) and apart <= _TOLERANCE * max(largest, 1e-3):
+    largest, apart = truth.abs().max().item(), (ours.float() - truth.float()).abs().max().item()
+    if math.isfinite(largest) and apart <= max(_TOLERANCE, 8 * torch.finfo(truth.dtype).eps) * max(largest, 1e-3):
         return ""
     return f"its logits differ by {apart:.2g} where the largest is {largest:.2g}"

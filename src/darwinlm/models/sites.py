@@ -49,6 +49,8 @@ class Site:
     """Norms that go when all modules that share them are gone."""
     post_norm: str | None = None
     """That of `norms` which the module's output passes through before it joins the residual stream."""
+    saved: int = 4
+    """Numbers that a backward pass needs for each of its columns, of those between its matrices."""
     whole: str | None = None
     """Why the module stays or goes as a whole; None where single units may leave."""
 
@@ -112,12 +114,14 @@ def mlp(
     gate: str | None = "gate_proj",
     up: str = "up_proj",
     norms: tuple[str, ...] = ("post_attention_layernorm",),
+    saved: int | None = None,
     **facts: str | tuple[str, ...] | None,
 ) -> Site:
     """An `mlp` with the output matrix `down_proj`; without a gate it has one matrix in front."""
     parts: list[tuple[str | None, Part]] = [(gate, "gate"), (up, "up")]
     cuts = tuple(Cut(f"mlp.{name}", part) for name, part in parts if name)
-    return Site("mlp", "mlp", "mlp.down_proj", cuts, norms, **facts)  # type: ignore[arg-type]
+    each = saved or 2 * len(cuts)  # what every matrix puts out; the activation of one; with two their product
+    return Site("mlp", "mlp", "mlp.down_proj", cuts, norms, saved=each, **facts)  # type: ignore[arg-type]
 
 
 def held(site: Site, layer: Mapping[str, Tensor]) -> dict[str, Tensor]:

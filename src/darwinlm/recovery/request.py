@@ -15,6 +15,7 @@ from darwinlm.data.stream import PackedStream
 from darwinlm.data.tokens import Ranges
 from darwinlm.errors import RequestError, first_line
 from darwinlm.export.huggingface import require_canonical
+from darwinlm.models.check import check_streamed
 from darwinlm.models.source import ModelSource
 from darwinlm.recovery.adapters import check_adapters
 from darwinlm.recovery.batches import Rhythm
@@ -75,6 +76,8 @@ class Request:
         self.identity_file = self.path / "train" / "identity.json"
         self._check_output()
         self._check_room()
+        for source in filter(None, (self.source, self.teacher)):
+            check_streamed(source)
 
     def check_text(self) -> None:
         """Read as much of the text as it takes to know that it suffices.

@@ -7,7 +7,7 @@ FAMILIES = (
     Family(
         model_type="apertus",
         prefix="Apertus",
-        sites=(attention(norms=("attention_layernorm",)), mlp(gate=None, norms=("feedforward_layernorm",))),
+        sites=(attention(norms=("attention_layernorm",)), mlp(gate=None, norms=("feedforward_layernorm",), saved=6)),
         no_graph="has an MLP without a gate",
     ),
 )
