@@ -64,11 +64,11 @@ def compare(model: str, args: argparse.Namespace, run: Path) -> None:
     settings["search"] = {**settings.get("search", {}), **search}
     settings["blocks"] = {**settings.get("blocks", {}), "held_out": args.held_out}
     asked = {"train_tokens": args.train_tokens, "learning_rate": args.learning_rate, "output": str(run)}
-    found = darwinlm.compare(methods=args.methods, levels=args.levels, **asked, **settings)
+    found = darwinlm.compare(methods=args.methods, levels=args.levels, **asked, **settings).comparison
     keep(found, run, model)
     if args.seeds > 1:
         both = {"methods": "darwinlm_untrained,darwinlm", "levels": args.seed_levels, "seeds": args.seeds}
-        found = darwinlm.compare(**both, **asked, **settings)
+        found = darwinlm.compare(**both, **asked, **settings).comparison
         keep(found, run, f"{model}_seeds")
 
 

@@ -21,10 +21,10 @@ from pathlib import Path
 import torch
 
 from darwinlm.assemble import Assembler
+from darwinlm.config import settled
 from darwinlm.pipeline import database_stage, make_teacher
 from darwinlm.run import Run, opened
 from darwinlm.runtime.progress import show_log
-from darwinlm.runtime.rundir import settled
 from darwinlm.runtime.seeds import python_random
 from darwinlm.search.evolution import Step
 from darwinlm.search.fitness import Pools

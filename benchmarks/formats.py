@@ -42,7 +42,7 @@ def prune(run: Path, level: float) -> dict[str, int]:
     """Write `run`/model; returns the levels."""
     blocks = {"hessian": 32, "train": 4, "select": 4, "held_out": 4, "pool_tokens": 100_000}
     settings = {"blocks": blocks, "search": {"train_tokens": [64] * 3, "select_tokens": [64] * 3}}
-    database = darwinlm.build_database(str(DEMO_MODEL), output=str(run), preset="demo", **settings)
+    database = darwinlm.build_database(str(DEMO_MODEL), output=str(run), preset="demo", **settings).database
     assembler = Assembler(ModelSource(str(DEMO_MODEL)), database, keep_dense=False)
     budget, rng = level_budget(assembler.space, level / 8), random.Random(0)
     genome = uniform(budget, rng)
@@ -57,8 +57,8 @@ def forms_of(run: Path) -> list[Form]:
     """The dense model and all forms of the run's checkpoint."""
     dense = ModelSource(str(DEMO_MODEL))
     size = sum(path.stat().st_size for path in set(dense.files.values()))
-    canonical, portable = darwinlm.convert_checkpoint(str(run / "model"), portable=True)
-    files = [darwinlm.convert_checkpoint(str(run / "model"), format="gguf", dtype=dtype)[1] for dtype in DTYPES]
+    canonical, portable = darwinlm.export_checkpoint(str(run / "model"), portable=True).forms
+    files = [darwinlm.export_checkpoint(str(run / "model"), format="gguf", dtype=dtype).forms[1] for dtype in DTYPES]
     return [Form("dense", DEMO_MODEL, dense.shape.parameters, size), canonical, portable, *files]
 
 

@@ -18,7 +18,6 @@ import sys
 import tempfile
 import time
 import traceback
-import types
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -27,19 +26,6 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
-
-try:
-    import jsonargparse  # noqa: F401  for the command line alone
-except ImportError:
-
-    def stand_in(name: str) -> object:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return type(name, (Exception,), {}) if name[0].isupper() else lambda *_, **__: None
-
-    for module in ("jsonargparse", "jsonargparse.typing"):
-        sys.modules[module] = types.ModuleType(module)
-        sys.modules[module].__dict__["__getattr__"] = stand_in
 
 from darwinlm.assemble import Assembler
 from darwinlm.config import DatabaseConfig, SearchConfig

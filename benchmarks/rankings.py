@@ -24,7 +24,7 @@ from scipy.stats import spearmanr
 
 import darwinlm
 from darwinlm.assemble import Assembler
-from darwinlm.config import Tokens
+from darwinlm.config import Tokens, settled
 from darwinlm.export.huggingface import export_checkpoint
 from darwinlm.genome import Genome
 from darwinlm.measure.quality import HeldOut
@@ -32,7 +32,7 @@ from darwinlm.pipeline import make_teacher, refit_stage
 from darwinlm.run import Run, opened
 from darwinlm.runtime.files import read_json, write_json
 from darwinlm.runtime.progress import show_log
-from darwinlm.runtime.rundir import RunDirectory, settled
+from darwinlm.runtime.rundir import RunDirectory
 from darwinlm.runtime.seeds import python_random
 from darwinlm.search.propose import FORBIDDEN, allocate, diverse
 from darwinlm.search.start import ModelMeasures
@@ -125,7 +125,7 @@ def trained(settings: dict[str, Any], checkpoint: Path, tokens: int, seed: int) 
     asked |= {"save_every_tokens": tokens, "eval_every_tokens": tokens}
     summary = darwinlm.train(
         str(checkpoint), data=settings["data"], output=str(output), blocks=settings["blocks"], train=asked, seed=seed
-    )
+    ).summary
     return summary["trained"]["kl"]
 
 

@@ -25,13 +25,13 @@ from matplotlib.figure import Figure
 
 import darwinlm
 from darwinlm.assemble import Assembler
-from darwinlm.config import Tokens, preset_values
+from darwinlm.config import Tokens, preset_values, settled
 from darwinlm.demonstration import DEMO_MODEL
 from darwinlm.export.huggingface import export_checkpoint
 from darwinlm.recovery.history import read_history
 from darwinlm.run import opened
 from darwinlm.runtime.progress import show_log
-from darwinlm.runtime.rundir import RunDirectory, settled
+from darwinlm.runtime.rundir import RunDirectory
 from subjects import pep_llama
 
 HERE = Path(__file__).parent
@@ -128,7 +128,7 @@ def trained(cell: Cell, checkpoint: Path, output: Path, settings: dict[str, Any]
     asked |= {"eval_every_tokens": max(TRAIN["batch_tokens"], cell.tokens // 6), "save_every_tokens": cell.tokens}
     summary = darwinlm.train(
         str(checkpoint), data=settings["data"], output=str(output), blocks=settings["blocks"], train=asked
-    )
+    ).summary
     looks = [line for line in read_history(output / "train/history.jsonl") if "held_out" in line]
     facts = {name: summary[name] for name in ("parameters", "before", "trained", "tokens", "seconds")}
     return {**vars(cell), "rate": rate, **facts, "curve": [{"tokens": x["tokens"], **x["held_out"]} for x in looks]}

@@ -77,7 +77,7 @@ def row_of(asked: dict[str, Any], shared: Path, runs: Path) -> dict[str, Any]:
     for group, name, value in map(setting, [*asked["set"], f"target.{asked['target']}"]):
         settings[group] = {**settings[group], name: value}
     output = runs / "_".join([asked["way"], *asked["set"], f"seed{asked['seed']}"])
-    summary = darwinlm.prune(output=str(output), seed=asked["seed"], restart=True, **settings)
+    summary = darwinlm.prune(output=str(output), seed=asked["seed"], restart=True, **settings).summary
     start = read_json(output / "search/start.json")
     scored = {"scored": len(start.get("scores", [])), "linearizations": max(0, len(start.get("rounds", [])) - 1)}
     models = ("dense", "uniform", "before_refit", "pruned")

@@ -18,12 +18,12 @@ from typing import Any
 
 import darwinlm
 from darwinlm.assemble import Assembler
+from darwinlm.config import settled
 from darwinlm.genome import Genome
 from darwinlm.measure.quality import HeldOut
 from darwinlm.run import Run, opened
 from darwinlm.runtime.files import read_json, write_json
 from darwinlm.runtime.progress import show_log
-from darwinlm.runtime.rundir import settled
 from subjects import pep_llama
 
 RESULTS = Path(__file__).parent / "results/refit.json"
@@ -76,7 +76,7 @@ def row_of(asked: dict[str, Any], shared: Path, folder: Path) -> dict[str, Any]:
         write_json(run.directory.genome, {"levels": run.space.named(genome)})
         held_out, model = HeldOut(run.splits.held_out, run.stream), assembler.model(genome, run.device)
     before = held_out.quality_of_model(model)
-    darwinlm.refit_genome(**values).load_into(model)
+    darwinlm.refit_genome(**values).refits.load_into(model)
     after = held_out.quality_of_model(model)
     return {"before": dataclasses.asdict(before), "after": dataclasses.asdict(after)}
 

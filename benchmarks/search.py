@@ -38,11 +38,11 @@ from torch.nn.functional import kl_div, log_softmax
 from transformers import AutoModelForCausalLM
 
 from darwinlm.assemble import Assembler
+from darwinlm.config import settled
 from darwinlm.database.levels import OUTPUT_OF_KIND
 from darwinlm.pipeline import database_stage, make_teacher
 from darwinlm.run import Run, opened
 from darwinlm.runtime import ranks
-from darwinlm.runtime.rundir import settled
 from darwinlm.runtime.seeds import python_random
 from darwinlm.search import selection
 from darwinlm.search.evolution import Step

@@ -88,7 +88,7 @@ def measured(args: argparse.Namespace, name: str, model: str, data: str, scratch
         "repeats": args.repeats,
         "decode_tokens": written,
     }
-    path = darwinlm.measure_latency(model, output=scratch / "table", bench=bench, database=LEVELS[name])
+    path = darwinlm.measure_latency(model, output=scratch / "table", bench=bench, database=LEVELS[name]).path
     table = LatencyTable.load(path)
     blocks = {**BLOCKS, "hessian": args.hessian}
     search = {**SEARCH, "generations": args.generations, "start": args.start}
@@ -110,14 +110,14 @@ def measured(args: argparse.Namespace, name: str, model: str, data: str, scratch
                 "latency_table": str(path),
             }
             try:
-                by_time = darwinlm.prune(model, restart=True, target=target, **common)
+                by_time = darwinlm.prune(model, restart=True, target=target, **common).summary
             except darwinlm.RequestError as fault:
                 print(f"{name}, {stage} {speedup}x: {fault}")
                 continue
             fast = levels_of(scratch)
             timed = benched(args, [model, str(scratch / "run/model")], resolve({"bench": bench}), table, stage)
             size = {"parameters": by_time["pruned"]["parameters"]}
-            by_size = darwinlm.prune(model, restart=True, target=size, **common)
+            by_size = darwinlm.prune(model, restart=True, target=size, **common).summary
             small = levels_of(scratch)
             picture = HERE / f"results/speedup_{name}_{stage}_{speedup:g}x.png"
             draw({f"{stage} {speedup:g}x": fast, "the same parameters": small}, scratch / "run", picture)

@@ -113,7 +113,7 @@ def real_searches(args: argparse.Namespace) -> Any:
         with tempfile.TemporaryDirectory() as scratch:
             for share in args.shares:
                 common = {"data": str(data), "output": scratch, "database": FINE, **QUICK}
-                summary = darwinlm.prune(str(model), restart=True, target={"parameters": f"{share}%"}, **common)
+                summary = darwinlm.prune(str(model), restart=True, target={"parameters": f"{share}%"}, **common).summary
                 asked = summary["achieved"]["limits"]["parameters"]["asked"]
                 yield {"model": name, "share": share, "asked": asked, "got": stored(Path(scratch) / "model")}
 

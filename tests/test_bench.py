@@ -150,7 +150,7 @@ def gguf(tmp_path_factory) -> tuple[str, Any]:
 
 def test_gguf_files_run_in_llama_cpp(gguf, tmp_path):
     path, model = gguf
-    result = darwinlm.bench(path, against=path, output=tmp_path, bench={**FAST, "threads": 1})
+    result = darwinlm.bench(path, against=path, output=tmp_path, bench={**FAST, "threads": 1}).result
     assert (tmp_path / "bench.json").is_file()
     assert torch.get_num_threads() == 1
     facts, rows = result.models[1], result.measurements[1]

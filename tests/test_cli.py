@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+import darwinlm
 import pico
-from darwinlm.cli import COMMANDS, main
+from darwinlm.cli import COMMANDS, main, read
+from darwinlm.cli.help import BASIC, EXAMPLES
+from darwinlm.config import PRESETS, preset_values
+from darwinlm.config.described import all_settings
 
 
 def flags(**values: object) -> list[str]:
@@ -167,8 +175,22 @@ def test_nothing_is_there_yet(capsys, checkpoint, text, tmp_path):
 @pytest.mark.parametrize(
     ("typed", "said"),
     [
-        (["prun"], "no command 'prun'. The commands are: prune, database"),
-        (["prune", "m", "--search.generation", "3"], "See darwinlm prune --help"),
+        (["prun"], "no command 'prun'. Did you mean prune?"),
+        (["-v"], "no command '-v'. The commands are: prune,"),
+        (["help", "trian"], "Did you mean train?"),
+        (["help", "train", "serach"], "no group of settings 'serach'; it has blocks, train"),
+        (["completion", "fish"], "one of bash, zsh, tcsh"),
+        (["prune", "m", "--search.generation", "3"], "Did you mean --search.generations?"),
+        (["prune", "m", "--target", "5"], "--target is a group of settings; give one of --target.level, "),
+        (["prune", "m", "--levels", "5"], "it belongs to compare. Did you mean --database.levels or --target.level?"),
+        (["prune", "m", "-x"], "no flag -x."),
+        (["prune", "m", "--data"], "--data needs a value"),
+        (["prune", "m", "n"], "'n' is one word too many: darwinlm prune takes MODEL"),
+        (["prune", "m", "--model", "n"], "model is given twice: 'm' and 'n'"),
+        (["prune", "m", "--search.training", "distil"], "distillation or refit. Did you mean distillation?"),
+        (["eval", "m", "--limit", "few"], "--limit is 'few'; it must be a whole number"),
+        (["database", "--check", "--rebuild"], "--rebuild does not go with --check"),
+        (["bench", "m", "--bench.batch-sizes", "a"], "must be a list of whole numbers, such as [1, 2]"),
         (["prune", "m", "--search.generations", "many"], "search.generations"),
         (["prune", "m", "--preset", "huge"], "the presets are: demo, quick, paper"),
         (["prune", "m", "--config", "none.yaml"], "Cannot read the settings in 'none.yaml'"),
@@ -181,8 +203,10 @@ def test_mistyped(typed, said, capsys):
 
 
 def test_unknown_setting_in_a_file(capsys, tmp_path):
-    (tmp_path / "settings.yaml").write_text("search: {generatoins: 3}")
-    assert "generatoins" in refused(capsys, "prune", "m", "--config", tmp_path / "settings.yaml")
+    (tmp_path / "settings.yaml").write_text("search: {generatoins: 3}\nserch: {}")
+    said = refused(capsys, "prune", "m", "--config", tmp_path / "settings.yaml")
+    assert "'search.generatoins'. Did you mean search.generations?" in said
+    assert "'serch'. Did you mean search?" in said
 
 
 def test_eval_does_not_complain_of_a_search(capsys, checkpoint, text):
@@ -215,14 +239,78 @@ def test_pickles_are_not_read(capsys, checkpoint, text, tmp_path):
     assert "holds no safetensors weights" in said
 
 
-def test_help_of_every_command(capsys):
-    main(["--help"])
-    overview = capsys.readouterr().out
-    for name, command in COMMANDS.items():
-        assert name in overview
-        with pytest.raises(SystemExit) as exit_:
-            main([name, "--help"])
-        assert exit_.value.code == 0
-        printed = capsys.readouterr().out
-        assert command.summary.split()[0].lower() in printed.lower()
-        assert ("--search.generations" in printed) == ("search" not in command.without)
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_every_command(name, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    command = COMMANDS[name]
+    main(["help"])
+    assert f"  {name} " in capsys.readouterr().out
+    main([name, "--help"])
+    short = capsys.readouterr().out
+    main([name, "--help-all"])
+    whole = capsys.readouterr().out
+    assert all(f"--{name}" in whole for name in command.options if name not in command.words)
+    assert sum(f"--{setting}" in short for setting in command.settings) <= 17
+    assert max(map(len, (short + whole).splitlines())) < 80
+    for group in command.groups:
+        main(["help", name, group])
+        listed = re.findall(r"^  --(\S+)", capsys.readouterr().out, re.M)
+        assert listed == [setting for setting in command.settings if setting.startswith(f"{group}.")]
+    for example in EXAMPLES.get(name, ()):
+        read(name, shlex.split(example.split(">")[0]))
+
+
+def test_what_help_shows_at_first_is_there():
+    assert {setting for command in COMMANDS.values() for setting in command.settings} >= BASIC
+    assert all(option.text for command in COMMANDS.values() for option in command.options.values())
+
+
+def test_dashes_and_underscores_switches_and_lists():
+    typed = ["m", "--bench.batch-sizes=1,8", "--latency-table", "t.json", "--database.tensor-parallel", "2", "-q"]
+    plain = ["m", "--bench.batch_sizes", "[1, 8]", "--latency_table=t.json", "--database.tensor_parallel=2", "--quiet"]
+    assert read("bench", typed) == read("bench", plain)
+    assert read("prune", ["--search.diverse", "m"]) == read("prune", ["m", "--search.diverse", "true"])
+    assert read("export", ["--portable", "m"]).arguments == {"model": "m", "portable": True}
+    assert read("prune", ["--blocks.held-out-data", "none"]).arguments == {"blocks": {"held_out_data": None}}
+
+
+def test_a_flag_may_call_another_function():
+    assert read("bench", ["m", "--table"]).call is darwinlm.measure_latency
+    assert read("prune", ["m", "--targets", "3B,4B"]).call is darwinlm.prune_family
+    assert read("plan", ["--recipe", "r.yaml", "m"]).arguments == {"recipe": "r.yaml", "model": "m"}
+    assert read("database", ["--show", "--output", "r"]).arguments == {"show": True, "output": "r"}
+
+
+def test_help_version_and_mistakes_come_without_torch():
+    program = "import sys; from darwinlm.cli import main\ntry: main({})\nexcept SystemExit: pass\nprint('torch' in sys.modules)"
+    for typed in (
+        ["--help"],
+        ["--version"],
+        ["prune", "--help-all"],
+        ["prune", "m", "--seed", "x"],
+        ["schema", "--help"],
+    ):
+        done = subprocess.run([sys.executable, "-c", program.format(typed)], capture_output=True, text=True, check=True)
+        assert done.stdout.splitlines()[-1] == "False", typed
+
+
+def test_the_schema_knows_every_setting_and_the_presets_fit_it(capsys):
+    main(["schema"])
+    schema = json.loads(capsys.readouterr().out)
+    for name, setting in all_settings().items():
+        node = schema
+        for part in name.split("."):
+            assert node["additionalProperties"] is False
+            node = node["properties"][part]
+        assert node["description"] == setting.text
+    for preset in PRESETS:
+        assert not [key for key in preset_values(preset) if key not in schema["properties"]]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_completion(shell, capsys):
+    main(["completion", shell])
+    script = capsys.readouterr().out
+    assert all(word in script for word in ("--target.parameters", "kv_group", *COMMANDS))
+    if shell == "bash":
+        subprocess.run(["bash", "-n"], input=script, text=True, check=True)

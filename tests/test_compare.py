@@ -87,7 +87,9 @@ def test_a_mean_is_over_its_seeds(finished):
 
 def test_its_darwinlm_and_uniform_are_those_of_prune(finished, checkpoint, text, tmp_path):
     asked = {**SETTINGS, "target": {"level": 2}, "refit": {"tokens": 0}}  # methods are compared as they are found
-    summary = darwinlm.prune(str(checkpoint("llama_gqa")), data=str(text), output=str(tmp_path / "run"), **asked)
+    summary = darwinlm.prune(
+        str(checkpoint("llama_gqa")), data=str(text), output=str(tmp_path / "run"), **asked
+    ).summary
     assert cell(finished, "darwinlm", 2)["levels"] == json.loads((tmp_path / "run/genome.json").read_text())["levels"]
     for method, name in (("darwinlm", "pruned"), ("uniform", "uniform")):
         assert cell(finished, method, 2)["quality"] == pytest.approx(summary[name], rel=1e-5)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jsonargparse import ArgumentParser
 
 from darwinlm.config import (
     PRESETS,
@@ -255,16 +253,3 @@ def test_a_file_that_holds_no_settings_is_named(tmp_path: Path, content: bytes |
     with pytest.raises(RequestError, match=reason) as caught:
         read_yaml(file)
     assert str(file) in str(caught.value)
-
-
-def test_the_settings_of_the_parser_are_left_to_whoever_else_uses_it(capsys) -> None:
-    @dataclass
-    class Theirs:
-        size: int = 1
-        """A docstring that they do not want to be read."""
-
-    resolve({})
-    parser = ArgumentParser()
-    parser.add_class_arguments(Theirs)
-    parser.print_help()
-    assert "A docstring" not in capsys.readouterr().out

@@ -23,7 +23,7 @@ NAMES = ["gemma3_text", "phi3", "olmo2", "granite", "cohere2"]
 @pytest.mark.parametrize("name", NAMES)
 def test_prune_train_evaluate_and_export(name, checkpoint, text, tmp_path) -> None:
     dense, run = checkpoint(name), tmp_path / "run"
-    summary = darwinlm.prune(str(dense), data=str(text), output=str(run), **pico.RUN)
+    summary = darwinlm.prune(str(dense), data=str(text), output=str(run), **pico.RUN).summary
     assert summary["pruned"]["kl"] <= summary["uniform"]["kl"] * 1.2
     held_out = Splits.of(read_tensors(run / "blocks.safetensors")[0]).held_out
     assert (held_out[:, 0] == pico.BYTES).all() == (name == "gemma3_text")
@@ -39,14 +39,14 @@ def test_prune_train_evaluate_and_export(name, checkpoint, text, tmp_path) -> No
 
     stock = load(run / "model")
     assert summary["pruned"]["parameters"] == stock.num_parameters()
-    forms = darwinlm.convert_checkpoint(str(run / "model"), portable=True)
+    forms = darwinlm.export_checkpoint(str(run / "model"), portable=True).forms
     portable = AutoModelForCausalLM.from_pretrained(forms[-1].path, trust_remote_code=True, dtype=torch.float32).eval()
     with torch.no_grad():
         torch.testing.assert_close(portable(held_out).logits, stock(held_out).logits, atol=1e-4, rtol=1e-4)
 
     trained = darwinlm.train(
         str(run / "model"), data=str(text), output=str(tmp_path / "trained"), blocks=BLOCKS, train=TRAIN
-    )
+    ).summary
     lines = [json.loads(line) for line in (tmp_path / "trained/train/history.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines if "loss" in line]
     assert losses[-1] < losses[0]
@@ -68,4 +68,4 @@ def test_a_method_that_fails_behind_norms_is_refused_before_the_work(checkpoint,
 @pytest.mark.parametrize("name", ["gemma2", "olmo2", "granite", "cohere2", "smollm3", "arcee"])
 def test_what_no_graph_of_llama_cpp_computes_is_refused(name, checkpoint) -> None:
     with pytest.raises(RequestError, match=r"no graph of llama\.cpp computes"):
-        darwinlm.convert_checkpoint(str(checkpoint(name)), format="gguf")
+        darwinlm.export_checkpoint(str(checkpoint(name)), format="gguf")

@@ -24,7 +24,7 @@ def family(checkpoint, text, tmp_path_factory):
     """A run with three members, and its folder."""
     output = tmp_path_factory.mktemp("runs") / "family"
     common = {"data": str(text), "output": str(output), **pico.RUN}
-    return darwinlm.prune_family(str(checkpoint("llama_gqa")), targets="50%,80%,65%", **common), output
+    return darwinlm.prune_family(str(checkpoint("llama_gqa")), targets="50%,80%,65%", **common).members, output
 
 
 def test_members_are_nested_and_within_their_targets(family, checkpoint) -> None:
@@ -60,7 +60,7 @@ def test_the_same_command_does_nothing_again_and_another_family_is_refused(famil
     with pytest.raises(RequestError, match="nested_in"):
         darwinlm.prune_family(str(checkpoint("llama_gqa")), targets=["50%", "80%"], **common)
     monkeypatch.setattr("darwinlm.pipeline.search", lambda *arguments: pytest.fail("searched again"))
-    again = darwinlm.prune_family(str(checkpoint("llama_gqa")), targets=["80%", "65%", "50%"], **common)
+    again = darwinlm.prune_family(str(checkpoint("llama_gqa")), targets=["80%", "65%", "50%"], **common).members
     assert again == members
 
 
@@ -74,7 +74,7 @@ def test_the_first_member_is_a_run_of_its_own(family, checkpoint, text, tmp_path
 def test_levels_make_a_family_too(checkpoint, text, tmp_path) -> None:
     common = {"data": str(text), "output": str(tmp_path / "run"), **pico.RUN}
     common["search"] = {**pico.RUN["search"], "start": "uniform", "generations": 2}
-    one, two = darwinlm.prune_family(str(checkpoint("llama_gqa")), targets=[1, 3], **common)
+    one, two = darwinlm.prune_family(str(checkpoint("llama_gqa")), targets=[1, 3], **common).members
     steps = {"attn": {1: 2 * 3 / 4, 3: 3 * 2 * 3 / 4}, "mlp": {1: 3, 3: 9}}
     for member, level in ((one, 1), (two, 3)):
         for kind, totals in steps.items():

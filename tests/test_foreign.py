@@ -85,7 +85,7 @@ def test_a_masked_checkpoint_becomes_smaller_and_computes_the_same(family, datab
         expected = masked(TOKENS).logits
     masked.save_pretrained(tmp_path / "masked")
     pico.tokenizer().save_pretrained(tmp_path / "masked")
-    found = darwinlm.import_checkpoint(tmp_path / "masked", tmp_path / "out")
+    found = darwinlm.import_checkpoint(tmp_path / "masked", tmp_path / "out").found
     torch.testing.assert_close(logits(tmp_path / "out"), expected, atol=1e-4, rtol=1e-4)
     assert found.after.layers[0].intermediate == 0
     assert found.after.layers[2].heads == found.after.layers[2].kv_heads == 0

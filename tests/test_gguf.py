@@ -136,7 +136,7 @@ def demo(tmp_path_factory) -> tuple[Path, Engine]:
     model.save_pretrained(folder / "masked")
     AutoTokenizer.from_pretrained(DEMO_MODEL).save_pretrained(folder / "masked")
     darwinlm.import_checkpoint(folder / "masked", folder / "model")
-    _, form = darwinlm.convert_checkpoint(folder / "model", format="gguf", dtype="f32")
+    _, form = darwinlm.export_checkpoint(folder / "model", format="gguf", dtype="f32").forms
     return folder / "masked", Engine(form.path, context=512)
 
 

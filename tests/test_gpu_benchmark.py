@@ -11,7 +11,7 @@ from pathlib import Path
 PROGRAM = Path(__file__).parent.parent / "benchmarks/gpu.py"
 BARE = """
 import runpy, sys
-sys.modules["jsonargparse"] = None
+sys.modules["pydantic"] = None
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """

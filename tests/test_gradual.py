@@ -167,9 +167,9 @@ def test_all_forms_of_a_second_step(family, unit, source, database, tmp_path):
     second = pico.make_database(tmp_path / "levels", again, unit)
     further = pico.random_genome(second, 1)
     final = export(Assembler(again, second), further, tmp_path / "model")
-    canonical, portable, gguf = darwinlm.convert_checkpoint(
+    canonical, portable, gguf = darwinlm.export_checkpoint(
         str(final.folder), portable=True, format="gguf", dtype="f32"
-    )
+    ).forms
     model = load(canonical.path)
     torch.testing.assert_close(logits(load(portable.path)), logits(model), rtol=0, atol=1e-5)
     tokens = TOKENS[0].tolist()
@@ -322,7 +322,7 @@ def test_a_plan_counts_from_the_checkpoint(stages, capsys):
     assert "as it is" in capsys.readouterr().out
     main(["database", "--show", "--output", str(stages[1])])
     assert (stages[1] / "database/errors.png").exists()
-    plan = darwinlm.plan(str(stages[0] / "model"), **{**pico.RUN, "target": {"level": 3}})
+    plan = darwinlm.plan(str(stages[0] / "model"), **{**pico.RUN, "target": {"level": 3}}).plan
     assert plan.dense.parameters == ModelSource(str(stages[0] / "model")).shape.parameters
     assert [row.level for row in plan.levels] == [2, 3]
     found = ModelSource(str(stages[1] / "model")).shape

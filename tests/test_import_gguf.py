@@ -114,7 +114,7 @@ def as_converters_name(checkpoint: Path, head_dim: int, *, tied: bool) -> dict[s
     ],
 )
 def test_what_we_export_comes_back(family, becomes, checkpoint, tmp_path):
-    found = darwinlm.import_checkpoint(written(checkpoint(family), tmp_path / "m.gguf"), tmp_path / "back")
+    found = darwinlm.import_checkpoint(written(checkpoint(family), tmp_path / "m.gguf"), tmp_path / "back").found
     assert found.model_type == becomes
     torch.testing.assert_close(logits(tmp_path / "back"), logits(checkpoint(family)), rtol=0, atol=1e-6)
     config, before = (AutoConfig.from_pretrained(path) for path in (tmp_path / "back", checkpoint(family)))
@@ -152,7 +152,7 @@ def test_files_of_the_stock_graphs(family, head_dim, checkpoint, tmp_path):
         as_converters_name(source, head_dim, tied=tied),
         architecture,
     )
-    found = darwinlm.import_checkpoint(file, tmp_path / "back")
+    found = darwinlm.import_checkpoint(file, tmp_path / "back").found
     assert found.model_type == architecture
     torch.testing.assert_close(logits(tmp_path / "back"), logits(source), rtol=0, atol=1e-6)
     if family == "llama_gqa":
@@ -166,7 +166,7 @@ def test_layers_of_their_own_widths_and_modules_that_are_gone(family, source, da
     ladders = levels.ladders()
     genome = tuple(l.top if (l.layer, l.kind) in ((0, "mlp"), (2, "attention")) else 1 for l in ladders)
     export_checkpoint(Assembler(source(family), levels), genome, tmp_path / "pruned", {}, {})
-    found = darwinlm.import_checkpoint(written(tmp_path / "pruned", tmp_path / "m.gguf"), tmp_path / "back")
+    found = darwinlm.import_checkpoint(written(tmp_path / "pruned", tmp_path / "m.gguf"), tmp_path / "back").found
     torch.testing.assert_close(logits(tmp_path / "back"), logits(tmp_path / "pruned"), rtol=0, atol=1e-5)
     assert found.shape.parameters == ModelSource(str(tmp_path / "pruned")).shape.parameters
     assert ModelSource(str(tmp_path / "back")).shape == found.shape
@@ -179,13 +179,13 @@ def test_rounded_numbers_are_those_of_the_file_and_it_is_said(checkpoint, tmp_pa
         "q8_0",
     )
     with caplog.at_level(logging.WARNING):
-        found = darwinlm.import_checkpoint(file, tmp_path / "back")
+        found = darwinlm.import_checkpoint(file, tmp_path / "back").found
     assert "is quantized (23 as Q8_0 of its matrices)" in caplog.text
     assert "not the original model" in caplog.text
     assert (found.types, found.dtype) == ({"Q8_0": 23}, torch.float32)
     as_llama = changed(file, {}, None, "llama")
     torch.testing.assert_close(logits(tmp_path / "back"), logits(tmp_path, gguf_file=as_llama.name), rtol=0, atol=1e-6)
-    half = darwinlm.import_checkpoint(file, tmp_path / "half", dtype="bf16")
+    half = darwinlm.import_checkpoint(file, tmp_path / "half", dtype="bf16").found
     assert half.dtype == torch.bfloat16
     assert {t.dtype for t in read_tensors(tmp_path / "half/model.safetensors")[0].values()} == {torch.bfloat16}
 

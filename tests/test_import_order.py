@@ -16,7 +16,7 @@ ROOT = Path(darwinlm.__file__).parent
 ORDER = (
     "errors | config | runtime | models | data, losses | database | genome | assemble, cost | refit | target | search | baselines"
     " | export, serving | foreign | recovery | measure | planning | run | results | pipeline | cells, nested"
-    " | evaluation, demonstration, comparison | recipes | tables | cli"
+    " | evaluation, demonstration, comparison | recipes | show | cli"
 )
 RANKS = {room: rank for rank, group in enumerate(ORDER.split(" | ")) for room in group.split(", ")}
 ABOVE_ALL = ("__init__", "__main__", "demo")
@@ -75,6 +75,7 @@ def test_a_room_imports_only_from_rooms_before_it(module: str) -> None:
         ("config/training.py", set()),
         ("config/checks.py", {"config"}),
         ("config/reading.py", {"config", "errors"}),
+        ("config/described.py", {"config"}),
         ("database/columns.py", {"errors"}),
         ("database/obs.py", {"errors", "database"}),
         ("models/modeling_darwinlm.py", set()),

@@ -192,7 +192,7 @@ def test_predictions_stand_beside_what_is_measured(tables, checkpoint, tmp_path,
     printed = capsys.readouterr().out
     assert "Predicted by the table" in printed
     assert printed.count("decode") >= 2
-    table, result = LatencyTable.load(tables), darwinlm.bench(model, against=model, bench=FAST)
+    table, result = LatencyTable.load(tables), darwinlm.bench(model, against=model, bench=FAST).result
     shape = ModelSource(model).shape
     for row in predictions(result, table):
         times = next(t for t in table.stages if t.work.stage == row.times.work.stage)
@@ -200,7 +200,7 @@ def test_predictions_stand_beside_what_is_measured(tables, checkpoint, tmp_path,
         assert row.predicted == pytest.approx(by_hand) == times.predicted(shape)
         assert row.error == pytest.approx(by_hand / row.measured - 1)
     with pytest.raises(RequestError, match="none of the workloads that were measured, but 1 x 8 tokens"):
-        predictions(darwinlm.bench(model, against=model, bench={**FAST, "context_lengths": [9]}), table)
+        predictions(darwinlm.bench(model, against=model, bench={**FAST, "context_lengths": [9]}).result, table)
 
 
 def test_the_whole_way_to_a_speedup(tables, checkpoint, tmp_path) -> None:
@@ -213,5 +213,5 @@ def test_the_whole_way_to_a_speedup(tables, checkpoint, tmp_path) -> None:
         stage |= {"base": 0.1, "attention": [[8, 2, 2.0], [4, 1, 1.0]], "mlp": [[m, m / 48] for m in (48, 36, 24, 12)]}
         stage["dense"] = 9.1
     tables.write_text(json.dumps(saved))
-    summary = darwinlm.prune(str(checkpoint("llama_gqa")), **{**common, "search": search, "target": target})
+    summary = darwinlm.prune(str(checkpoint("llama_gqa")), **{**common, "search": search, "target": target}).summary
     assert summary["achieved"]["limits"]["latency"]["predicted_speedup"] >= 1.2

@@ -13,7 +13,7 @@ import pico
 from darwinlm.baselines.registry import METHODS
 from darwinlm.cells import later_training_need
 from darwinlm.cli import main
-from darwinlm.config import Tokens, TrainConfig
+from darwinlm.config import Tokens, TrainConfig, settled
 from darwinlm.cost import database_need, search_need
 from darwinlm.errors import RequestError
 from darwinlm.models.source import ModelSource
@@ -21,7 +21,6 @@ from darwinlm.planning import make_plan, predicted_work
 from darwinlm.recovery.plan import training_cost, training_need
 from darwinlm.runtime import placement
 from darwinlm.runtime.memory import Need, free_bytes, misfits, out_of_memory, require_memory
-from darwinlm.runtime.rundir import settled
 
 SHAPES = Path(__file__).parent.parent / "recipes" / "shapes"
 CPU, GPU = torch.device("cpu"), torch.device("cuda")

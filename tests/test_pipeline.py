@@ -121,7 +121,7 @@ def again(output: Path, **blocks: int) -> dict:
     """The same run with other token blocks; stages that are done must not be done again."""
     values = yaml.safe_load((output / "config.yaml").read_text())
     asked = {**pico.RUN, "blocks": {**BLOCKS, **blocks}}
-    return darwinlm.prune(values["model"], data=values["data"], output=str(output), **asked)
+    return darwinlm.prune(values["model"], data=values["data"], output=str(output), **asked).summary
 
 
 def test_other_held_out_blocks_are_scored_on_the_same_model(finished, tmp_path, monkeypatch):
@@ -216,7 +216,7 @@ def test_what_ends_or_watches_a_search_may_change(finished, checkpoint, tmp_path
     output = tmp_path / "longer"
     subprocess.run(["cp", "-r", finished, output], check=True)
     before = (output / "search/history.jsonl").read_text()
-    levels = darwinlm.search_genome(str(output), search={"generations": 6, "patience": 40, "check_every": 3})
+    levels = darwinlm.search_genome(str(output), search={"generations": 6, "patience": 40, "check_every": 3}).levels
     after = (output / "search/history.jsonl").read_text()
     lines = [json.loads(line) for line in after.splitlines()]
     assert after.startswith(before)
@@ -237,7 +237,7 @@ def test_another_search_is_refused_by_name(finished, setting, value, there):
 def test_restart_makes_room_for_another_search(finished, tmp_path):
     output = tmp_path / "again"
     subprocess.run(["cp", "-r", finished, output], check=True)
-    levels = darwinlm.search_genome(str(output), restart=True, target={"level": 1})
+    levels = darwinlm.search_genome(str(output), restart=True, target={"level": 1}).levels
     assert sum(levels[name] for name in levels if name.endswith("mlp")) == 3
     assert not (output / "model").exists()
 
@@ -248,7 +248,7 @@ def test_a_finished_run_does_nothing_again(finished, checkpoint, text, monkeypat
 
     for name in ("search", "export_checkpoint", "HeldOut"):
         monkeypatch.setattr(f"darwinlm.pipeline.{name}", again)
-    summary = darwinlm.prune(checkpoint("llama_gqa"), data=text, output=finished, **pico.RUN)
+    summary = darwinlm.prune(checkpoint("llama_gqa"), data=text, output=finished, **pico.RUN).summary
     assert summary == json.loads((finished / "summary.json").read_text())
 
 
@@ -256,7 +256,7 @@ def test_other_forms_lie_beside_the_checkpoint_and_go_with_it(finished, tmp_path
     pytest.importorskip("gguf")
     output = tmp_path / "forms"
     subprocess.run(["cp", "-r", finished, output], check=True)
-    assert darwinlm.export_checkpoint(str(output), portable=True, format="gguf") == output / "model"
+    assert darwinlm.export_checkpoint(str(output), portable=True, format="gguf").folder == output / "model"
     forms = {path.name for path in output.glob("model-*")}
     assert forms == {"model-portable", "model-f32.gguf"}
     darwinlm.search_genome(str(output), restart=True, target={"level": 1})

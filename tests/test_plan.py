@@ -12,12 +12,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import darwinlm
 import pico
 from darwinlm.cli import main
-from darwinlm.config import RunConfig, TargetConfig
+from darwinlm.config import RunConfig, TargetConfig, settled
 from darwinlm.errors import RequestError
 from darwinlm.planning import make_plan
 from darwinlm.recipes.prediction import predict_pruning
 from darwinlm.recipes.recipe import read_recipe
-from darwinlm.runtime.rundir import settled
 from public_models import MODELS
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -77,7 +76,7 @@ def test_a_plan_is_for_any_machine(checkpoint) -> None:
     here, there = (
         darwinlm.plan(
             str(checkpoint("llama_gqa")), device=device, database={"multiple_of": 8}, search={"generations": 1}
-        )
+        ).plan
         for device in ("cpu", "cuda")
     )
     assert (here.machine, there.machine) == ("cpu, float32", "cuda, bfloat16")

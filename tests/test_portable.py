@@ -41,7 +41,7 @@ def load(folder: Path):
 @pytest.mark.parametrize("family", pico.FAMILIES)
 def test_it_computes_what_the_canonical_checkpoint_computes(family, source, database, tmp_path):
     folder = pruned(tmp_path / "model", family, source, database)
-    canonical, portable = darwinlm.convert_checkpoint(folder, portable=True)
+    canonical, portable = darwinlm.export_checkpoint(folder, portable=True).forms
     models = []
     for form in (canonical, portable):
         model, info = load(form.path)
@@ -111,14 +111,14 @@ def test_a_folder_that_is_not_ours_is_left_alone(source, database, tmp_path):
     (tmp_path / "model-portable").mkdir()
     (tmp_path / "model-portable/thesis.txt").write_text("mine")
     with pytest.raises(darwinlm.RequestError, match="has not made"):
-        darwinlm.convert_checkpoint(folder, portable=True)
+        darwinlm.export_checkpoint(folder, portable=True)
     assert (tmp_path / "model-portable/thesis.txt").read_text() == "mine"
 
 
 def test_other_engines_find_what_they_look_for(source, database, tmp_path):
     """vLLM takes its Transformers backend for an architecture that it does not know, and builds it by AutoModel."""
     folder = pruned(tmp_path / "model", "qwen3", source, database)
-    for form in darwinlm.convert_checkpoint(folder, portable=True):
+    for form in darwinlm.export_checkpoint(folder, portable=True).forms:
         config = json.loads((form.path / "config.json").read_text())
         assert config["architectures"] == ["DarwinLMForCausalLM"]
         assert {"AutoConfig", "AutoModel", "AutoModelForCausalLM"} <= config["auto_map"].keys()
@@ -143,5 +143,5 @@ def test_a_full_disk_is_found_before_the_work(form, checkpoint, tmp_path, monkey
     folder = pico.make_checkpoint(tmp_path / "model", "llama_tied")
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000})())
     with pytest.raises(darwinlm.RequestError, match=r"only .* are free"):
-        darwinlm.convert_checkpoint(folder, **form)
+        darwinlm.export_checkpoint(folder, **form)
     assert {path.name for path in tmp_path.iterdir()} == {"model"}

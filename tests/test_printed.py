@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shlex
 import shutil
@@ -12,11 +13,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import pico
-from darwinlm.cli import COMMANDS, main, read_settings
-from darwinlm.cli.calls import console, next_command
+from darwinlm.cli import main, read
 from darwinlm.runtime.output import PlainConsole, harmless, pasted
 from darwinlm.runtime.progress import log
-from darwinlm.tables.cells import empty_table
+from darwinlm.show.result import empty_table
 
 HOSTILE = "\x1b[31mred\x1b[0m \x07 \u202etxt [/bold] [red] :smile: 模型"
 FOLDER = "Müller's models [pruned] [/x] 模型 " + "that are far from here " * 5
@@ -82,14 +82,25 @@ def test_prune_and_what_comes_after_it(folder, capsys):
     printed = capsys.readouterr().out
     assert folder / "run/report.html" in paths_of(printed)
     _, name, *words = next_of(printed)
-    config, flags = read_settings(name, COMMANDS[name], words)
-    assert (config.model, flags["against"]) == (str(folder / "run/model"), str(folder / "a model"))
+    given = read(name, words).arguments
+    assert (given["model"], given["against"]) == (str(folder / "run/model"), str(folder / "a model"))
     main(["search", "--output", str(folder / "run")])
     assert next_of(capsys.readouterr().out)[-1] == str(folder / "run")
     main(["eval", str(folder / "run/model")])
     assert folder / "run/eval.json" in paths_of(capsys.readouterr().out)
     main(["report", str(folder / "run")])
     assert folder / "run/report.html" in paths_of(capsys.readouterr().out)
+    for command in (
+        ["prune", *arguments],
+        ["eval", str(folder / "run/model")],
+        ["plan", str(folder / "a model"), *FLAGS],
+    ):
+        main([*command, "--json"])
+        assert json.loads(capsys.readouterr().out)
+    for name in ("database --check", "search", "refit", "export", "report"):
+        main([*name.split(), str(folder / "run") if "--" not in name else f"--output={folder / 'run'}", "--json", "-q"])
+        found = json.loads(capsys.readouterr().out)
+        assert str(folder / "run") in json.dumps(found, ensure_ascii=False)
     shutil.rmtree(folder / "run/database")
     with pytest.raises(SystemExit):
         main(["search", "--output", str(folder / "run")])
@@ -119,9 +130,3 @@ def test_messages_and_log_lines_steer_no_terminal(capsys, caplog):
     with caplog.at_level(logging.INFO, "darwinlm"):
         log.info("Reading '%s'.", HOSTILE)
     assert "\\x1b[31mred" in caplog.messages[-1]
-
-
-def test_the_next_command_is_what_was_meant(capsys, monkeypatch):
-    monkeypatch.setattr(console, "quiet", False)
-    next_command("eval", "a b", "--against", "it's")
-    assert next_of(capsys.readouterr().out) == ["darwinlm", "eval", "a b", "--against", "it's"]

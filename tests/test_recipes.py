@@ -35,7 +35,7 @@ PAPER = {  # shape -> (recipe, billions of parameters after each step, the paper
 
 
 def prediction(shape: str, **overrides: Any):
-    return darwinlm.plan_recipe(FOLDER / PAPER[shape][0], model=FOLDER / "shapes" / shape, **overrides)
+    return darwinlm.plan_recipe(FOLDER / PAPER[shape][0], model=FOLDER / "shapes" / shape, **overrides).prediction
 
 
 @pytest.mark.parametrize("shape", PAPER)
@@ -155,13 +155,13 @@ def answer(output: Path) -> dict[str, bytes]:
 
 
 def test_every_step_goes_on_from_the_one_before(finished, recipe):
-    results = darwinlm.run_recipe(recipe)
+    results = darwinlm.run_recipe(recipe).steps
     assert [result["step"] for result in results] == list(NAMES)
     shapes = [ModelSource(result["model"]).shape for result in results]
     assert [shape.parameters for shape in shapes] == [result["parameters"] for result in results]
     assert shapes[0] == shapes[1]
     assert shapes[2] == shapes[3]
-    predicted = darwinlm.plan_recipe(recipe)
+    predicted = darwinlm.plan_recipe(recipe).prediction
     for shape, step in zip(shapes, predicted.steps):
         assert abs(shape.parameters - step.after) <= 6 * shape.hidden  # norms of modules that are gone
     levels = [json.loads((finished / step / "genome.json").read_text())["levels"] for step in NAMES[::2]]
@@ -181,7 +181,7 @@ def test_a_finished_recipe_does_nothing_again_and_needs_no_databases(finished, r
         raise AssertionError("done twice")
 
     monkeypatch.setattr("darwinlm.recipes.running.RUN", {"prune": again, "train": again})
-    assert len(darwinlm.run_recipe(recipe, output=tmp_path / "copy")) == 4
+    assert len(darwinlm.run_recipe(recipe, output=tmp_path / "copy").steps) == 4
     shutil.rmtree(tmp_path / "copy/2-train/model")
     with pytest.raises(RequestError, match=r"Step 2-train is finished, but .* is gone"):
         darwinlm.run_recipe(recipe, output=tmp_path / "copy")

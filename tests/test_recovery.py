@@ -122,7 +122,7 @@ def test_kill_9_changes_nothing(pruned, trained, text, tmp_path, module, name, c
 
 def test_a_finished_training_is_not_done_again(pruned, trained, text, monkeypatch):
     monkeypatch.setattr("darwinlm.recovery.run._fit", None)
-    again = darwinlm.train(str(pruned), data=str(text), output=str(trained), blocks=BLOCKS, train=TRAIN)
+    again = darwinlm.train(str(pruned), data=str(text), output=str(trained), blocks=BLOCKS, train=TRAIN).summary
     assert again == json.loads((trained / "summary.json").read_text())
 
 
@@ -156,7 +156,7 @@ def test_a_trained_checkpoint_converts_as_any_other(trained, tmp_path):
 
     folder = tmp_path / "model"
     shutil.copytree(trained / "model", folder)
-    forms = darwinlm.convert_checkpoint(str(folder), portable=True, format="gguf", dtype="f32")
+    forms = darwinlm.export_checkpoint(str(folder), portable=True, format="gguf", dtype="f32").forms
     tokens = pico.random_tokens(1, 12)[0].tolist()
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, trust_remote_code=True)
     with torch.no_grad():
@@ -169,7 +169,9 @@ def test_a_trained_checkpoint_converts_as_any_other(trained, tmp_path):
 def test_the_loss_of_a_teacher(pruned, checkpoint, text, tmp_path, given):
     """The first step's loss, from all logits of both models in float64."""
     train = {**TRAIN, "teacher": str(checkpoint(FAMILY)), **given}
-    summary = darwinlm.train(str(pruned), data=str(text), output=str(tmp_path / "run"), blocks=BLOCKS, train=train)
+    summary = darwinlm.train(
+        str(pruned), data=str(text), output=str(tmp_path / "run"), blocks=BLOCKS, train=train
+    ).summary
     tokens = batches(text)[0]
     models = [
         AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64, trust_remote_code=True)

@@ -28,7 +28,9 @@ def short(tmp_path, monkeypatch) -> Path:
 
 def train(checkpoint, text: Path, output: Path, **settings):
     asked = {**TRAIN, "schedule": "constant", "warmup_steps": 0, "save_every_tokens": 10**9, **settings}
-    return darwinlm.train(str(checkpoint(FAMILY)), data=str(text), output=str(output), blocks=BLOCKS, train=asked)
+    return darwinlm.train(
+        str(checkpoint(FAMILY)), data=str(text), output=str(output), blocks=BLOCKS, train=asked
+    ).summary
 
 
 @pytest.fixture

@@ -94,7 +94,7 @@ def test_the_portable_form(capsys, source, database, text, tmp_path):
     export_checkpoint(
         Assembler(source(FAMILY), levels, keep_dense=False), some_genomes(levels)["middle"], folder, {}, {}
     )
-    portable = darwinlm.convert_checkpoint(str(folder), portable=True)[-1]
+    portable = darwinlm.export_checkpoint(str(folder), portable=True).forms[-1]
     said = refused(capsys, tmp_path, portable.path, "--data", text, *flags())
     assert "is the portable form of a checkpoint" in said
     assert "Take the checkpoint that it was made from" in said

@@ -142,20 +142,20 @@ def test_the_told_error_is_that_of_the_refitted_model(family, unit, source, data
 def test_a_run_without_a_refit_is_the_database_alone(checkpoint, text, tmp_path):
     settings = {**pico.RUN, "search": {**pico.RUN["search"], "generations": 1}, "data": str(text)}
     run = tmp_path / "run"
-    summary = darwinlm.prune(str(checkpoint("llama_tied")), output=str(run), refit={"tokens": 0}, **settings)
+    summary = darwinlm.prune(str(checkpoint("llama_tied")), output=str(run), refit={"tokens": 0}, **settings).summary
     assert "before_refit" not in summary
     assert not (run / "refit").exists()
     with pytest.raises(RequestError, match=r"refit\.tokens is 0"):
         darwinlm.refit_genome(str(run))
     before = read_tensors(run / "model/model.safetensors")[0]
-    refits = darwinlm.refit_genome(str(run), refit={"tokens": 512})
+    refits = darwinlm.refit_genome(str(run), refit={"tokens": 512}).refits
     assert refits.identity["tokens"] == 512
     darwinlm.export_checkpoint(str(run))
     after = read_tensors(run / "model/model.safetensors")[0]
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed >= {name for name, one in refits.matrices.items() if one.damping is not None}
     assert all("q_proj" not in name and "norm" not in name for name in changed)
-    again = darwinlm.prune(output=str(run))
+    again = darwinlm.prune(output=str(run)).summary
     assert again["before_refit"] == summary["pruned"]
 
 
@@ -173,8 +173,8 @@ def test_a_refit_that_does_not_lower_kl_is_not_taken(checkpoint, text, tmp_path)
     """Also where every matrix lowered its own error."""
     run = tmp_path / "run"
     darwinlm.prune(str(checkpoint("llama_tied")), data=str(text), output=str(run), **pico.RUN)
-    refits = darwinlm.refit_genome(str(run))
+    refits = darwinlm.refit_genome(str(run)).refits
     before, after = refits.kl
     refits.judge(after, before)
-    summary = darwinlm.prune(output=str(run))
+    summary = darwinlm.prune(output=str(run)).summary
     assert ("before_refit" in summary) == (before < after)

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 import darwinlm
-from darwinlm.cli import COMMANDS, read_settings
+from test_readme import understood
 
 FOLDER = Path(__file__).parent.parent / "recipes/smollm2"
 
@@ -58,8 +58,8 @@ def test_every_command_is_understood(recipe, tiny, tmp_path):
     for name, (program, *command) in typed:
         assert program == sys.executable
         if command[0] == "-m":
-            config, flags = read_settings(command[2], COMMANDS[command[2]], command[3:])
-            assert config.model or flags["source"], name
+            given = understood(command[2], command[3:])
+            assert given.get("model") or given["source"], name
         else:
             assert Path(command[0]).exists()
     models = list(e.models())

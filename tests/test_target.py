@@ -153,7 +153,7 @@ def test_the_whole_way_to_a_target(start, checkpoint, tmp_path) -> None:
     (tmp_path / "text.txt").write_text("".join(f"{number} and {number * number}; " for number in range(1000)))
     common = {"data": str(tmp_path / "text.txt"), "output": str(tmp_path / "run"), **pico.RUN}
     common |= {"search": {**pico.RUN["search"], "start": start}, "target": {"parameters": "62%", "memory": "70%"}}
-    summary = darwinlm.prune(str(checkpoint("llama_gqa")), **common)
+    summary = darwinlm.prune(str(checkpoint("llama_gqa")), **common).summary
     dense, limits = ModelSource(str(checkpoint("llama_gqa"))).shape, summary["achieved"]["limits"]
     with safe_open(tmp_path / "run/model/model.safetensors", "pt") as file:
         stored = sum(file.get_tensor(name).numel() for name in file.keys())  # noqa: SIM118
@@ -189,7 +189,7 @@ def test_a_search_under_a_budget_goes_on_as_if_it_had_never_stopped(checkpoint, 
             darwinlm.build_database(
                 str(checkpoint("llama_gqa")), data=str(tmp_path / "text.txt"), output=output, **common
             )
-            levels = darwinlm.search_genome(str(output), search=search)
+            levels = darwinlm.search_genome(str(output), search=search).levels
         found.append(levels)
     assert found[0] == found[1]
 
@@ -204,6 +204,6 @@ RECIPES = Path(__file__).parent.parent / "recipes"
 def test_sizes_of_the_paper_are_met_from_configurations_alone(shape, parameters, unit) -> None:
     plan = darwinlm.plan(
         str(RECIPES / "shapes" / shape), target={"parameters": parameters}, database={"attention_unit": unit}
-    )
+    ).plan
     assert 0.995 <= plan.target.parameters / (float(parameters[:-1]) * 1e9) <= 1
     assert plan.limits["parameters"]["got"] == plan.target.parameters

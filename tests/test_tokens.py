@@ -7,7 +7,8 @@ import json
 import pytest
 import yaml
 
-from darwinlm.config import RunConfig, Tokens, preset_values, resolve, settings_parser, to_dict
+from darwinlm.cli import read
+from darwinlm.config import RunConfig, Tokens, preset_values, resolve, to_dict
 from darwinlm.errors import RequestError
 
 SPELLED = [("10B", 10**10), ("50M", 50_000_000), ("300k", 300_000), ("1.5M", 1_500_000), ("2T", 2 * 10**12), ("7", 7)]
@@ -26,8 +27,9 @@ def test_what_is_not(text):
 
 
 def test_the_command_line_and_its_fault():
-    assert settings_parser().parse_args(["--train.tokens", "10B"]).train.tokens == 10**10
-    with pytest.raises(RequestError, match="write 50000000, 50M or 10B"):
+    assert resolve({"train": read("train", ["--train.tokens", "10B"]).arguments["train"]}).train.tokens == 10**10
+    assert read("train", ["--tokens=1.5M"]).arguments["tokens"] == 1_500_000
+    with pytest.raises(RequestError, match="such as 50000000, 50M or 10B"):
         resolve({"train": {"tokens": "many"}})
 
 

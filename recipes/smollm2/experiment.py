@@ -56,7 +56,8 @@ class Experiment:
         """{percent of the parameters: level of the uniform model of that size}."""
         common = {key: self.values["settings"][key] for key in ("blocks", "database") if key in self.values["settings"]}
         asked = {
-            p: darwinlm.plan(str(self.dense), target={"parameters": f"{p}%"}, **common) for p in self.values["sizes"]
+            p: darwinlm.plan(str(self.dense), target={"parameters": f"{p}%"}, **common).plan
+            for p in self.values["sizes"]
         }
         return {percent: f"{plan.target.level:.4f}".rstrip("0").rstrip(".") for percent, plan in asked.items()}
 

@@ -2,18 +2,42 @@
 
     import darwinlm
 
-    summary = darwinlm.prune("Qwen/Qwen3-0.6B", data="fineweb-edu", output="runs/qwen3", target={"level": 5})
+    pruned = darwinlm.prune("Qwen/Qwen3-0.6B", data="fineweb-edu", output="runs/qwen3", target={"parameters": "60%"})
+    print(pruned.summary["pruned"]["perplexity"])
+    model = darwinlm.load("runs/qwen3/model")
 
-Every command of the command line has such a twin; settings are given as in `config.yaml`, groups as dictionaries.
+The functions here are the commands: the command line is made from their signatures and docstrings. Settings are given as in
+`config.yaml`, groups as dictionaries (`darwinlm schema` lists them). Each function returns a dataclass that rich prints as
+tables and whose `to_dict()` is plain data, and raises `RequestError` where the request cannot be fulfilled, before long work.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
+from typing_extensions import Unpack
+
+from darwinlm.config.keywords import (
+    Comparing,
+    Continuing,
+    Exporting,
+    Planning,
+    Pruning,
+    Run,
+    Speed,
+    Steps,
+    Text,
+    Training,
+)
+from darwinlm.config.training import Tokens
 from darwinlm.errors import CalibrationError, DamagedFileError, DarwinLMError, RequestError
+
+if TYPE_CHECKING:
+    from darwinlm import show
+    from darwinlm.config import RunConfig
 
 __version__ = "0.1.0"
 __all__ = [
@@ -23,12 +47,13 @@ __all__ = [
     "RequestError",
     "bench",
     "build_database",
+    "check_database",
     "compare",
-    "convert_checkpoint",
     "demo",
     "evaluate",
     "export_checkpoint",
     "import_checkpoint",
+    "load",
     "measure_latency",
     "plan",
     "plan_recipe",
@@ -38,239 +63,446 @@ __all__ = [
     "report",
     "run_recipe",
     "search_genome",
+    "settings_schema",
     "train",
 ]
+Place = str | os.PathLike[str]
 
 
-def _config(preset: str | None, settings: dict[str, Any], without: tuple[str, ...] = ()) -> Any:
-    from darwinlm.runtime.rundir import settled
+def prune(
+    model: Place = "", *, rebuild: bool = False, restart: bool = False, **settings: Unpack[Pruning]
+) -> show.Pruned:
+    """Prune a model: database, search, refit, export, evaluation; a run that was stopped goes on.
 
-    given = {key: value for key, value in settings.items() if value != ""}
-    return settled(_paths(given), preset=preset, without=without)
+    Args:
+        model: path or hub id of the dense model
+        rebuild: make damaged files of the database again
+        restart: discard the search that lies in the output folder and begin anew
+    """
+    config = _settled(Pruning, settings, model=model)
 
-
-def _paths(settings: dict[str, Any]) -> dict[str, Any]:
-    """With paths as text."""
-    return {key: os.fspath(value) if isinstance(value, os.PathLike) else value for key, value in settings.items()}
-
-
-def prune(model: str = "", *, preset: str | None = None, rebuild: bool = False, restart: bool = False, **settings: Any):
-    """Prune a model: all stages in order; returns what `summary.json` holds."""
+    from darwinlm import show
     from darwinlm.pipeline import run_prune
 
-    return run_prune(_config(preset, {"model": model, **settings}), rebuild=rebuild, restart=restart)
+    return show.Pruned(config.model, config.path, run_prune(config, rebuild=rebuild, restart=restart))
 
 
 def prune_family(
-    model: str = "",
+    model: Place = "",
     *,
-    targets: str | list[Any],
-    preset: str | None = None,
+    targets: str | Sequence[str | float] = "",
     rebuild: bool = False,
     restart: bool = False,
-    **settings: Any,
-):
-    """Prune a model to several targets at once, each smaller model nested in the larger; returns them, largest first.
+    **settings: Unpack[Pruning],
+) -> show.Family:
+    """Prune a model to several targets at once, each smaller model nested in the larger, with one database.
 
-    `targets` are of one kind, in a list or with commas: `["3B", "4B"]`, `"40%,60%"`, `"1.5x,2x"`, or levels.
+    Args:
+        model: path or hub id of the dense model
+        targets: several targets of one kind with commas, such as 3B,4B,5B, 40%,60%, 1.5x,2x or 4,5,6: nested models
+        rebuild: make damaged files of the database again
+        restart: discard the search that lies in the output folder and begin anew
     """
+    config = _settled(Pruning, settings, ("target",), model=model)  # each target is checked by itself
+
+    from darwinlm import show
     from darwinlm.nested import run_family
 
-    typed = targets if isinstance(targets, str) else ",".join(map(str, targets))
-    config = _config(preset, {"model": model, **settings}, ("target",))
-    return run_family(config, typed, rebuild=rebuild, restart=restart)
+    members = run_family(config, _commas(targets), rebuild=rebuild, restart=restart)
+    return show.Family(config.model, config.path / "family", members)
 
 
-def build_database(model: str = "", *, preset: str | None = None, rebuild: bool = False, **settings: Any):
-    """Build the level database of a run; returns it."""
+def build_database(model: Place = "", *, rebuild: bool = False, **settings: Unpack[Pruning]) -> show.Levels:
+    """Make second-order levels of every module, from dense to gone.
+
+    Args:
+        model: path or hub id of the dense model
+        rebuild: make damaged files of the database again
+    """
+    config = _settled(Pruning, settings, model=model)
+
+    from darwinlm import show
     from darwinlm.pipeline import run_database
 
-    return run_database(_config(preset, {"model": model, **settings}), rebuild=rebuild)
+    return show.Levels(run_database(config, rebuild=rebuild), config)
 
 
-def search_genome(output: str, *, preset: str | None = None, restart: bool = False, **settings: Any):
-    """Search on the database of a run directory; returns {module name: level}."""
+def check_database(output: Place = "", *, show: bool = False, **settings: Unpack[Continuing]) -> show.Levels:
+    """Check that all files of a run's database are whole.
+
+    Args:
+        output: the run directory
+        show: show the errors of a run's database, too: a table, and a picture beside its files
+    """
+    config = _settled(Continuing, settings, output=output)
+
+    from darwinlm.pipeline import check_database
+    from darwinlm.show import Levels
+
+    database, picture = check_database(config, draw=show)
+    return Levels(database, config, True, picture)
+
+
+def search_genome(output: Place = "", *, restart: bool = False, **settings: Unpack[Continuing]) -> show.Found:
+    """Search which level every module takes, on the database of a run.
+
+    Args:
+        output: the run directory
+        restart: discard the search that lies there and begin anew
+    """
+    config = _settled(Continuing, settings, output=output)
+
+    from darwinlm import show
     from darwinlm.pipeline import run_search
 
-    return run_search(_config(preset, {"output": output, **settings}), restart=restart)
+    return show.Found(config.path, run_search(config, restart=restart))
 
 
-def refit_genome(output: str, *, preset: str | None = None, **settings: Any):
-    """Refit the output matrices of a run's genome on its own inputs, `refit={"tokens": N}`; returns `Refits`."""
+def refit_genome(output: Place = "", **settings: Unpack[Continuing]) -> show.Refitted:
+    """Refit the output matrices of the found model on its own inputs; `prune` and `export` do it, too.
+
+    Args:
+        output: the run directory
+    """
+    config = _settled(Continuing, settings, output=output)
+
+    from darwinlm import show
     from darwinlm.pipeline import run_refit
 
-    return run_refit(_config(preset, {"output": output, **settings}))
+    return show.Refitted(config.path, run_refit(config))
 
 
-def export_checkpoint(output: str, *, portable: bool = False, format: str = "", dtype: str = "", **settings: Any):
-    """Write the checkpoint of a run directory's genome, and other forms of it beside; returns its folder."""
+def export_checkpoint(
+    model: Place = "",
+    *,
+    output: Place = "",
+    portable: bool = False,
+    format: str = "",
+    dtype: str = "",
+    **settings: Unpack[Exporting],
+) -> show.Exported:
+    """Write a really smaller Hugging Face checkpoint, and other forms of it beside it.
+
+    Args:
+        model: run directory whose genome is written, or a finished checkpoint that gets other forms
+        output: the run directory
+        portable: write a checkpoint with zero stubs for absent modules, too, for engines that need every module
+        format: write this format, too: gguf, for llama.cpp
+        dtype: of the GGUF file: f32, f16, bf16 or q8_0; by default what the checkpoint is stored in
+    """
+    if model and not output and (Path(model).expanduser() / "database").is_dir():
+        model, output = "", model
+    config = _settled(Exporting, settings, model=model, output=output)
+
+    from darwinlm import show
     from darwinlm.export.forms import Wanted
     from darwinlm.pipeline import run_export
 
-    run_export(config := _config(None, {"output": output, **settings}), Wanted(portable, format, dtype))
-    return config.path / "model"
+    forms = run_export(config, Wanted(portable, format, dtype))
+    return show.Exported(config.model if config.output else "", forms)
 
 
-def convert_checkpoint(folder: str, *, portable: bool = False, format: str = "", dtype: str = ""):
-    """Write other forms of a checkpoint beside it; returns what lies there now, the checkpoint itself first."""
-    from pathlib import Path
+def import_checkpoint(
+    source: Place = "", output: Place = "", *, model: Place = "", configuration: Place = "", dtype: str = ""
+) -> show.Imported:
+    """Make a checkpoint of a GGUF file, or a really smaller one of a masked model or the authors' level database.
 
-    from darwinlm.export.forms import Wanted, write_forms
-
-    return write_forms(Path(folder).expanduser(), Wanted(portable, format, dtype))
-
-
-def import_checkpoint(source: str, output: str, *, model: str = "", configuration: str = "", dtype: str = ""):
-    """Write a GGUF file as a checkpoint, or a masked model or the authors' level database as a really smaller one.
-
-    Returns what was found.
+    Args:
+        source: FILE.gguf, masked checkpoint, or folder of <module>/<level>.pth files
+        output: folder of the checkpoint
+        model: the dense model of a level database
+        configuration: text file with a line `module: level` for each module of a level database
+        dtype: of a GGUF file's checkpoint: f32, f16 or bf16; by default what loses nothing, f32 of a quantized file
     """
+    from darwinlm import show
     from darwinlm.foreign.importing import import_foreign
 
     places = {"model": os.fspath(model), "configuration": os.fspath(configuration)}
-    return import_foreign(os.fspath(source), os.fspath(output), dtype=dtype, **places)
+    return show.Imported(import_foreign(os.fspath(source), os.fspath(output), dtype=dtype, **places))
 
 
-def train(model: str = "", *, preset: str | None = None, **settings: Any):
-    """Train a checkpoint, `train={"tokens": "50M", "teacher": "..."}`; returns what `summary.json` holds.
+def train(
+    model: Place = "",
+    *,
+    tokens: Tokens | None = None,
+    teacher: Place = "",
+    lora: bool = False,
+    **settings: Unpack[Training],
+) -> show.Trained:
+    """Train a checkpoint further: cross entropy, distillation, adapters.
 
     The result lies in `output`/model: by default in `trained` of the run whose checkpoint it is, else beside it.
+
+    Args:
+        model: the checkpoint, pruned or dense: folder or hub id
+        tokens: tokens to train on, such as 50M or 10B; short for train.tokens
+        teacher: the dense model to learn from: folder or hub id; short for train.teacher
+        lora: train low-rank adapters and merge them; short for train.method lora
     """
-    from darwinlm.recovery.request import WITHOUT
+    from darwinlm import show
     from darwinlm.recovery.run import run_train
 
-    return run_train(_config(preset, {"model": model, **settings}, WITHOUT))
+    short = {"tokens": tokens, "teacher": os.fspath(teacher), "method": "lora" if lora else ""}
+    given = {**settings.get("train", {}), **{name: value for name, value in short.items() if value}}
+    config = _settled(Training, {**settings, "train": given}, model=model)
+    return show.Trained(config.train.teacher, run_train(config))
 
 
 def evaluate(
-    model: str,
+    model: Place = "",
     *,
-    against: str = "",
-    beside: Sequence[str | os.PathLike[str]] = (),
+    against: Place = "",
+    beside: str | Sequence[Place] = "",
     tasks: str = "",
-    include_path: str | os.PathLike[str] = "",
+    include_path: Place = "",
     limit: int | None = None,
     batch_size: int | None = None,
     apply_chat_template: bool = False,
-    output: str | os.PathLike[str] = "",
-    **settings: Any,
-):
-    """Perplexity of a checkpoint on held-out text, its KL to the model it was pruned from, and both at tasks.
+    output: Place = "",
+    **settings: Unpack[Text],
+) -> show.Evaluated:
+    """Score a checkpoint: perplexity on held-out text, KL to the dense model, and both at tasks of lm-evaluation-harness.
 
-    Models in `beside` get the same text and requests. Without `tasks` the result is {`dense`, `model`, further names:
-    `Quality`}; with `tasks` (`paper`, or names such as `hellaswag@10,piqa`) it is an `Evaluation` that holds these, the scores
-    and their differences paired by document. `output` is a folder for all of it; what lies there is not made again.
+    Args:
+        model: the checkpoint: folder or hub id
+        against: the dense model to compare with: folder or hub id
+        beside: further models with commas, given the same text and tasks
+        tasks: paper, or names with commas such as hellaswag@10,piqa (10 examples, usual)
+        include_path: folder with task files of your own
+        limit: questions of each task, the first ones; all by default
+        batch_size: sequences in a forward pass at the tasks; 8 by default
+        apply_chat_template: put the requests of tasks into the models' chat template, solved examples as turns
+        output: folder that keeps every result, so that none is made twice; by default the checkpoint's run directory
     """
-    from pathlib import Path
+    config = _settled(Text, settings, model=model)
 
-    from darwinlm.evaluation import Asked, run_evaluation
+    from darwinlm import show
+    from darwinlm.evaluation import Asked, eval_folder, run_evaluation
 
-    config = _config(None, {"model": model, **settings}, ("database", "target", "search"))
-    others = ",".join(os.fspath(path) for path in beside)
     asked = Asked.typed(
-        os.fspath(against), tasks, os.fspath(include_path), limit, batch_size, apply_chat_template, others
+        os.fspath(against), tasks, os.fspath(include_path), limit, batch_size, apply_chat_template, _commas(beside)
     )
-    folder = Path(output).expanduser() if output else None
+    folder = eval_folder(config, os.fspath(output))
     found = run_evaluation(config, asked, folder)
     if folder:
         found.save(folder)
-    return found if tasks else found.qualities
+    return show.Evaluated(**vars(found), folder=folder)
 
 
-def bench(model: str, *, against: str = "", output: str | os.PathLike[str] = "", **settings: Any):
-    """Speed and memory of a checkpoint or .gguf file, beside the dense one's, in turn; returns a `BenchResult`.
+def bench(
+    model: Place = "",
+    *,
+    against: Place = "",
+    latency_table: Place = "",
+    output: Place = "runs/bench",
+    **settings: Unpack[Speed],
+) -> show.Benchmarked:
+    """Measure speed and memory of a checkpoint or .gguf file, beside the dense one's, in turn.
 
-    `bench={...}` sets batch sizes, context lengths and rounds; `output` is a folder for the numbers and their picture.
+    Args:
+        model: the checkpoint, folder or hub id, or a .gguf file
+        against: the dense model to compare with: folder, hub id or .gguf file
+        latency_table: a file of `bench --table`: its predictions are printed beside what is measured
+        output: folder for the numbers and their picture
     """
-    from pathlib import Path
+    config = _settled(Speed, settings, model=model)
 
+    from darwinlm import show
     from darwinlm.measure.bench import run_bench, save_bench
+    from darwinlm.measure.predicted import predictions
+    from darwinlm.target.latency import LatencyTable
 
-    config = _config(None, {"model": model, **settings}, ("database", "target", "search"))
-    names = [os.fspath(against), config.model] if against else [config.model]
-    result = run_bench(names, config)
-    if output:
-        save_bench(result, Path(output).expanduser())
-    return result
+    table = LatencyTable.load(Path(latency_table).expanduser()) if latency_table else None
+    result = run_bench([os.fspath(against), config.model] if against else [config.model], config)
+    files = save_bench(result, Path(output).expanduser())
+    return show.Benchmarked(result, files, predictions(result, table) if table else [])
 
 
-def measure_latency(model: str, output: str | os.PathLike[str] = "runs/bench", **settings: Any):
-    """What every width of a module takes on this machine; returns the path of the table, for `target={"speedup": ...}`.
+def measure_latency(model: Place = "", *, output: Place = "runs/bench", **settings: Unpack[Speed]) -> show.Latency:
+    """Measure what every width of a module takes on this machine, for `target.speedup`.
 
-    `bench={...}` sets the workloads, `database={...}` which widths there are.
+    Args:
+        model: the dense model: folder or hub id
+        output: folder that gets latency.json
     """
-    from pathlib import Path
+    config = _settled(Speed, settings, model=model)
 
+    from darwinlm import show
     from darwinlm.measure.table import measure_table, save_table
 
-    config = _config(None, {"model": model, **settings}, ("target", "search"))
-    return save_table(measure_table(config), Path(output).expanduser())
+    table = measure_table(config)
+    return show.Latency(config.model, table, save_table(table, Path(output).expanduser()))
 
 
 def compare(
-    model: str = "",
+    model: Place = "",
     *,
-    methods: str = "all",
-    levels: Any = "",
+    methods: str | Sequence[str] = "all",
+    levels: str | float | Sequence[float] = "",
     train_tokens: int = 0,
     learning_rate: float = 3e-5,
     seeds: int = 1,
     keep_models: bool = False,
-    preset: str | None = None,
-    **settings: Any,
-):
-    """Every method of the paper's comparisons on one model; returns a `Comparison`, whose `rows` are the table.
+    **settings: Unpack[Comparing],
+) -> show.Compared:
+    """Compare every method of the paper's comparisons on your model, at the same sizes.
 
-    `methods` are names with commas, or `all`; `levels` a list or numbers with commas; `train_tokens` and `learning_rate` a
-    post-training after which all are scored again; `seeds` the runs of every method that searches, whose mean is reported;
-    `keep_models` writes every method's model as a checkpoint, too.
+    Args:
+        model: path or hub id of the dense model
+        methods: methods with commas, or all: uniform, magnitude, llm_pruner, flap, flap_no_bias, minitron, minitron_depth,
+            random, ziplm, ziplm_kinds, shortgpt, shortened_llama, shortened_llama_taylor, sliding_cosine, evopress, sheared,
+            sheared_levels, darwinlm_untrained, darwinlm, darwinlm_parameters
+        levels: levels with commas, in steps of database.levels; by default the run's target
+        train_tokens: tokens of the same post-training for every model, which is then scored again; 0 for none
+        learning_rate: AdamW's in that post-training, without warm-up
+        seeds: runs with different seeds of every method that searches, whose mean is reported
+        keep_models: write every method's model, as pruned, as a checkpoint, too: RUN/compare/METHOD/levelL_seedS/model
     """
+    config = _settled(Comparing, settings, model=model)
+
+    from darwinlm import show
     from darwinlm.comparison import asked, run_compare
 
-    config = _config(preset, {"model": model, **settings}, ("target",))
-    listed = levels if isinstance(levels, str) else ",".join(map(str, levels if isinstance(levels, list) else [levels]))
-    return run_compare(
-        config, asked(config, methods, listed, str(train_tokens), str(learning_rate), str(seeds), keep_models)
-    )[0]
+    wanted = asked(config, _commas(methods), _commas(levels), train_tokens, learning_rate, seeds, keep_models)
+    return show.Compared(*run_compare(config, wanted))
 
 
-def report(run: str | os.PathLike[str]):
-    """Write `report.html` of a run directory, finished or not; returns its path."""
-    from pathlib import Path
+def report(run: Place = "") -> show.Reported:
+    """Write one HTML file with tables and pictures of a run, finished or not.
 
+    Args:
+        run: what a command wrote by --output
+    """
+    from darwinlm import show
     from darwinlm.measure.report import write_report
 
-    return write_report(Path(run).expanduser())
+    if not run:
+        raise RequestError("No run is given: darwinlm report RUN, with the folder that a command wrote by --output.")
+    return show.Reported(write_report(Path(run).expanduser()))
 
 
-def plan(model: str, *, preset: str | None = None, **settings: Any):
-    """Sizes, disk, memory and tokens of a run, from the model's configuration alone."""
-    from darwinlm.planning import make_plan
+def run_recipe(file: Place = "", **settings: Unpack[Steps]) -> show.RecipeRun:
+    """Run an experiment of several steps, such as prune, train, prune further, train; finished ones are not run again.
 
-    return make_plan(_config(preset, {"model": model, **settings}))
-
-
-def run_recipe(file: str | os.PathLike[str], **overrides: Any):
-    """Run the steps of a recipe that are not finished; returns for each its checkpoint and its scores.
-
-    `overrides` go above the settings of every step, such as `model=...`, `data=...`, `output=...`, `seed=1`.
+    Args:
+        file: the recipe, such as recipes/llama2_7b_to_2.7b.yaml; settings go above those of every step
     """
+    from darwinlm import show
     from darwinlm.recipes.recipe import read_recipe
     from darwinlm.recipes.running import run_recipe
 
-    return run_recipe(read_recipe(os.fspath(file), _paths(overrides)))
+    if not file:
+        raise RequestError("No recipe is given: a file such as recipes/llama2_7b_to_2.7b.yaml.")
+    return show.RecipeRun(run_recipe(read_recipe(os.fspath(file), _above(settings))))
 
 
-def plan_recipe(file: str | os.PathLike[str], **overrides: Any):
-    """What the steps of a recipe will take, from the configuration of its model alone; `overrides` as in `run_recipe`."""
+def plan(model: Place = "", **settings: Unpack[Planning]) -> show.Planned:
+    """Predict sizes, disk, memory, tokens and hours of a run, from the model's configuration alone.
+
+    Args:
+        model: path or hub id of the dense model
+    """
+    import torch
+
+    config = _settled(Planning, settings, model=model)
+
+    from darwinlm import show
+    from darwinlm.planning import make_plan
+    from darwinlm.recipes.prediction import predict_pruning
+    from darwinlm.runtime.device import choose_device, device_name, measured_rate
+
+    made, device, here = make_plan(config), choose_device("auto"), None
+    if device.type == "cpu" and config.plan.device is None and config.device in ("auto", "cpu"):
+        threads = torch.get_num_threads()
+        here = f"{device_name(device)}, {threads} thread{'s' * (threads > 1)}", measured_rate(device)
+    return show.Planned(made, predict_pruning(config), here)
+
+
+def plan_recipe(recipe: Place, model: Place = "", **settings: Unpack[Planning]) -> show.RecipePlanned:
+    """Predict what the steps of a recipe will take, from the configuration of its model alone.
+
+    Args:
+        recipe: predict the steps of this recipe instead
+        model: takes the place of the recipe's
+    """
+    from darwinlm import show
     from darwinlm.recipes.prediction import predict_recipe
     from darwinlm.recipes.recipe import read_recipe
 
-    return predict_recipe(read_recipe(os.fspath(file), _paths(overrides)).resolved())
+    steps = read_recipe(os.fspath(recipe), _above({**settings, "model": model})).resolved()
+    return show.RecipePlanned(predict_recipe(steps))
 
 
-def demo(output: str = "runs/demo", **settings: Any):
-    """Prune the embedded model and compare it with the dense and the uniformly pruned one."""
+def demo(output: Place = "runs/demo", **settings: Unpack[Run]) -> show.Demonstrated:
+    """Prune the embedded model, minutes on a laptop CPU, and compare it with the dense and the uniformly pruned one.
+
+    Args:
+        output: the run directory
+    """
+    config = _settled(Run, settings, default="demo", output=output)
+
+    from darwinlm import show
     from darwinlm.demonstration import run_demo
 
-    return run_demo(_config("demo", {"output": output, **settings}))
+    return show.Demonstrated(config.path, run_demo(config))
+
+
+def settings_schema() -> show.Schema:
+    """Give the JSON schema of the settings, for editors that check and complete YAML."""
+    from darwinlm import show
+    from darwinlm.config.described import json_schema
+
+    return show.Schema(json_schema())
+
+
+def load(model: Place, *, device: str = "auto", dtype: Literal["auto", "float32", "bfloat16"] = "auto") -> Any:
+    """The language model of a checkpoint, pruned or not, in evaluation mode; no code that ships with it is run.
+
+    Its logits are (sequences, tokens, vocabulary), as of any `PreTrainedModel`.
+
+    Args:
+        model: the checkpoint: folder or hub id
+        device: `auto`, `cpu`, `cuda` or another torch device
+        dtype: what it computes in; `auto` is bfloat16 on a GPU and float32 on a CPU
+
+    Raises:
+        RequestError: there is no such checkpoint, or its family is not known.
+    """
+    from darwinlm.models.source import ModelSource
+    from darwinlm.models.whole import load_whole
+    from darwinlm.runtime.device import choose_device, choose_dtype
+
+    there = choose_device(device)
+    return load_whole(ModelSource(os.fspath(model)), there, choose_dtype(dtype, there))
+
+
+def _settled(
+    taken: type, settings: Mapping[str, Any], without: tuple[str, ...] = (), default: str | None = None, **places: Place
+) -> RunConfig:
+    """The settings of a run; groups that the command does not take are not checked."""
+    from darwinlm.config import RunConfig, settled
+
+    given = {key: value for key, value in _paths({**settings, **places}).items() if value != ""}
+    preset, file = given.pop("preset", None), given.pop("config", None)
+    idle = tuple(field for field in RunConfig.__dataclass_fields__ if field not in taken.__annotations__)
+    return settled(given, preset=preset, file=file, default=default, without=(*idle, *without))
+
+
+def _above(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What goes above the settings of every step of a recipe."""
+    from darwinlm.config import merge, preset_values, read_yaml
+
+    given = {key: value for key, value in _paths(settings).items() if value != ""}
+    preset, file = given.pop("preset", None), given.pop("config", None)
+    return merge(preset_values(preset) if preset else {}, read_yaml(Path(file)) if file else {}, given)
+
+
+def _paths(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """With paths as text."""
+    return {key: os.fspath(value) if isinstance(value, os.PathLike) else value for key, value in settings.items()}
+
+
+def _commas(values: Any) -> str:
+    """A list as it is typed."""
+    listed = values if isinstance(values, list | tuple) else [values]
+    return ",".join(os.fspath(value) if isinstance(value, os.PathLike) else str(value) for value in listed)

@@ -52,20 +52,20 @@ def asked(
     config: RunConfig,
     methods: str = "all",
     levels: str = "",
-    train_tokens: str = "0",
-    learning_rate: str = "3e-5",
-    seeds: str = "1",
+    train_tokens: int = 0,
+    learning_rate: float = 3e-5,
+    seeds: int = 1,
     keep_models: bool = False,
 ) -> Asked:
-    """Read what was typed.
+    """Check what is asked.
 
     Args:
         config: blocks, levels and target count.
         methods: names with commas, or `all`.
         levels: numbers with commas, in steps of `database.levels`; by default the target's.
-        train_tokens: a whole number; 0 for no post-training.
-        learning_rate: of the post-training, a positive number.
-        seeds: runs of every method that searches, a whole number.
+        train_tokens: 0 for no post-training.
+        learning_rate: of the post-training.
+        seeds: runs of every method that searches.
         keep_models: write every cell's model as a checkpoint, too.
 
     Raises:
@@ -74,22 +74,25 @@ def asked(
     faults: list[str] = []
     top, pool = config.database.levels, config.blocks.train * config.blocks.sequence_length
     default = top / 2 if config.target.level is None else config.target.level
-    found = [_number(text, "--levels", faults) for text in (levels or f"{default:g}").split(",")]
+    found: list[float] = []
+    for text in (levels or f"{default:g}").split(","):
+        try:
+            found.append(float(text))
+        except ValueError:
+            faults.append(f"--levels holds '{text}', which is no number.")
     for level in found:
         if not 0 < level < top:
             faults.append(
                 f"--levels names {level:g}; each must lie between 0 (dense) and {top} (nothing left), both excluded."
             )
-    tokens, rate = _number(train_tokens, "--train-tokens", faults), _number(learning_rate, "--learning-rate", faults)
-    if tokens and not (tokens % 1 == 0 and 2 <= tokens <= pool):
+    if train_tokens and not 2 <= train_tokens <= pool:
         faults.append(
-            f"--train-tokens is {train_tokens}; it must be 0, or a whole number from 2 to {pool} (blocks.train x "
+            f"--train_tokens is {train_tokens}; it must be 0, or a whole number from 2 to {pool} (blocks.train x "
             "blocks.sequence_length). Raise blocks.train for more."
         )
-    if not 0 < rate < float("inf"):
-        faults.append(f"--learning-rate is {learning_rate}; it must be positive, such as 3e-5.")
-    repeats = _number(seeds, "--seeds", faults)
-    if not (repeats % 1 == 0 and repeats >= 1):
+    if not 0 < learning_rate < float("inf"):
+        faults.append(f"--learning_rate is {learning_rate}; it must be positive, such as 3e-5.")
+    if seeds < 1:
         faults.append(f"--seeds is {seeds}; it must be a whole number, at least 1.")
     try:
         names = methods_named(methods)
@@ -97,16 +100,7 @@ def asked(
         raise RequestError(*fault.faults, *faults) from fault
     if faults:
         raise RequestError(*faults)
-    return Asked(names, sorted(set(found)), Training(int(tokens), rate), int(repeats), keep_models)
-
-
-def _number(text: str, flag: str, faults: list[str]) -> float:
-    """A number; where the text is none, a fault more, and a number that makes no other."""
-    try:
-        return float(text)
-    except ValueError:
-        faults.append(f"{flag} holds '{text}', which is no number.")
-        return 1.0 if flag != "--train-tokens" else 0.0
+    return Asked(names, sorted(set(found)), Training(train_tokens, learning_rate), seeds, keep_models)
 
 
 def run_compare(config: RunConfig, wanted: Asked) -> tuple[Comparison, Path]:

@@ -57,34 +57,33 @@ class Asked:
         against: str,
         tasks: str,
         include_path: str,
-        limit: Any,
-        batch_size: Any,
-        apply_chat_template: Any = False,
+        limit: int | None,
+        batch_size: int | None,
+        apply_chat_template: bool = False,
         beside: str = "",
     ) -> Asked:
         """From what was typed; empty is the default.
 
         Raises:
-            RequestError: a number is none or too small, or something is given that only tasks need.
+            RequestError: a number is too small, or something is given that only tasks need.
         """
         wrong = [
-            f"{flag} is '{value}'; it must be a whole number of 1 or more."
-            for flag, value in (("--limit", limit), ("--batch-size", batch_size))
-            if value and not (str(value).isdecimal() and int(value) >= 1)
+            f"{flag} is {value}; it must be a whole number of 1 or more."
+            for flag, value in (("--limit", limit), ("--batch_size", batch_size))
+            if value is not None and value < 1
         ]
         of_tasks = {
-            "--include-path": include_path,
+            "--include_path": include_path,
             "--limit": limit,
-            "--batch-size": batch_size,
-            "--apply-chat-template": apply_chat_template,
+            "--batch_size": batch_size,
+            "--apply_chat_template": apply_chat_template,
         }
         if (idle := [flag for flag, value in of_tasks.items() if value]) and not tasks:
             wrong.append(f"{' and '.join(idle)} without tasks: add --tasks paper, or names of tasks.")
         if wrong:
             raise RequestError(*wrong)
         others = tuple(name for name in (each.strip() for each in beside.split(",")) if name)
-        numbers = int(limit) if limit else None, int(batch_size) if batch_size else 8
-        return cls(against, others, tasks, include_path, *numbers, bool(apply_chat_template))
+        return cls(against, others, tasks, include_path, limit, batch_size or 8, apply_chat_template)
 
 
 def run_evaluation(config: RunConfig, asked: Asked, folder: Path | None = None) -> Evaluation:

@@ -1,7 +1,7 @@
-"""The command line: reads settings, calls one function, prints a table. No logic of its own."""
+"""The command line, made from the signatures and docstrings of the API: reads what is typed, calls one function, prints."""
 
 from darwinlm.cli.commands import COMMANDS
 from darwinlm.cli.entry import main
-from darwinlm.cli.flags import read_settings
+from darwinlm.cli.parsing import read
 
-__all__ = ["COMMANDS", "main", "read_settings"]
+__all__ = ["COMMANDS", "main", "read"]

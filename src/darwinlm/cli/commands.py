@@ -1,120 +1,136 @@
-"""The table of commands: what each is called with, and which settings it takes."""
+"""The commands, and what each takes: read off the functions of the API."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields
-from typing import Any
+import functools
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import TYPE_CHECKING, Any, get_args
 
-from darwinlm.cli import calls
+import darwinlm
 from darwinlm.config import RunConfig
+from darwinlm.config.described import Setting, all_settings, docstrings
+from darwinlm.config.keywords import Machine
+
+if TYPE_CHECKING:
+    from darwinlm.show.result import Result
 
 
 @dataclass(frozen=True)
 class Command:
-    """One subcommand."""
+    """A function of the API, and others that a flag calls in its place."""
 
-    summary: str
-    usage: str
-    call: Callable[[RunConfig, dict[str, Any]], None]
-    takes_model: bool = True
-    flags: tuple[str, ...] = ()
-    without: tuple[str, ...] = ()
-    default_preset: str | None = None
+    function: Callable[..., Result]
+    instead: Mapping[str, Callable[..., Result]] = field(default_factory=dict)
+    """{flag: function}; a flag that is no argument of the function is a switch."""
+
+    @property
+    def functions(self) -> tuple[Callable[..., Result], ...]:
+        """All of them, the main one first."""
+        return (self.function, *dict.fromkeys(self.instead.values()))
+
+    @property
+    def summary(self) -> str:
+        """The first sentence of the docstring, without its stop."""
+        return inspect.cleandoc(self.function.__doc__ or "").split("\n\n")[0].removesuffix(".").replace("\n", " ")
+
+    @property
+    def words(self) -> list[str]:
+        """Arguments that may be typed without their names, in order."""
+        return list(_signature(self.function)[1])
+
+    @functools.cached_property
+    def own(self) -> dict[str, Setting]:
+        """Arguments of the functions, and the switches between them."""
+        found: dict[str, Setting] = {}
+        for function in self.functions:
+            for name, argument in _signature(function)[0].items():
+                found.setdefault(name, argument)
+        for flag, function in self.instead.items():
+            text = inspect.cleandoc(function.__doc__ or "").split("\n\n")[0]
+            found.setdefault(flag, Setting(flag, bool, False, f"{text[0].lower()}{text[1:]}"))
+        return found
+
+    @functools.cached_property
+    def settings(self) -> dict[str, Setting]:
+        """The settings that count, without those of the same name as an argument."""
+        taken = {name for function in self.functions for name in settings_of(function)} - set(self.own)
+        texts = docstrings(Machine)
+        own = [Setting(name, str, "", texts[name]) for name in texts if name in taken]
+        known = [setting for setting in all_settings().values() if setting.name.split(".")[0] in taken]
+        return {setting.name: setting for setting in (*known, *own)}
+
+    @property
+    def groups(self) -> list[str]:
+        """Groups of settings that count."""
+        return [group for group in GROUPS if any(name.startswith(f"{group}.") for name in self.settings)]
+
+    @property
+    def options(self) -> dict[str, Setting]:
+        """All that can be typed."""
+        return {**self.own, **self.settings}
 
 
-_RUN_FLAGS = "--data DATA --output RUN"
+@functools.cache
+def _signature(function: Callable[..., Any]) -> tuple[dict[str, Setting], list[str]]:
+    """The arguments of a function, and which of them may be words."""
+    texts, found, words = _texts(function), {}, []
+    for name, parameter in inspect.signature(function).parameters.items():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            continue
+        kind = eval(str(parameter.annotation), dict(vars(darwinlm)))
+        default = "" if parameter.default is inspect.Parameter.empty else parameter.default
+        found[name] = Setting(name, kind, default, texts.get(name, ""))
+        if parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD:
+            words.append(name)
+    return found, words
+
+
+def arguments_of(function: Callable[..., Any]) -> set[str]:
+    """Names of a function's own arguments."""
+    return set(_signature(function)[0])
+
+
+@functools.cache
+def settings_of(function: Callable[..., Any]) -> tuple[str, ...]:
+    """The settings and groups of settings that a function takes: its `**settings`."""
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            (taken,) = get_args(eval(str(parameter.annotation), dict(vars(darwinlm))))
+            return tuple(taken.__annotations__)
+    return ()
+
+
+def _texts(function: Callable[..., Any]) -> dict[str, str]:
+    """What the docstring says of each argument."""
+    _, _, part = inspect.cleandoc(function.__doc__ or "").partition("\nArgs:\n")
+    found = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", part.split("\n\n")[0], re.M)
+    return {name: " ".join(text.split()) for name, text in found}
+
+
+GROUPS = tuple(each.name for each in fields(RunConfig) if is_dataclass(getattr(RunConfig(), each.name)))
 COMMANDS = {
-    "prune": Command(
-        "all of it: database, search, export, evaluation",
-        f"MODEL {_RUN_FLAGS} [--targets 3B,4B,5B]",
-        calls.prune,
-        flags=("rebuild", "restart", "targets"),
-    ),
-    "database": Command(
-        "second-order levels of every module", f"MODEL {_RUN_FLAGS}", calls.database, flags=("rebuild", "check", "show")
-    ),
-    "search": Command(
-        "evolution over levels, training-aware", "--output RUN", calls.search, takes_model=False, flags=("restart",)
-    ),
-    "refit": Command(
-        "output matrices of the found model, refitted on its own inputs; `prune` and `export` do it, too",
-        "--output RUN [--refit.tokens N]",
-        calls.refit,
-        takes_model=False,
-    ),
-    "export": Command(
-        "a really smaller Hugging Face checkpoint, and other forms of it",
-        "--output RUN | CHECKPOINT [--portable] [--format gguf [--dtype f16]]",
-        calls.export,
-        flags=("portable", "format", "dtype"),
-        without=("dtype",),
-    ),
-    "import": Command(
-        "a GGUF file as a checkpoint; a masked model, or the authors' level database, as a really smaller one",
-        "SOURCE --output FOLDER [--dtype bf16] [--model DENSE --configuration FILE]",
-        calls.import_,
-        takes_model=False,
-        flags=("source", "configuration", "dtype"),
-        without=("data", "seed", "device", "dtype", "blocks", "database", "target", "search"),
-    ),
-    "train": Command(
-        "post-training of a checkpoint: cross entropy, distillation, adapters",
-        "CHECKPOINT --data DATA --tokens N [--teacher MODEL] [--lora] [--output FOLDER]",
-        calls.train,
-        flags=("tokens", "teacher", "lora"),
-        without=("database", "target", "search", "bench"),
-    ),
-    "eval": Command(
-        "perplexity of a checkpoint, its KL to the dense model, and both at tasks of lm-evaluation-harness",
-        "CHECKPOINT [--against MODEL] [--beside MODEL,...] [--data DATA] [--tasks paper|NAME@SHOTS,...]",
-        calls.evaluate,
-        flags=("against", "beside", "tasks", "include_path", "limit", "batch_size", "apply_chat_template", "output"),
-        without=("output", "database", "target", "search"),
-    ),
-    "bench": Command(
-        "speed and memory of a checkpoint or .gguf file, beside the dense one's, in turn",
-        "CHECKPOINT [--against MODEL [--latency-table FILE]] | MODEL --table  [--output FOLDER]",
-        calls.bench,
-        flags=("against", "output", "table", "latency_table"),
-        without=("data", "output", "blocks", "target", "search"),
-    ),
-    "compare": Command(
-        "every method of the paper's comparisons, on your model, at the same sizes",
-        f"MODEL {_RUN_FLAGS} [--methods all] [--levels 2,4,6] [--train-tokens N]",
-        calls.compare,
-        flags=("methods", "levels", "train_tokens", "learning_rate", "seeds", "keep_models"),
-        without=("target",),
-    ),
-    "report": Command(
-        "one HTML file with tables and pictures of a run, finished or not",
-        "RUN",
-        calls.report,
-        takes_model=False,
-        flags=("run",),
-        without=tuple(field.name for field in fields(RunConfig)),
-    ),
-    "recipe": Command(
-        "an experiment of several steps, such as prune, train, prune further, train",
-        "FILE [--model MODEL] [--data DATA] [--output FOLDER]",
-        calls.recipe,
-        takes_model=False,
-        flags=("file",),
-        without=("target",),
-    ),
-    "plan": Command(
-        "sizes, disk, memory and tokens, from the configuration alone; hours of a recipe",
-        "MODEL | [MODEL] --recipe FILE",
-        calls.plan,
-        flags=("recipe",),
-        without=("data", "output"),
-    ),
-    "demo": Command(
-        "prune the embedded model, minutes on a laptop CPU",
-        "[--output RUN]",
-        calls.demo,
-        takes_model=False,
-        without=("model",),
-        default_preset="demo",
-    ),
+    "prune": Command(darwinlm.prune, {"targets": darwinlm.prune_family}),
+    "train": Command(darwinlm.train),
+    "recipe": Command(darwinlm.run_recipe),
+    "plan": Command(darwinlm.plan, {"recipe": darwinlm.plan_recipe}),
+    "demo": Command(darwinlm.demo),
+    "eval": Command(darwinlm.evaluate),
+    "bench": Command(darwinlm.bench, {"table": darwinlm.measure_latency}),
+    "compare": Command(darwinlm.compare),
+    "report": Command(darwinlm.report),
+    "export": Command(darwinlm.export_checkpoint),
+    "import": Command(darwinlm.import_checkpoint),
+    "database": Command(darwinlm.build_database, {"check": darwinlm.check_database, "show": darwinlm.check_database}),
+    "search": Command(darwinlm.search_genome),
+    "refit": Command(darwinlm.refit_genome),
+    "schema": Command(darwinlm.settings_schema),
+}
+KINDS_OF_COMMANDS = {
+    "Make a smaller model": ("demo", "plan", "prune", "train", "recipe"),
+    "Measure": ("eval", "bench", "compare", "report"),
+    "Exchange": ("export", "import", "schema", "completion"),
+    "The steps of prune": ("database", "search", "refit"),
 }

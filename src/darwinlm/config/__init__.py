@@ -7,9 +7,8 @@ from darwinlm.config.reading import (
     preset_values,
     read_yaml,
     resolve,
-    settings_parser,
+    settled,
     to_dict,
-    with_shortcuts,
 )
 from darwinlm.config.settings import (
     BenchConfig,
@@ -47,9 +46,8 @@ __all__ = [
     "preset_values",
     "read_yaml",
     "resolve",
-    "settings_parser",
+    "settled",
     "to_dict",
     "wish_identity",
-    "with_shortcuts",
     "written",
 ]

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+import functools
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser, _optionals, set_parsing_settings
-from jsonargparse.typing import register_type
 
 from darwinlm.config.checks import faults
+from darwinlm.config.described import all_settings, did_you_mean, in_words
 from darwinlm.config.settings import RunConfig
 from darwinlm.config.training import Tokens
 from darwinlm.config.wishes import latest_wish
@@ -25,31 +24,31 @@ _NO_CODE = (
     "trust_remote_code is asked for, but code that ships with a checkpoint is never run: the families that can be pruned "
     "are those of transformers itself. Take the setting out."
 )
-register_type(Tokens, serializer=int, deserializer=Tokens)
 
 
-def settings_parser(without: Collection[str] = (), **options: Any) -> ArgumentParser:
-    """A parser whose flags are the fields of `RunConfig`; the command line adds its own on top.
+def settled(
+    values: Mapping[str, Any],
+    *,
+    preset: str | None = None,
+    file: str | None = None,
+    default: str | None = None,
+    without: Collection[str] = (),
+) -> RunConfig:
+    """The settings of a run. Later layers win: default preset, the run that lies in the output folder, preset, file, values.
 
     Args:
-        without: fields that get no flag.
-        options: of the parser.
+        values: what was typed, nested as in `config.yaml`.
+        preset: name of a preset.
+        file: path of a YAML file with settings.
+        default: preset that stands below everything else.
+        without: groups that do not count for the command at hand and are not checked.
     """
-    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, **options)
-    with _fields_with_docstrings():
-        parser.add_class_arguments(RunConfig, skip=set(without))
-    return parser
-
-
-@contextmanager
-def _fields_with_docstrings() -> Iterator[None]:
-    """jsonargparse's setting, which is one for the whole process: other users of it get theirs back."""
-    before = getattr(_optionals, "_docstring_parse_options", {}).get("attribute_docstrings", False)
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    try:
-        yield
-    finally:
-        set_parsing_settings(docstring_parse_attribute_docstrings=before)
+    chosen = preset_values(preset) if preset else {}
+    from_file = read_yaml(Path(file)) if file else {}
+    output = values.get("output") or from_file.get("output")
+    stored = Path(output).expanduser() / "config.yaml" if output else None
+    there = read_yaml(stored) if stored and stored.exists() else {}
+    return resolve(preset_values(default) if default else {}, there, chosen, from_file, values, without=without)
 
 
 def resolve(*layers: Mapping[str, Any], without: Collection[str] = ()) -> RunConfig:
@@ -60,21 +59,65 @@ def resolve(*layers: Mapping[str, Any], without: Collection[str] = ()) -> RunCon
         without: groups that are not checked.
 
     Raises:
-        RequestError: a setting is unknown, ill-typed or impossible; all impossible ones are named at once.
+        RequestError: a setting is unknown, ill-typed or impossible; all of a kind are named at once.
     """
-    parser, asked = settings_parser(), merge(*latest_wish([_TARGET, *layers]))
+    asked = merge(*latest_wish([_TARGET, *layers]))
     if asked.pop("trust_remote_code", False):  # a run of an earlier version may hold `false`
         raise RequestError(_NO_CODE)
     if found := _misnamed(asked, to_dict(RunConfig())):
         raise RequestError(*found)
-    try:
-        values = parser.parse_object(asked)
-    except ArgumentError as fault:
-        raise RequestError(f"The settings do not fit: {' '.join(str(fault).split())}") from fault
-    config = RunConfig(**vars(parser.instantiate(values)))
+    config = _typed(asked)
     if found := faults(config, without):
         raise RequestError(*found)
     return config
+
+
+def _typed(asked: Mapping[str, Any]) -> RunConfig:
+    """Every value in the type of its setting.
+
+    Raises:
+        RequestError: some have another one; names all of them.
+    """
+    from pydantic import ValidationError
+
+    try:
+        return _adapter(RunConfig).validate_python(asked)
+    except ValidationError as fault:
+        found: dict[str, str] = {}
+        for error in fault.errors():
+            parts = [str(part) for part in error["loc"]]
+            name = next(name for n in (2, 1) if (name := ".".join(parts[:n])) in all_settings())
+            value: Any = asked
+            for part in name.split("."):
+                value = value[part]
+            found[name] = _ill_typed(name, value, all_settings()[name].type)
+        raise RequestError(*found.values()) from fault
+
+
+@functools.cache
+def _adapter(kind: Any) -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
+
+
+def converted(name: str, value: Any, kind: Any) -> Any:
+    """A value that was typed, in the type it must have.
+
+    Raises:
+        RequestError: it is no such value; says what it must be.
+    """
+    from pydantic import ValidationError
+
+    try:
+        return _adapter(kind).validate_python(value)
+    except ValidationError as fault:
+        raise RequestError(_ill_typed(name, value, kind)) from fault
+
+
+def _ill_typed(name: str, value: Any, kind: Any) -> str:
+    choices = [choice for each in (kind, *get_args(kind)) if get_origin(each) is Literal for choice in get_args(each)]
+    return f"{name} is {value!r}; it must be {in_words(kind)}.{did_you_mean(value, choices)}"
 
 
 def _misnamed(asked: Mapping[str, Any], known: Mapping[str, Any], group: str = "") -> list[str]:
@@ -83,7 +126,10 @@ def _misnamed(asked: Mapping[str, Any], known: Mapping[str, Any], group: str = "
     for key, value in asked.items():
         name = f"{group}{key}"
         if key not in known:
-            found.append(f"There is no setting '{name}'; there are: {', '.join(known)}.")
+            near = did_you_mean(name, [*(f"{group}{each}" for each in known), *all_settings()])
+            found.append(
+                f"There is no setting '{name}'{'.' + near if near else '; there are: ' + ', '.join(known) + '.'}"
+            )
         elif isinstance(known[key], dict) and not isinstance(value, Mapping):
             found.append(f"'{name}' is {value!r}; it must be a group of settings: {', '.join(known[key])}.")
         elif isinstance(known[key], dict):
@@ -123,7 +169,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def preset_values(name: str) -> dict[str, Any]:
     """The settings of a named preset."""
     if name not in PRESETS:
-        raise RequestError(f"There is no preset '{name}'; the presets are: {', '.join(PRESETS)}.")
+        near = did_you_mean(name, PRESETS)
+        raise RequestError(f"There is no preset '{name}'; the presets are: {', '.join(PRESETS)}.{near}")
     return read_yaml(Path(__file__).parent.parent / "presets" / f"{name}.yaml")
 
 
@@ -135,20 +182,3 @@ def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
             below = joined.get(key)
             joined[key] = merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
     return joined
-
-
-def with_shortcuts(config: RunConfig, tokens: str | None, teacher: str | None, lora: bool) -> RunConfig:
-    """The settings of a training with what was typed for short.
-
-    Raises:
-        RequestError: `tokens` is no number of tokens.
-    """
-    given: dict[str, Any] = {"method": "lora"} if lora else {}
-    if teacher:
-        given["teacher"] = teacher
-    if tokens:
-        try:
-            given["tokens"] = Tokens(tokens)
-        except ValueError as fault:
-            raise RequestError(f"--tokens: {fault}.") from fault
-    return dataclasses.replace(config, train=dataclasses.replace(config.train, **given))

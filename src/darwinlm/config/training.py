@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Literal
+from typing import Any, Literal
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 
@@ -25,6 +25,13 @@ class Tokens(int):
         if exact != (whole := int(exact)):
             raise ValueError(f"'{value}' is no whole number of tokens")
         return super().__new__(cls, whole)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
+        from pydantic_core import core_schema
+
+        numbers = core_schema.union_schema([core_schema.int_schema(), core_schema.str_schema()])
+        return core_schema.json_or_python_schema(numbers, core_schema.no_info_plain_validator_function(cls))
 
 
 _NONE, _BATCH = Tokens(0), Tokens(262_144)

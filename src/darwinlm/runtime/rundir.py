@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from darwinlm.config import RunConfig, preset_values, read_yaml, resolve
+from darwinlm.config import read_yaml
 from darwinlm.errors import RequestError
 from darwinlm.runtime import ranks
 from darwinlm.runtime.files import disk_faults_told, read_json, write_json, write_text
@@ -97,30 +97,6 @@ class RunDirectory:
     def seconds(self) -> dict[str, float]:
         """Seconds that each stage has taken so far."""
         return read_json(self.timings) if self.timings.exists() else {}
-
-
-def settled(
-    values: Mapping[str, Any],
-    *,
-    preset: str | None = None,
-    file: str | None = None,
-    default: str | None = None,
-    without: Collection[str] = (),
-) -> RunConfig:
-    """The settings of a run. Later layers win: default preset, the run that lies in the output folder, preset, file, values.
-
-    Args:
-        values: what was typed, nested as in `config.yaml`.
-        preset: name of a preset.
-        file: path of a YAML file with settings.
-        default: preset that stands below everything else.
-        without: groups that do not count for the command at hand and are not checked.
-    """
-    chosen = preset_values(preset) if preset else {}
-    from_file = read_yaml(Path(file)) if file else {}
-    output = values.get("output") or from_file.get("output")
-    stored = RunDirectory(Path(output).expanduser()).settings() if output else {}
-    return resolve(preset_values(default) if default else {}, stored, chosen, from_file, values, without=without)
 
 
 def require_same(stored: dict[str, Any], asked: dict[str, Any], where: Path, what: str, remedy: str) -> None:

@@ -1,0 +1,165 @@
+"""Plans, from the configuration alone; and what may be planned."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from rich.table import Table
+
+from darwinlm.planning import Plan, SizeRow
+from darwinlm.recipes.prediction import RecipePrediction, Work
+from darwinlm.show.result import Result, count, empty_table, gigabytes
+from darwinlm.target.target import format_limit
+
+
+@dataclass(frozen=True)
+class Planned(Result):
+    """Sizes, disk, memory, tokens and hours of a run."""
+
+    plan: Plan
+    prediction: RecipePrediction
+    """Hours on the machine of `plan.device`."""
+    here: tuple[str, float] | None
+    """This machine, and its operations a second in float32; None where another is planned for."""
+
+    def tables(self) -> Iterable[Any]:
+        """Sizes by level, the target, what the run takes."""
+        values = self.plan
+        sizes = empty_table(
+            "Sizes by level", "level", "parameters", "share", "in layers", "share", "KV/token", "checkpoint"
+        )
+        for row in (values.dense, *values.levels):
+            label = "as it is" if values.begun and row is values.dense else f"{row.level:g}"
+            _add_size(sizes, label, row, values.dense)
+        sizes.add_section()
+        _add_size(sizes, f"target {values.target.level:g}", values.target, values.dense)
+        yield sizes
+        if values.limits:
+            yield _limits(values)
+        cost = empty_table("What the run takes", "stage", "tokens", "memory", "disk")
+        memory = values.memory
+        cost.add_row(
+            "database", f"{values.hessian_tokens:,}", gigabytes(memory.database), gigabytes(values.database_bytes)
+        )
+        cost.add_row("  its hidden states, where there is room", "", gigabytes(memory.hidden_states), "")
+        trains = values.search_select_tokens > 0
+        tokens = f"{values.search_train_tokens:,}" if trains else ""
+        cost.add_row("search, training" if trains else "search, block by block", tokens, gigabytes(memory.search), "")
+        if values.search_survivors_tokens:
+            fewer = f"-{values.search_survivors_tokens:,}"
+            cost.add_row("  its survivors, where there is room", fewer, gigabytes(memory.survivors), "")
+        if trains:
+            cost.add_row("search, scoring", f"{values.search_select_tokens:,}", "", "")
+        cost.add_row("export", "", "", gigabytes(values.target.checkpoint_bytes))
+        steps = ", ".join(
+            f"{kind} {steps}"
+            + (f" ({whole} without tensor_parallel)" if (whole := values.unsplit_steps[kind]) != steps else "")
+            for kind, steps in values.steps.items()
+        )
+        other = "cpu" if values.machine.startswith("cuda") else "cuda"
+        there = f"Memory for {values.machine}; plan for another machine by --device {other}."
+        cost.caption = f"{there} Steps from dense to gone: {steps}"
+        yield cost
+        yield from (f"Does not fit: {sentence}" for sentence in values.misfits)
+        if self.here:
+            yield _hours_here(self.prediction, *self.here)
+        yield _hours_there(self.prediction)
+
+
+@dataclass(frozen=True)
+class RecipePlanned(Result):
+    """What the steps of a recipe will take."""
+
+    prediction: RecipePrediction
+
+    def tables(self) -> Iterable[Any]:
+        """A row for each piece of work."""
+        predicted = self.prediction
+        columns = ("parameters", "tokens", "operations", "hours", "memory on each", "disk")
+        table = empty_table(f"The recipe on {predicted.machine}", "step", *columns)
+        for step in predicted.steps:
+            table.add_row(step.name, f"{count(step.before)} -> {count(step.after)}")
+            for piece in step.work:
+                fits = "" if piece.memory_bytes <= predicted.memory_bytes else " (too much)"
+                table.add_row(
+                    f"  {piece.name}",
+                    "",
+                    *_cells(piece),
+                    f"{gigabytes(piece.memory_bytes)}{fits}",
+                    gigabytes(piece.disk_bytes),
+                )
+            table.add_section()
+        table.caption = (
+            f"Hours where {predicted.assumption}; memory without what the runtime itself takes; disk where nothing is deleted "
+            "between steps. Parameters of the uniform model: the search decides which modules have them."
+        )
+        yield table
+        yield predicted.headline
+
+
+@dataclass(frozen=True)
+class Schema(Result):
+    """JSON schema of the settings, for editors that check and complete YAML."""
+
+    schema: dict[str, Any]
+
+    def tables(self) -> Iterable[Any]:
+        """The schema, as JSON."""
+        yield json.dumps(self.schema, indent=2)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The schema itself."""
+        return self.schema
+
+
+def _limits(values: Plan) -> Table:
+    table = empty_table(
+        f"Target: {values.target_name}", "quantity", "asked, at most", "uniform model", "smallest possible"
+    )
+    for name, row in values.limits.items():
+        table.add_row(name, *(format_limit(name, row[key]) for key in ("asked", "got", "smallest")))
+    table.caption = "The search starts from that uniform model; every model that it looks at keeps the target."
+    return table
+
+
+def _add_size(table: Table, label: str, row: SizeRow, dense: SizeRow) -> None:
+    table.add_row(
+        label,
+        count(row.parameters),
+        f"{row.parameters / dense.parameters:.1%}",
+        count(row.layer_parameters),
+        f"{row.layer_parameters / dense.layer_parameters:.1%}",
+        f"{row.kv_cache_values_per_token:,}",
+        gigabytes(row.checkpoint_bytes),
+    )
+
+
+def _hours_there(predicted: RecipePrediction) -> str:
+    """The time of a single step, in a line."""
+    told = ", ".join(f"{piece.name} {_hours(piece)}" for piece in predicted.work)
+    return f"Hours on {predicted.machine}, where {predicted.assumption}: {told}. Other machines: --plan.device, --plan.devices."
+
+
+def _hours_here(predicted: RecipePrediction, name: str, rate: float) -> str:
+    """The same on this machine, from the rate of its float32 products, of which half is expected to be reached."""
+    seconds = {piece.name: 2 * piece.flops / rate for piece in predicted.work}
+    told = ", ".join(f"{each} {_time(spent / 3600)}" for each, spent in seconds.items())
+    return (
+        f"Here ({name}, {rate / 1e9:,.0f} GFLOP/s in float32 just now), where half of that is reached: {told}; then the scores on "
+        "held-out text."
+    )
+
+
+def _hours(piece: Work) -> str:
+    return _time(piece.hours)
+
+
+def _time(hours: float) -> str:
+    return f"{hours:,.1f} h" if hours >= 0.1 else f"{60 * hours:.1f} min"
+
+
+def _cells(piece: Work) -> tuple[str, str, str]:
+    return f"{piece.tokens / 1e6:,.0f} M", f"{piece.flops:.1e}", _hours(piece)
