@@ -235,10 +235,10 @@ def test_a_damaged_cell_is_named(finished, tmp_path):
         (["--levels", "0,2"], "--levels names 0; each must lie between 0 (dense) and 4"),
         (["--levels", "two"], "--levels holds 'two', which is no number"),
         (["--levels", "nan"], "--levels names nan"),
-        (["--train-tokens", "1e9"], "from 2 to 256 (blocks.train x blocks.sequence_length)"),
-        (["--train-tokens", "nan"], "--train-tokens is nan"),
+        (["--train-tokens", "1000000000"], "from 2 to 256 (blocks.train x blocks.sequence_length)"),
+        (["--train-tokens", "nan"], "--train_tokens is 'nan'; it must be a whole number"),
         (["--seeds", "1.5"], "--seeds is 1.5; it must be a whole number"),
-        (["--learning-rate", "0"], "--learning-rate is 0; it must be positive"),
+        (["--learning-rate", "0"], "--learning_rate is 0; it must be positive"),
     ],
 )
 def test_mistyped(typed, said, capsys, checkpoint, text, tmp_path):

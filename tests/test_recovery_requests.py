@@ -57,7 +57,7 @@ def test_all_that_is_missing_at_once(capsys, tmp_path):
         ({"warmup_steps": 6}, "train.warmup_steps is 6, but 1,536 tokens are only 6 steps"),
         ({"learning_rate": 0}, "train.learning_rate is 0.0; it must be positive"),
         ({"distill_weight": 1.5}, "must lie between 0 (cross entropy alone) and 1 (KL alone)"),
-        ({"tokens": "many"}, "write 50000000, 50M or 10B"),
+        ({"tokens": "many"}, "such as 50000000, 50M or 10B"),
         ({"sequence_length": 256, "batch_tokens": 256, "micro_batch_sequences": 1, "warmup_steps": 0},
          "reads at most 128 tokens at a time, but train.sequence_length is 256. Set train.sequence_length to 128 or less"),
         ({"hidden_weight": 1}, "but there is none: add train.teacher"),
@@ -72,7 +72,7 @@ def test_settings_that_cannot_be(capsys, checkpoint, text, tmp_path, train, said
 
 def test_short_flags_are_checked_as_the_long_ones(capsys, checkpoint, text, tmp_path):
     words = [checkpoint(FAMILY), "--data", text, *flags()]
-    assert "--tokens: '10BB' is no number of tokens" in refused(capsys, tmp_path, *words, "--tokens", "10BB")
+    assert "--tokens is '10BB'; it must be a number of tokens" in refused(capsys, tmp_path, *words, "--tokens", "10BB")
     assert "but 256 tokens are only 1 steps" in refused(capsys, tmp_path, *words, "--tokens", "256")
 
 

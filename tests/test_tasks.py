@@ -307,10 +307,10 @@ def test_what_cannot_be_asked_is_refused_before_a_model_is_loaded(checkpoint, ta
     [
         (["--tasks", "a@x,,b@-1"], "--tasks has 'a@x'"),
         (["--tasks", "a@1,a@1"], "names 'a@1' twice"),
-        (["--tasks", "a", "--limit", "0"], "--limit is '0'"),
-        (["--tasks", "a", "--batch-size", "many"], "--batch-size is 'many'"),
+        (["--tasks", "a", "--limit", "0"], "--limit is 0"),
+        (["--tasks", "a", "--batch-size", "many"], "--batch_size is 'many'"),
         (["--limit", "3"], "--limit without tasks"),
-        (["--apply-chat-template"], "--apply-chat-template without tasks"),
+        (["--apply-chat-template"], "--apply_chat_template without tasks"),
         (["--beside", "./a,./a"], "--beside names './a', which is among the models already"),
         (["--tasks", "a", "--include-path", "./gone"], "no folder './gone'"),
     ],

@@ -91,7 +91,7 @@ def asked(
             "blocks.sequence_length). Raise blocks.train for more."
         )
     if not 0 < learning_rate < float("inf"):
-        faults.append(f"--learning_rate is {learning_rate}; it must be positive, such as 3e-5.")
+        faults.append(f"--learning_rate is {learning_rate:g}; it must be positive, such as 3e-5.")
     if seeds < 1:
         faults.append(f"--seeds is {seeds}; it must be a whole number, at least 1.")
     try:
