@@ -69,7 +69,7 @@ def in_words(kind: Any) -> str:
     """A type as people say it: `a list of whole numbers`, `one of auto, device, host or disk`."""
     origin, inside = get_origin(kind), get_args(kind)
     if origin is Literal:
-        return f"one of {listed(inside)}" if len(inside) > 1 else str(inside[0])
+        return f"one of {listed(inside)}" if len(inside) > 1 else listed(inside)
     if origin in (Union, types.UnionType):
         told = list(dict.fromkeys(in_words(each) for each in inside if each is not type(None)))
         if str in inside:  # quantities: the setting's own words say how they are written
