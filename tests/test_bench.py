@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import math
 import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ from darwinlm.measure.in_transformers import TransformersRival
 from darwinlm.measure.memory import peak_memory
 from darwinlm.measure.rival import Workload
 from darwinlm.measure.timing import Spread, ratios, take_turns, timed
+from darwinlm.measure.under_load import random_prompts, under_load
 from darwinlm.models.source import ModelSource
 from darwinlm.models.whole import load_whole
 
@@ -161,9 +165,52 @@ def test_gguf_files_run_in_llama_cpp(gguf, tmp_path):
     assert all(math.isfinite(row.tokens_per_second(stage)) for row in rows for stage in ("prefill", "decode"))
 
 
+def test_checkpoints_run_in_llama_cpp_and_several_requests_at_once(pruned, checkpoint, monkeypatch):
+    pytest.importorskip("gguf")
+    pytest.importorskip("xllamacpp")
+    monkeypatch.setattr("darwinlm.measure.bench.peak_memory", lambda name, config, work: [None] * len(work))
+    settings = {**FAST, "threads": 1, "engine": "llama.cpp", "gguf": "q8_0", "batch_sizes": [1, 3]}
+    result = darwinlm.bench(str(pruned("llama_gqa")), against=str(checkpoint("llama_gqa")), bench=settings)
+    assert [facts.engine.endswith("q8_0") for facts in result.models] == [True, True]
+    assert result.models[0].parameters == ModelSource(str(checkpoint("llama_gqa"))).shape.parameters
+    for rows in result.measurements:
+        assert [row.work.sequences for row in rows] == [1, 1, 3, 3]
+        assert all(row.prefill_seconds.median > 0 and row.decode_seconds.median > 0 for row in rows)
+
+
+def test_answers_under_load_are_timed_from_the_first_to_the_last_token():
+    """A server that thinks, and then writes three tokens, a little apart."""
+
+    class Slow(BaseHTTPRequestHandler):
+        def do_POST(self):
+            asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.end_headers()
+            for pause in (0.2, 0.1, 0.1):
+                time.sleep(pause)
+                self.wfile.write(b'data: {"text": "x"}\n\n')
+                self.wfile.flush()
+            self.wfile.write(b"data: [DONE]\n\n")
+
+        def log_message(self, *arguments):
+            pass
+
+    asked: list[dict[str, Any]] = []
+    with ThreadingHTTPServer(("127.0.0.1", 0), Slow) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        took = under_load(f"http://127.0.0.1:{server.server_port}", random_prompts(Workload(4, 5, 2), 9, 0), {"n": 3})
+        server.shutdown()
+    assert 0.2 <= took["prefill"] < 2
+    assert 0.15 <= took["decode"] < 2
+    assert len(asked) == 4
+    assert all(body["stream"] and body["n"] == 3 and len(body["prompt"]) == 5 for body in asked)
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
+        ({"engine": "llama.cpp", "gguf": "q4"}, r"bench\.gguf is 'q4'.*q4_k_m"),
+        ({"engine": "vllm"}, "DARWINLM_VLLM is '/no/python', where no Python is"),
         ({"repeats": 0}, r"bench\.repeats is 0"),
         ({"threads": 0}, r"bench\.threads is 0"),
         ({"batch_sizes": []}, r"bench\.batch_sizes is \[\]"),
@@ -172,6 +219,7 @@ def test_gguf_files_run_in_llama_cpp(gguf, tmp_path):
     ],
 )
 def test_impossible_work_is_refused(settings, said, checkpoint, monkeypatch):
+    monkeypatch.setenv("DARWINLM_VLLM", "/no/python")
     monkeypatch.setattr("darwinlm.measure.bench.peak_memory", lambda *arguments: pytest.fail("long work began"))
     with pytest.raises(RequestError, match=said):
         darwinlm.bench(str(checkpoint("llama_gqa")), bench=settings)
@@ -180,8 +228,8 @@ def test_impossible_work_is_refused(settings, said, checkpoint, monkeypatch):
 def test_models_of_other_engines_or_none_are_refused(checkpoint, gguf, tmp_path):
     with pytest.raises(RequestError, match="belong to different engines"):
         darwinlm.bench(gguf[0], against=str(checkpoint("llama_gqa")))
-    with pytest.raises(RequestError, match="one sequence"):
-        darwinlm.bench(gguf[0], bench={"batch_sizes": [1, 2]})
+    with pytest.raises(RequestError, match=r"a file for llama\.cpp, and bench\.engine is vllm"):
+        darwinlm.bench(gguf[0], bench={"engine": "vllm"})
     with pytest.raises(RequestError, match=r"There is no file 'no\.gguf'"):
         darwinlm.bench("no.gguf")
     (tmp_path / "broken.gguf").write_bytes(b"GGUF and then nothing of the kind, for a while")

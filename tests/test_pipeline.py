@@ -258,7 +258,8 @@ def test_other_forms_lie_beside_the_checkpoint_and_go_with_it(finished, tmp_path
     subprocess.run(["cp", "-r", finished, output], check=True)
     assert darwinlm.export_checkpoint(str(output), portable=True, format="gguf").folder == output / "model"
     forms = {path.name for path in output.glob("model-*")}
-    assert forms == {"model-portable", "model-f32.gguf"}
+    assert forms == {"model-portable", "model-gguf"}
+    assert {path.name for path in output.glob("model-gguf/[!.]*")} == {"forms-30K-F32.gguf", "Modelfile"}
     darwinlm.search_genome(str(output), restart=True, target={"level": 1})
     assert not list(output.glob("model*"))
 

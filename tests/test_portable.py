@@ -84,7 +84,7 @@ def test_the_command_reports_all_forms(source, database, tmp_path, capsys):
     said = " ".join(capsys.readouterr().out.split())
     assert "canonical" in said
     assert "gguf bf16" in said
-    assert {path.name for path in tmp_path.iterdir()} == {"model", "model-portable", "model-bf16.gguf"}
+    assert {path.name for path in tmp_path.iterdir()} == {"model", "model-portable", "model-gguf"}
     card = (tmp_path / "model-portable/README.md").read_text()
     assert "zero stubs" in card
     assert json.loads((tmp_path / "model-portable/darwinlm.json").read_text()) == {"genome": "of a test", "portable": 1}
@@ -94,7 +94,7 @@ def test_the_command_reports_all_forms(source, database, tmp_path, capsys):
     ("arguments", "reason"),
     [
         (["--format", "onnx"], "There is no format 'onnx'"),
-        (["--format", "gguf", "--dtype", "q4_k"], "llama-quantize"),
+        (["--format", "gguf", "--dtype", "q4_k"], "q4_k_s, q4_k_m"),
         (["--dtype", "f16"], "add --format gguf"),
         ([], "Nothing is asked for"),
     ],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -144,18 +143,8 @@ def _benched(e: Experiment, percent: int) -> Iterator[list[str]]:
     model, flags = e.checkpoint("now", percent), ["--config", e.settings("bench")]
     yield darwinlm("bench", model, "--against", e.dense, *flags, "--output", e.output / f"bench/{percent}")
     for dtype in e.values["bench"]["gguf"]:
-        for folder in (e.dense, model):
-            yield darwinlm("export", folder, "--format", "gguf", "--dtype", dtype)
-        ours, theirs = (folder.with_name(f"{folder.name}-{dtype}.gguf") for folder in (model, e.dense))
-        yield darwinlm("bench", ours, "--against", theirs, *flags, "--output", e.output / f"bench/{percent}-{dtype}")
-    if quantizer := shutil.which(e.values["bench"]["quantizer"]):
-        kind, files = e.values["bench"]["quantized"], []
-        for folder in (e.dense, model):
-            files.append(folder.with_name(f"{folder.name}-{kind}.gguf"))
-            yield [quantizer, *map(str, (folder.with_name(f"{folder.name}-f16.gguf"), files[-1], kind))]
-        yield darwinlm(
-            "bench", files[1], "--against", files[0], *flags, "--output", e.output / f"bench/{percent}-{kind}"
-        )
+        words = ["--against", e.dense, "--bench.engine", "llama.cpp", "--bench.gguf", dtype, *flags]
+        yield darwinlm("bench", model, *words, "--output", e.output / f"bench/{percent}-{dtype}")
 
 
 def _chat(e: Experiment) -> list[list[str]]:

@@ -188,7 +188,8 @@ def export_checkpoint(
         output: the run directory
         portable: write a checkpoint with zero stubs for absent modules, too, for engines that need every module
         format: write this format, too: gguf, for llama.cpp
-        dtype: of the GGUF file: f32, f16, bf16 or q8_0; by default what the checkpoint is stored in
+        dtype: of the GGUF file: f32, f16, bf16, q8_0, or a K-quant from q3_k_s to q6_k; by default what the checkpoint is stored
+            in. Of a K-quant, the columns that --data feeds most (or the run's own text) are rounded least
     """
     if model and not output and (Path(model).expanduser() / "database").is_dir():
         model, output = "", model

@@ -17,7 +17,8 @@ from darwinlm.database.build import build_database
 from darwinlm.database.store import MANIFEST, Database, damaged_files
 from darwinlm.errors import RequestError
 from darwinlm.export.folder import discard, record_of
-from darwinlm.export.forms import Form, Wanted, check_forms, discard_forms, write_forms
+from darwinlm.export.forms import Form, Wanted, check_forms, checkpoint_in, discard_forms, write_forms
+from darwinlm.export.gguf.importance import some_text
 from darwinlm.export.huggingface import export_checkpoint
 from darwinlm.genome import Genome
 from darwinlm.measure.pictures import draw_errors
@@ -27,6 +28,7 @@ from darwinlm.refit.store import Refits
 from darwinlm.results import card_facts, evaluation_stage, report_stage
 from darwinlm.run import Run, opened
 from darwinlm.runtime import ranks
+from darwinlm.runtime.device import choose_device
 from darwinlm.runtime.files import sha256_of, write_json
 from darwinlm.runtime.output import pasted
 from darwinlm.runtime.placement import Placement, free_host_memory
@@ -266,7 +268,10 @@ def run_export(config: RunConfig, wanted: Wanted | None = None) -> list[Form]:
     if config.model and not config.output:
         if not wanted:
             raise RequestError(f"Nothing is asked for '{config.model}': add --portable or --format gguf.")
-        return write_forms(Path(config.model).expanduser(), wanted)
+        source = checkpoint_in(folder := Path(config.model).expanduser())
+        check_forms(source, wanted)
+        text = some_text(config, source) if wanted.weighs_columns and config.data else None
+        return write_forms(folder, wanted, config.database.tensor_parallel, text, choose_device(config.device))
     _require_database(config)
     with opened(config) as run:
         check_forms(run.source, wanted)
@@ -275,7 +280,8 @@ def run_export(config: RunConfig, wanted: Wanted | None = None) -> list[Form]:
         if not ranks.is_first():
             return []
         export_stage(run, database, genome, refits)
-        return write_forms(run.directory.model, wanted, stub_heads=config.database.tensor_parallel)
+        parallel, text = config.database.tensor_parallel, run.splits.hessian
+        return write_forms(run.directory.model, wanted, parallel, text, run.device)
 
 
 def run_prune(config: RunConfig, *, rebuild: bool = False, restart: bool = False) -> dict[str, Any]:

@@ -21,6 +21,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+import darwinlm
 import pico
 from darwinlm.assemble import Assembler
 from darwinlm.export.forms import Wanted, write_forms
@@ -247,3 +248,15 @@ def completion(prompt: list[int], model: str) -> list[float]:
     request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
     with urllib.request.urlopen(request) as found:
         return json.load(found)["choices"][0]["logprobs"]["token_logprobs"]
+
+
+@pytest.mark.parametrize("engine", ["vllm", "vllm-server"])
+def test_bench_measures_in_it(engine, subject, monkeypatch):
+    for name, value in environment(**PLUGIN).items():
+        monkeypatch.setenv(name, value)
+    settings = {"engine": engine, "batch_sizes": [1, 4], "context_lengths": [24], "decode_tokens": 5, "repeats": 1}
+    folder = str(subject("llama").forms["canonical"])
+    result = darwinlm.bench(folder, against=folder, dtype="float32", bench=settings)
+    assert all(facts.engine.startswith("vLLM") and "float32" in facts.engine for facts in result.models)
+    for rows in result.measurements:
+        assert all(row.prefill_seconds.median > 0 and row.decode_seconds.median > 0 for row in rows)

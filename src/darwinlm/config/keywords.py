@@ -80,6 +80,8 @@ class Exporting(TypedDict, total=False):
     """Of what a run ends with."""
 
     device: str
+    data: str | os.PathLike[str]
+    blocks: Group
     refit: Group
 
 

@@ -181,7 +181,7 @@ class BenchConfig:
     """Speed and memory of checkpoints that take turns."""
 
     batch_sizes: list[int] = field(default_factory=lambda: [1])
-    """Sequences that are read, and then continued, at once; llama.cpp takes one."""
+    """Sequences that are read, and then continued, at once."""
     context_lengths: list[int] = field(default_factory=lambda: [512])
     """Tokens of each sequence that are read."""
     decode_tokens: int = 32
@@ -192,6 +192,10 @@ class BenchConfig:
     """Rounds before them that do not count."""
     threads: int | None = None
     """CPU threads; by default as many as torch takes."""
+    engine: Literal["auto", "transformers", "llama.cpp", "vllm", "vllm-server"] = "auto"
+    """What runs the models: `auto` is llama.cpp for .gguf files and else transformers; vLLM offline, or its server under load."""
+    gguf: str = "f16"
+    """Type of the GGUF files that llama.cpp gets of checkpoints, such as f16 or q4_k_m."""
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,17 @@ def put_in_place(partial: Path, folder: Path, record: dict[str, Any]) -> None:
     flush(place.parent)
 
 
+def record_written(folder: Path, *names: str) -> None:
+    """Remember files that were written into a folder, beside those that are remembered already."""
+    known = read_json(folder / _DIGESTS) if (folder / _DIGESTS).is_file() else {}
+    write_json(folder / _DIGESTS, known | {name: _digest(folder / name) for name in names})
+
+
+def has_record(folder: Path) -> bool:
+    """Whether a folder remembers which of its files were written by us."""
+    return (folder / _DIGESTS).is_file()
+
+
 def discard(folder: Path) -> None:
     """Remove a checkpoint; where somebody has added or changed files, it is moved aside whole, and that is said."""
     place = folder.resolve()

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+import torch
+from torch import Tensor
+
 from darwinlm.errors import RequestError
-from darwinlm.export.folder import RECORD, discard
-from darwinlm.export.gguf.file import DTYPES, check_gguf, default_dtype, write_gguf
+from darwinlm.export.folder import RECORD, discard, has_record, record_written
+from darwinlm.export.gguf.file import DTYPES, check_gguf, default_dtype, file_name, write_gguf
+from darwinlm.export.gguf.importance import importance
+from darwinlm.export.gguf.mixture import MIXTURES
+from darwinlm.export.gguf.ollama import modelfile
+from darwinlm.export.gguf.vocabulary import vocabulary
 from darwinlm.export.portable import write_portable
 from darwinlm.models.source import ModelSource
 from darwinlm.models.stubs import stubbed
+from darwinlm.runtime.files import write_text
 
 FORMATS = ("gguf",)
 
@@ -49,13 +58,18 @@ class Wanted:
             raise RequestError(f"There is no format '{self.format}' to export to; there are: {', '.join(FORMATS)}.")
         if self.dtype and self.dtype not in DTYPES:
             raise RequestError(
-                f"--dtype is '{self.dtype}'; a GGUF file can be written as {', '.join(DTYPES)}. For others, such as Q4_K_M, "
+                f"--dtype is '{self.dtype}'; a GGUF file can be written as {', '.join(DTYPES)}. For others, "
                 "write f16 and run llama.cpp's llama-quantize on it."
             )
         if self.dtype and not self.format:
             raise RequestError(
                 f"--dtype {self.dtype} is for GGUF files: add --format gguf. The checkpoint keeps the dense model's dtype."
             )
+
+    @property
+    def weighs_columns(self) -> bool:
+        """Whether the importance of columns counts."""
+        return self.dtype in MIXTURES
 
     def __bool__(self) -> bool:
         return self.portable or bool(self.format)
@@ -68,16 +82,35 @@ def check_forms(source: ModelSource, wanted: Wanted) -> None:
         RequestError: it cannot; says why.
     """
     if wanted.format == "gguf":
-        check_gguf(source)
+        check_gguf(source, wanted.dtype)
 
 
-def write_forms(checkpoint: Path, wanted: Wanted, stub_heads: int = 1) -> list[Form]:
+def checkpoint_in(checkpoint: Path) -> ModelSource:
+    """A checkpoint that other forms can be made of.
+
+    Raises:
+        RequestError: none lies there.
+    """
+    if not checkpoint.is_dir():
+        raise RequestError(f"There is no checkpoint folder '{checkpoint}'. Give one, such as runs/llama/model.")
+    return ModelSource(str(checkpoint))
+
+
+def write_forms(
+    checkpoint: Path,
+    wanted: Wanted,
+    stub_heads: int = 1,
+    text: Tensor | None = None,
+    device: torch.device | None = None,
+) -> list[Form]:
     """Write the forms that are asked for beside a canonical checkpoint.
 
     Args:
-        checkpoint: its folder, such as `runs/llama/model`; gives `model-portable/` and `model-f16.gguf` beside it.
+        checkpoint: its folder, such as `runs/llama/model`; gives `model-portable/` and `model-gguf/` beside it.
         wanted: which.
         stub_heads: query and KV heads of a stub attention in the portable form.
+        text: (S, T) tokens that say which columns count most, for K-quants.
+        device: that passes them through the checkpoint; the CPU by default.
 
     Returns:
         The canonical one and those that were written.
@@ -85,9 +118,7 @@ def write_forms(checkpoint: Path, wanted: Wanted, stub_heads: int = 1) -> list[F
     Raises:
         RequestError: no checkpoint lies there, or it cannot be had in such a form.
     """
-    if not checkpoint.is_dir():
-        raise RequestError(f"There is no checkpoint folder '{checkpoint}'. Give one, such as runs/llama/model.")
-    source = ModelSource(str(checkpoint))
+    source = checkpoint_in(checkpoint)
     check_forms(source, wanted)
     forms = [_folder_form("canonical", source)]
     here = Path(os.path.abspath(checkpoint))  # beside a link, not beside what it leads to
@@ -96,27 +127,40 @@ def write_forms(checkpoint: Path, wanted: Wanted, stub_heads: int = 1) -> list[F
         write_portable(source, folder, stub_heads)
         forms.append(_folder_form("portable", ModelSource(str(folder))))
     if wanted.format == "gguf":
-        dtype = wanted.dtype or default_dtype(source)
-        path = _gguf(here, dtype)
-        notes = write_gguf(source, path, dtype)
-        forms.append(Form(f"gguf {dtype}", path, stubbed(source.shape).parameters, path.stat().st_size, notes))
+        weights = (
+            importance(source, text, device or torch.device("cpu"))
+            if wanted.weighs_columns and text is not None
+            else {}
+        )
+        forms.append(_gguf_form(source, _gguf(here), wanted.dtype or default_dtype(source), weights))
     return forms
+
+
+def _gguf_form(source: ModelSource, folder: Path, dtype: str, weights: Mapping[str, np.ndarray]) -> Form:
+    """One file of the folder, and the `Modelfile` that names it."""
+    path, recipe = folder / file_name(source, dtype), folder / "Modelfile"
+    notes = write_gguf(source, path, dtype, weights)
+    if dtype in MIXTURES and not weights:
+        notes.append("All columns counted alike. With --data TEXT those that are fed most are rounded least.")
+    write_text(recipe, modelfile(source, vocabulary(source), path.name))
+    record_written(folder, path.name, recipe.name)
+    return Form(f"gguf {dtype}", path, stubbed(source.shape).parameters, path.stat().st_size, notes)
 
 
 def discard_forms(checkpoint: Path) -> None:
     """Remove the other forms of a checkpoint that goes, so that none is taken for a form of the next one."""
     if (_portable(checkpoint) / RECORD).is_file():
         discard(_portable(checkpoint))
-    for dtype in DTYPES:
-        _gguf(checkpoint, dtype).unlink(missing_ok=True)
+    if has_record(_gguf(checkpoint)):
+        discard(_gguf(checkpoint))
 
 
 def _portable(checkpoint: Path) -> Path:
     return checkpoint.with_name(f"{checkpoint.name}-portable")
 
 
-def _gguf(checkpoint: Path, dtype: str) -> Path:
-    return checkpoint.with_name(f"{checkpoint.name}-{dtype}.gguf")
+def _gguf(checkpoint: Path) -> Path:
+    return checkpoint.with_name(f"{checkpoint.name}-gguf")
 
 
 def _folder_form(name: str, source: ModelSource) -> Form:

@@ -1,4 +1,4 @@
-"""`darwinlm bench`: speed and memory of models that take turns in one run, in transformers or in llama.cpp."""
+"""`darwinlm bench`: speed and memory of models that take turns in one run, in transformers, llama.cpp or vLLM."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from darwinlm.config import BenchConfig, RunConfig, faults, to_dict
 from darwinlm.errors import RequestError
 from darwinlm.measure.bench_picture import draw_bench
 from darwinlm.measure.memory import peak_memory
-from darwinlm.measure.rival import Facts, Rival, Workload, is_gguf, load_code, open_rival
+from darwinlm.measure.rival import Facts, Rival, Workload, engine_of, is_gguf, load_code, open_rival
 from darwinlm.measure.timing import Spread, ratios, take_turns
 from darwinlm.models.source import ModelSource
 from darwinlm.runtime.device import choose_device, device_name
@@ -91,7 +91,7 @@ def run_bench(models: Sequence[str], config: RunConfig) -> BenchResult:
         memory = [peak_memory(name, config, work) for name in models]
         rivals = [open_rival(name, config) for name in models]
         by_work = [_measure(rivals, piece, bench, [held[i] for held in memory]) for i, piece in enumerate(work)]
-        machine = _machine(config, on_cpu=is_gguf(models[0]))
+        machine = _machine(config, on_cpu=engine_of(models[0], config) == "llama.cpp")
     return BenchResult(
         machine, to_dict(bench), [rival.facts for rival in rivals], [list(rows) for rows in zip(*by_work)]
     )
@@ -128,26 +128,21 @@ def _measure(
 def _check(models: Sequence[str], config: RunConfig) -> None:
     if not all(models) or not models:
         raise RequestError("No model is given: a folder such as runs/llama/model, a hub id, or a .gguf file.")
-    if len({is_gguf(name) for name in models}) > 1:
+    if len({engine_of(name, config) for name in models}) > 1:
         raise RequestError(
             f"{' and '.join(map(repr, models))} belong to different engines, whose speeds say nothing of the models. "
-            "Give .gguf files alone, or checkpoints alone."
+            "Give .gguf files alone, checkpoints alone, or --bench.engine llama.cpp, which makes files of checkpoints."
         )
     if found := faults(config, ("database", "target", "search")):
         raise RequestError(*found)
     longest = max(config.bench.context_lengths) + config.bench.decode_tokens + 1
     for name in models:
-        if is_gguf(name) and config.bench.batch_sizes != [1]:
-            raise RequestError(
-                f"bench.batch_sizes is {config.bench.batch_sizes}, but llama.cpp is measured with one sequence. "
-                "Set it to [1]."
-            )
+        load_code(name, config)
         if (limit := _context(name, config)) is not None and longest > limit:
             raise RequestError(
                 f"'{name}' reads at most {limit} tokens, but bench.context_lengths and bench.decode_tokens make "
                 f"{longest}. Lower one of them."
             )
-        load_code(name, config)
     choose_device(config.device)
 
 

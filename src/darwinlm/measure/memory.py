@@ -17,7 +17,7 @@ import torch
 
 from darwinlm.config import RunConfig, resolve, to_dict
 from darwinlm.errors import RequestError
-from darwinlm.measure.rival import Workload, is_gguf, load_code, open_rival
+from darwinlm.measure.rival import Workload, engine_of, load_code, open_rival
 from darwinlm.runtime.device import choose_device
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -37,6 +37,8 @@ def peak_memory(name: str, config: RunConfig, work: list[Workload]) -> list[int 
     Raises:
         RequestError: the model cannot be loaded.
     """
+    if engine_of(name, config).startswith("vllm"):  # takes the memory that it is allowed, whatever the model
+        return [None] * len(work)
     asked = {"name": name, "config": to_dict(config), "work": [vars(piece) for piece in work]}
     child = subprocess.run(
         [sys.executable, "-m", "darwinlm.measure.memory"], input=json.dumps(asked), capture_output=True, text=True
@@ -52,7 +54,7 @@ def _measure(name: str, config: RunConfig, work: list[Workload]) -> list[int | N
     """The child's part."""
     if config.bench.threads:
         torch.set_num_threads(config.bench.threads)
-    device = choose_device("cpu" if is_gguf(name) else config.device)
+    device = choose_device("cpu" if engine_of(name, config) == "llama.cpp" else config.device)
     if device.type != "cuda" and not (_STATUS.exists() and _CLEAR.exists()):
         return [None] * len(work)
     load_code(name, config)

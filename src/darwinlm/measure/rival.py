@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from darwinlm.config import RunConfig
+from darwinlm.errors import RequestError
 
 GGUF = ".gguf"
 """How the name of a model for llama.cpp ends."""
@@ -60,24 +61,44 @@ class Rival(Protocol):
 
 
 def is_gguf(name: str) -> bool:
-    """Whether a model is for llama.cpp."""
+    """Whether a model is a file for llama.cpp."""
     return name.endswith(GGUF)
 
 
-def load_code(name: str, config: RunConfig) -> None:
-    """Import all that a model's engine needs, so that memory taken from then on is the model's."""
+def engine_of(name: str, config: RunConfig) -> str:
+    """What runs a model.
+
+    Raises:
+        RequestError: a .gguf file is to run in something else than llama.cpp.
+    """
+    asked = config.bench.engine
     if is_gguf(name):
+        if asked not in ("auto", "llama.cpp"):
+            raise RequestError(
+                f"'{name}' is a file for llama.cpp, and bench.engine is {asked}. Give the checkpoint's folder."
+            )
+        return "llama.cpp"
+    return "transformers" if asked == "auto" else asked
+
+
+def load_code(name: str, config: RunConfig) -> None:
+    """Import all that a model's engine needs, so that memory taken from then on is the model's.
+
+    Raises:
+        RequestError: it is not installed, or does not compute such a model.
+    """
+    engine = engine_of(name, config)
+    if engine == "llama.cpp":
         from darwinlm.measure.in_llamacpp import load_engine
-
-        load_engine()
-    else:
+    elif engine == "transformers":
         from darwinlm.measure.in_transformers import load_engine
-
-        load_engine(name, config)
+    else:
+        from darwinlm.measure.in_vllm import load_engine
+    load_engine(name, config)
 
 
 def open_rival(name: str, config: RunConfig) -> Rival:
-    """Load a model into the engine that its name asks for.
+    """Load a model into its engine.
 
     Args:
         name: folder, hub id, or path of a .gguf file.
@@ -86,10 +107,15 @@ def open_rival(name: str, config: RunConfig) -> Rival:
     Raises:
         RequestError: it cannot be loaded.
     """
-    if is_gguf(name):
+    engine = engine_of(name, config)
+    if engine == "llama.cpp":
         from darwinlm.measure.in_llamacpp import LlamaCppRival
 
         return LlamaCppRival(name, config)
-    from darwinlm.measure.in_transformers import TransformersRival
+    if engine == "transformers":
+        from darwinlm.measure.in_transformers import TransformersRival
 
-    return TransformersRival(name, config)
+        return TransformersRival(name, config)
+    from darwinlm.measure.in_vllm import VllmRival, VllmServerRival
+
+    return (VllmRival if engine == "vllm" else VllmServerRival)(name, config)

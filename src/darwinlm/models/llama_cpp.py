@@ -166,6 +166,17 @@ def _of_site(
     return found
 
 
+def fed_alike(family: Family) -> dict[str, list[str]]:
+    """{matrix within a layer: llama.cpp's matrices within a layer that are fed the same}."""
+    found: dict[str, list[str]] = {}
+    for site in family.sites:
+        for cut in site.cuts:
+            fused = site.kind == "attention" and family.graph == "openelm"
+            found.setdefault(cut.matrix, []).append("attn_qkv" if fused else _PARTS[cut.part])
+        found[site.output] = [_OUTPUTS[site.kind]]
+    return found
+
+
 def _parts(site: Site) -> list[Part]:
     return list(dict.fromkeys(cut.part for cut in site.cuts))
 

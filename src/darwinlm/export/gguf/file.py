@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,29 +14,34 @@ import torch
 
 from darwinlm.errors import RequestError
 from darwinlm.export.card import told_by
+from darwinlm.export.gguf import quantizer
+from darwinlm.export.gguf.mixture import MIXTURES, SMALLER_BLOCKS, type_of
 from darwinlm.export.gguf.vocabulary import Vocabulary, vocabulary
 from darwinlm.models.llama_cpp import architecture, llama_cpp_faults, outlines, rope_of, tensors
 from darwinlm.models.source import ModelSource
 from darwinlm.models.stubs import stubbed
 from darwinlm.runtime.files import require_room, written_whole
 
-DTYPES = ("f32", "f16", "bf16", "q8_0")
+DTYPES = ("f32", "f16", "bf16", "q8_0", *MIXTURES)
+_BY_LLAMA_CPP = {*SMALLER_BLOCKS, *SMALLER_BLOCKS.values()} - {"Q8_0"}
 _STORED_AS = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
-_FILE_TYPES = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0"}
 
 
-def check_gguf(source: ModelSource) -> Vocabulary:
+def check_gguf(source: ModelSource, dtype: str = "") -> Vocabulary:
     """Check that llama.cpp computes a checkpoint as transformers does, before anything is written.
 
     Args:
         source: a checkpoint, pruned or dense.
+        dtype: one of `DTYPES`, or empty.
 
     Returns:
         Its tokenizer in llama.cpp's terms.
 
     Raises:
-        RequestError: it would not; names everything that stands in the way.
+        RequestError: it would not, or a package is missing; names everything that stands in the way.
     """
+    if dtype in MIXTURES:
+        quantizer.library()
     if importlib.util.find_spec("gguf") is None:
         raise RequestError("GGUF files need the package gguf. Install it with: pip install 'darwinlm[gguf]'")
     if found := llama_cpp_faults(source):
@@ -47,13 +54,16 @@ def default_dtype(source: ModelSource) -> str:
     return _STORED_AS.get(source.dtype, "f16")
 
 
-def write_gguf(source: ModelSource, path: Path, dtype: str) -> list[str]:
+def write_gguf(
+    source: ModelSource, path: Path, dtype: str, importance: Mapping[str, np.ndarray] | None = None
+) -> list[str]:
     """Write a checkpoint as a GGUF file, whole or not at all.
 
     Args:
         source: a checkpoint, pruned or dense.
         path: the file; one that lies there is replaced.
         dtype: one of `DTYPES`, for matrices; norms and biases are float32 always.
+        importance: of the columns of matrices, by llama.cpp's names; K-quants alone read it.
 
     Returns:
         What the reader should know of it: where llama.cpp cuts rare text otherwise, matrices kept in another dtype.
@@ -62,11 +72,11 @@ def write_gguf(source: ModelSource, path: Path, dtype: str) -> list[str]:
         RequestError: llama.cpp would not compute what the checkpoint computes, or the weights do not fit the dtype or the
             disk.
     """
-    words = check_gguf(source)
+    words = check_gguf(source, dtype)
     import gguf
 
     shapes = outlines(source)
-    kinds = {name: _kind(shape, dtype) for name, shape in shapes.items()}
+    kinds = {name: _kind(source, name, shape, dtype) for name, shape in shapes.items()}
     require_room(path.parent, sum(_bytes(shape, kinds[name]) for name, shape in shapes.items()), "This GGUF file")
     with written_whole(path) as partial:
         writer = gguf.GGUFWriter(partial, architecture(source))
@@ -74,15 +84,31 @@ def write_gguf(source: ModelSource, path: Path, dtype: str) -> list[str]:
             _name(writer, source)
             _metadata(writer, source, dtype)
             _tokenizer(writer, words)
-            _write_tensors(writer, source, shapes, kinds)
+            _write_tensors(writer, source, shapes, kinds, importance or {})
         finally:
             writer.close()
-    odd = [name for name, kind in kinds.items() if dtype == "q8_0" and kind.name == "F16"]
-    kept = [f"{len(odd)} matrices are f16: their rows are no multiple of 32 ({odd[0]} first)."] if odd else []
-    return [*words.notes, *kept]
+    return [*words.notes, *_unusual(kinds, dtype)]
 
 
-def _write_tensors(writer: Any, source: ModelSource, shapes: dict[str, tuple[int, ...]], kinds: dict[str, Any]) -> None:
+def _unusual(kinds: Mapping[str, Any], dtype: str) -> list[str]:
+    """Matrices whose rows do not split into the blocks of their type."""
+    odd = [name for name, kind in kinds.items() if kind.name == "F16" and dtype in ("q8_0", *MIXTURES)]
+    small = [name for name, kind in kinds.items() if kind.name in SMALLER_BLOCKS.values() and dtype in MIXTURES]
+    told = [(odd, "are f16", 32)] if odd else []
+    told += [(small, "have a type of smaller blocks", 256)] if small else []
+    return [
+        f"{len(names)} matrices {what}: their rows are no multiple of {n} ({names[0]} first)."
+        for names, what, n in told
+    ]
+
+
+def _write_tensors(
+    writer: Any,
+    source: ModelSource,
+    shapes: dict[str, tuple[int, ...]],
+    kinds: dict[str, Any],
+    importance: Mapping[str, np.ndarray],
+) -> None:
     """Announce all tensors, then stream them; a name that comes out of turn would land in another's place."""
     import gguf
 
@@ -94,22 +120,29 @@ def _write_tensors(writer: Any, source: ModelSource, shapes: dict[str, tuple[int
     for expected, (name, tensor) in zip(shapes, tensors(source), strict=True):
         if name != expected:
             raise RuntimeError(f"tensor {name} came where {expected} was announced")
+        kind = kinds[name]
+        if kind.name in _BY_LLAMA_CPP:
+            writer.write_tensor_data(quantizer.quantize(tensor.numpy(), kind, importance.get(name)))
+            continue
         with np.errstate(over="ignore"):  # told below
-            values = gguf.quants.quantize(tensor.numpy(), kinds[name])
+            values = gguf.quants.quantize(tensor.numpy(), kind)
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             raise RequestError(f"'{source.name}' has weights beyond the range of f16. Choose --dtype bf16 or f32.")
         writer.write_tensor_data(values)
 
 
-def _kind(shape: tuple[int, ...], dtype: str) -> Any:
+def _kind(source: ModelSource, name: str, shape: tuple[int, ...], dtype: str) -> Any:
     """The type of one tensor: vectors stay float32, rows that do not split into blocks stay float16."""
     import gguf
 
-    kind = gguf.GGMLQuantizationType[dtype.upper()]
-    block, _ = gguf.GGML_QUANT_SIZES[kind]
+    kinds = gguf.GGMLQuantizationType
     if len(shape) == 1:
-        return gguf.GGMLQuantizationType.F32
-    return kind if shape[-1] % block == 0 else gguf.GGMLQuantizationType.F16
+        return kinds.F32
+    if dtype in MIXTURES:
+        return kinds[type_of(name, shape[-1], len(source.shape.layers), dtype, tied=source.shape.tied)]
+    kind = kinds[dtype.upper()]
+    block, _ = gguf.GGML_QUANT_SIZES[kind]
+    return kind if shape[-1] % block == 0 else kinds.F16
 
 
 def _bytes(shape: tuple[int, ...], kind: Any) -> int:
@@ -119,19 +152,39 @@ def _bytes(shape: tuple[int, ...], kind: Any) -> int:
     return math.prod(shape) // block * size
 
 
-def _name(writer: Any, source: ModelSource) -> None:
-    """What programs list it by: name, size, licence, and the model on the hub that it goes back to."""
+def name_of(source: ModelSource) -> str:
+    """What programs list the model by."""
+    base, folder = _base(source)[1], source.folder.resolve()
+    run = folder.parent.name if folder.name == "model" else folder.name
+    return f"{base}-pruned" if base else run
+
+
+def file_name(source: ModelSource, dtype: str) -> str:
+    """Name, parameters and type, such as `SmolLM2-135M-pruned-82M-Q4_K_M.gguf`."""
     import gguf
 
-    told, folder = told_by(source), source.folder.resolve()
-    owner, _, base = str(told.get("base_model", "")).rpartition("/")
-    run = folder.parent.name if folder.name == "model" else folder.name
-    writer.add_name(f"{base}-pruned" if base else run)
+    name = re.sub(r"[^\w.-]+", "-", name_of(source)).strip("-.") or "model"
+    return f"{name}-{gguf.size_label(source.shape.parameters, 0, 0, 0)}-{dtype.upper()}.gguf"
+
+
+def _base(source: ModelSource) -> tuple[str, str]:
+    """Owner and name of the model on the hub that a checkpoint goes back to; empty where there is none."""
+    owner, _, base = str(told_by(source).get("base_model", "")).rpartition("/")
+    return owner, base
+
+
+def _name(writer: Any, source: ModelSource) -> None:
+    """Name, size, licence, and the model on the hub."""
+    import gguf
+
+    owner, base = _base(source)
+    writer.add_name(name_of(source))
     writer.add_size_label(gguf.size_label(source.shape.parameters, 0, 0, 0))
-    for key, value in told.items():
+    for key, value in told_by(source).items():
         if key.startswith("license") and isinstance(value, str) and value != "unknown":
             getattr(writer, f"add_{key}")(value)
     if base:
+        writer.add_finetune("pruned")
         writer.add_base_model_count(1)
         writer.add_base_model_name(0, base)
         writer.add_base_model_organization(0, owner)
@@ -143,7 +196,7 @@ def _metadata(writer: Any, source: ModelSource, dtype: str) -> None:
     import gguf
 
     config, shape = source.config, stubbed(source.shape)
-    writer.add_file_type(gguf.LlamaFileType[_FILE_TYPES[dtype]])
+    writer.add_file_type(gguf.LlamaFileType["ALL_F32" if dtype == "f32" else f"MOSTLY_{dtype.upper()}"])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_vocab_size(shape.vocabulary)
     writer.add_context_length(config.max_position_embeddings)
