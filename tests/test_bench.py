@@ -170,7 +170,7 @@ def test_checkpoints_run_in_llama_cpp_and_several_requests_at_once(pruned, check
     pytest.importorskip("xllamacpp")
     monkeypatch.setattr("darwinlm.measure.bench.peak_memory", lambda name, config, work: [None] * len(work))
     settings = {**FAST, "threads": 1, "engine": "llama.cpp", "gguf": "q8_0", "batch_sizes": [1, 3]}
-    result = darwinlm.bench(str(pruned("llama_gqa")), against=str(checkpoint("llama_gqa")), bench=settings)
+    result = darwinlm.bench(str(pruned("llama_gqa")), against=str(checkpoint("llama_gqa")), bench=settings).result
     assert [facts.engine.endswith("q8_0") for facts in result.models] == [True, True]
     assert result.models[0].parameters == ModelSource(str(checkpoint("llama_gqa"))).shape.parameters
     for rows in result.measurements:
@@ -222,7 +222,7 @@ def test_impossible_work_is_refused(settings, said, checkpoint, monkeypatch):
     monkeypatch.setenv("DARWINLM_VLLM", "/no/python")
     monkeypatch.setattr("darwinlm.measure.bench.peak_memory", lambda *arguments: pytest.fail("long work began"))
     with pytest.raises(RequestError, match=said):
-        darwinlm.bench(str(checkpoint("llama_gqa")), bench=settings)
+        darwinlm.bench(str(checkpoint("llama_gqa")), bench=settings).result
 
 
 def test_models_of_other_engines_or_none_are_refused(checkpoint, gguf, tmp_path):

@@ -256,7 +256,7 @@ def test_bench_measures_in_it(engine, subject, monkeypatch):
         monkeypatch.setenv(name, value)
     settings = {"engine": engine, "batch_sizes": [1, 4], "context_lengths": [24], "decode_tokens": 5, "repeats": 1}
     folder = str(subject("llama").forms["canonical"])
-    result = darwinlm.bench(folder, against=folder, dtype="float32", bench=settings)
+    result = darwinlm.bench(folder, against=folder, dtype="float32", bench=settings).result
     assert all(facts.engine.startswith("vLLM") and "float32" in facts.engine for facts in result.models)
     for rows in result.measurements:
         assert all(row.prefill_seconds.median > 0 and row.decode_seconds.median > 0 for row in rows)
