@@ -86,5 +86,14 @@ MODELS: dict[str, tuple[dict[str, Any], int]] = {
         36_151_104_512,
     ),
     "ERNIE-4.5-0.3B": (_model("ernie4_5", "103424 1024 3072 18 16 2", True, head_dim=128), 360_748_032),
+    "Qwen3-30B-A3B": (
+        _model("qwen3_moe", "151936 2048 6144 48 32 4", head_dim=128, moe_intermediate_size=768, num_experts=128),
+        30_532_122_624,
+    ),
+    "Mixtral-8x7B": (_model("mixtral", "32000 4096 14336 32 32 8", num_local_experts=8), 46_702_792_704),
+    "OLMoE-1B-7B": (
+        _model("olmoe", "50304 2048 1024 16 16 16", num_experts=64, num_experts_per_tok=8),
+        6_919_161_856,
+    ),
     "Apertus-8B": (_model("apertus", "131072 4096 21504 32 32 8"), 8_053_338_176),
 }

@@ -96,7 +96,7 @@ def tables(checkpoint, tmp_path_factory):
     """A table of the pico model, measured by the command."""
     folder = tmp_path_factory.mktemp("table")
     flags = [word for name, value in FAST.items() for word in (f"--bench.{name}", str(value))]
-    levels = ["--database.levels", "4", "--database.multiple_of", "4"]
+    levels = ["--database.levels", "4", "--database.multiple_of", "4", "--database.attention_unit", "kv_group"]
     main(["bench", str(checkpoint("llama_gqa")), "--table", "--output", str(folder), *flags, *levels])
     return folder / "latency.json"
 

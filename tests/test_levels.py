@@ -207,8 +207,8 @@ def test_parameters_equal_those_of_transformers(family: str) -> None:
         sum(parameter.numel() for parameter in module.parameters())
         for module in (layer.self_attn, layer.mlp, layer.input_layernorm)
     )
-    assert shape.attention_parameters(widths.heads, widths.kv_heads) == attention + norm
-    assert shape.mlp_parameters(widths.intermediate) == mlp + norm
+    assert shape.module_parameters(widths.without({"mlp"})) == attention + norm
+    assert shape.module_parameters(widths.without({"attention"})) == mlp + norm
 
 
 def test_database_bytes_of_the_papers_models() -> None:

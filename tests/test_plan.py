@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import darwinlm
 import pico
 from darwinlm.cli import main
-from darwinlm.config import RunConfig, TargetConfig, settled
+from darwinlm.config import DatabaseConfig, RunConfig, TargetConfig, settled
 from darwinlm.errors import RequestError
 from darwinlm.planning import make_plan
 from darwinlm.recipes.prediction import predict_pruning
@@ -117,6 +117,18 @@ def planned(name: str, folder: Path, **settings):
     values, _ = MODELS[name]
     AutoConfig.for_model(**values).save_pretrained(folder)
     return make_plan(RunConfig(model=str(folder), target=TargetConfig(parameters="75%"), **settings))
+
+
+ACTIVE = {"Qwen3-30B-A3B": 3_353_032_704, "Mixtral-8x7B": 12_879_925_248, "OLMoE-1B-7B": 1_282_017_280}
+
+
+@pytest.mark.parametrize("name", ACTIVE)
+@pytest.mark.parametrize("leaves", ["both", "experts", "columns"])
+def test_experts_are_planned_by_what_a_token_passes_through(name, leaves, tmp_path):
+    plan = planned(name, tmp_path, database=DatabaseConfig(experts_lose=leaves))
+    dense, target = plan.dense, plan.target
+    assert dense.parameters - dense.layer_parameters + dense.active_layer_parameters == ACTIVE[name]
+    assert 0.72 * dense.parameters <= target.parameters <= 0.75 * dense.parameters
 
 
 @pytest.mark.parametrize("name", MODELS)

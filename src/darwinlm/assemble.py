@@ -64,7 +64,8 @@ class Assembler:
     def _widths(self, widths: LayerWidths, ladder: Ladder, level: int) -> LayerWidths:
         """A layer's widths with one of its modules at `level`."""
         if ladder.kind == "mlp":
-            return replace(widths, intermediate=ladder.columns - ladder.removed[level])
+            new = ladder.mlp(level)
+            return replace(widths, intermediate=new.intermediate, experts=new.experts)
         now = self.source.shape.layers[ladder.layer]
         if level <= ladder.present:  # padding included
             return replace(widths, heads=now.heads, kv_heads=now.kv_heads, padding=now.padding)

@@ -26,20 +26,20 @@ def nominal_widths(shape: ModelShape, ladders: Sequence[Ladder], genome: Genome)
     for ladder, level in zip(ladders, genome, strict=True):
         old, new = layers[ladder.layer], nominal_module(shape, ladder, level)
         if ladder.kind == "mlp":
-            layers[ladder.layer] = replace(old, intermediate=new.intermediate)
+            layers[ladder.layer] = replace(old, intermediate=new.intermediate, experts=new.experts)
         else:
-            layers[ladder.layer] = replace(new, intermediate=old.intermediate)
+            layers[ladder.layer] = replace(new, intermediate=old.intermediate, experts=old.experts)
     return layers
 
 
 def nominal_module(shape: ModelShape, ladder: Ladder, level: int) -> LayerWidths:
     """The same of one module, in an otherwise absent layer."""
-    kept = ladder.columns - ladder.removed[level] * ladder.group_size
     if ladder.kind == "mlp":
-        return LayerWidths(0, 0, kept)
+        return ladder.mlp(level)
+    kept = ladder.columns - ladder.removed[level] * ladder.group_size
     now, heads = shape.layers[ladder.layer], kept // shape.head_dim
     if level <= ladder.present:  # as it is, padding included
-        return replace(now, intermediate=0)
+        return now.without({"mlp"})
     whole_groups = ladder.group_size == shape.head_dim * (now.heads // now.kv_heads)
     return LayerWidths(heads, kept // ladder.group_size if whole_groups else now.kv_heads * (heads > 0), 0)
 
@@ -92,19 +92,21 @@ def plan_memory(
     """Peak memory of the database and the search, without what the runtime itself takes; arguments as in `Work`.
 
     The database holds one block, its Hessian, that of the tokens held back where there are any, and the four matrices of
-    its size that OBS works on; twice as much where float32 cannot factor a Hessian, which is not counted. The search holds
-    one candidate, in training where there is any, and the dense head in float32; where the host itself computes, the dense
-    weights, too.
+    its size that OBS works on (of experts, each one's Hessian and such matrices of one at a time); twice as much where
+    float32 cannot factor a Hessian, which is not counted. The search holds one candidate, in training where there is any,
+    and the dense head in float32; where the host itself computes, the dense weights, too.
     """
     work, length = Work(shape, pruned, config, value_bytes, compute, on_host), config.blocks.sequence_length
-    widest = max(max(w.heads * shape.head_dim, w.intermediate) for w in shape.layers)
+    widest = max(max(w.heads * shape.head_dim, w.columns) for w in shape.layers)
+    sums = 1 + (config.database.rel_damp == "auto")
+    squares = [
+        columns**2 * (4 + sums * count)
+        for w in shape.layers
+        for columns, count in ((w.heads * shape.head_dim, 1), (w.intermediate, max(w.experts, 1)))
+    ]
     block = shape.layer_parameters // len(shape.layers) * compute.itemsize
     batch_tokens = config.database.batch_sequences * length
-    database = (
-        block
-        + (6 if config.database.rel_damp == "auto" else 5) * 4 * widest**2
-        + batch_tokens * (widest + 4 * shape.hidden) * 4
-    )
+    database = block + 4 * max(squares) + batch_tokens * (widest + 4 * shape.hidden) * 4
     dense = shape.parameters * value_bytes
     search = shape.vocabulary * shape.hidden * 4 + (dense if on_host else 0)
     if not config.search.generations:  # the start streams
@@ -130,8 +132,8 @@ def streamed_memory(shape: ModelShape, config: RunConfig) -> int:
     """
     block = shape.layer_parameters // len(shape.layers) * 4
     tokens = 8 * (config.search.sequence_tokens or config.blocks.sequence_length)
-    widest = max(shape.layers, key=lambda w: w.heads * shape.head_dim + w.intermediate)
-    columns = widest.heads * shape.head_dim + widest.intermediate
+    widest = max(shape.layers, key=lambda w: w.heads * shape.head_dim + w.columns)
+    columns = widest.heads * shape.head_dim + widest.columns
     levels = columns * shape.hidden * 4 * config.database.levels // 2
     return 2 * block + levels + 3 * _activations(shape, widest, tokens, 4) + 4 * CHUNK_VALUES * 4
 
@@ -256,5 +258,6 @@ def _activations(shape: ModelShape, widths: LayerWidths, tokens: int, value: int
     attention = (
         shape.family.site("attention").saved * widths.heads * shape.head_dim + 6 * shape.hidden if widths.heads else 0
     )
-    mlp = shape.family.site("mlp").saved * widths.intermediate + 4 * shape.hidden if widths.intermediate else 0
+    columns = widths.intermediate * (shape.chosen if widths.experts else 1)
+    mlp = shape.family.site("mlp").saved * columns + 4 * shape.hidden if columns else 0
     return tokens * (attention + mlp) * value

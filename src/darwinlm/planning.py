@@ -38,6 +38,8 @@ class SizeRow:
     level: float
     parameters: int
     layer_parameters: int
+    active_layer_parameters: int
+    """Those that a token passes through: fewer where there are experts."""
     kv_cache_values_per_token: int
     checkpoint_bytes: int
 
@@ -206,6 +208,7 @@ def _row(level: float, shape: ModelShape, value_bytes: int) -> SizeRow:
         level=level,
         parameters=shape.parameters,
         layer_parameters=shape.layer_parameters,
+        active_layer_parameters=shape.active_layer_parameters,
         kv_cache_values_per_token=shape.kv_cache_values_per_token,
         checkpoint_bytes=shape.parameters * value_bytes,
     )

@@ -49,6 +49,8 @@ class DatabaseConfig:
     """`equal`: as many equal steps as a kind of module allows; `paper`: equations 5 and 6 as printed."""
     multiple_of: int = 32
     """MLP widths are multiples of this many columns."""
+    experts_lose: Literal["both", "experts", "columns"] = "both"
+    """What leaves a mixture of experts: whole experts, columns of each, or both in the same proportion."""
     tensor_parallel: int = 1
     """Devices that split the heads of the pruned model: every level keeps query and KV heads in multiples of it."""
     attention_columns: list[int] | None = None

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from darwinlm.config import DatabaseConfig
+from darwinlm.database.rungs import expert_rungs
 from darwinlm.errors import RequestError
 from darwinlm.models.family import Family
 from darwinlm.models.shape import LayerWidths, ModelShape
@@ -38,6 +39,8 @@ class Ladder:
     """Groups that go from what is there now, at each level: 0 up to the present one, all at the last."""
     rounds: int | None = None
     """KV heads that lose query heads in turn, where attention stays balanced."""
+    rungs: tuple[tuple[int, int], ...] = ()
+    """(experts, columns of each) at each level, where the module is a mixture of experts; `columns` are those of all."""
     present: int = 0
     """The level that the module has now, with its weights as they are; those below it are closed."""
 
@@ -50,6 +53,13 @@ class Ladder:
     def between(self) -> tuple[int, ...]:
         """`removed` at the levels between the present one and the last."""
         return self.removed[self.present + 1 : -1]
+
+    def mlp(self, level: int) -> LayerWidths:
+        """Widths of an MLP at a level, in an otherwise absent layer."""
+        if self.rungs:
+            experts, width = self.rungs[level]
+            return LayerWidths(0, 0, width, experts=experts)
+        return LayerWidths(0, 0, self.columns - self.removed[level] * self.group_size)
 
     @property
     def top(self) -> int:
@@ -71,8 +81,11 @@ def ladders(shape: ModelShape, config: DatabaseConfig) -> list[Ladder]:
         live = widths.heads - widths.padding
         rounds = widths.kv_heads or None if attention.rounds else None
         found.append(_as_it_is(attention, widths.heads * shape.head_dim, live * shape.head_dim, rounds))
-        mlp = _mlp_ladder(shape.family, layer, whole.intermediate, config)
-        found.append(_as_it_is(mlp, widths.intermediate, widths.intermediate, None))
+        if whole.experts:
+            found.append(_experts_ladder(shape, layer, config))
+        else:
+            mlp = _mlp_ladder(shape.family, layer, whole.intermediate, config)
+            found.append(_as_it_is(mlp, widths.intermediate, widths.intermediate, None))
     return found
 
 
@@ -167,6 +180,37 @@ def _check_split(widths: LayerWidths, unit: str, devices: int) -> None:
             f"database.tensor_parallel is {devices}, but with database.attention_unit query_head the kept heads decide how "
             "many KV heads stay. Choose kv_group or balanced."
         )
+
+
+def _experts_ladder(shape: ModelShape, layer: int, config: DatabaseConfig) -> Ladder:
+    """Of a mixture of experts as it is now: no rung has more experts, or wider ones."""
+    whole, now = shape.original, shape.layers[layer]
+    if config.mlp_columns is not None or config.rounding == "paper":
+        raise RequestError(
+            "database.mlp_columns and database.rounding paper are for layers of one MLP each, but this model's layers have "
+            "experts. Leave them out."
+        )
+    if whole.intermediate % config.multiple_of or config.multiple_of % config.tensor_parallel:
+        raise RequestError(
+            f"Each expert has {whole.intermediate} columns, which database.multiple_of = {config.multiple_of} must divide, and "
+            f"database.tensor_parallel = {config.tensor_parallel} that. Choose {math.gcd(whole.intermediate, config.multiple_of)}."
+        )
+    rungs = expert_rungs(
+        whole.experts, whole.intermediate, shape.chosen, config.multiple_of, config.levels, config.experts_lose
+    )
+    wider = [level for level, (count, width) in enumerate(rungs) if count >= now.experts and width >= now.intermediate]
+    present = wider[-1]
+    left = [(min(count, now.experts), min(width, now.intermediate)) for count, width in rungs]
+    return Ladder(
+        name=shape.family.module(layer, "mlp"),
+        kind="mlp",
+        layer=layer,
+        columns=now.columns,
+        group_size=1,
+        removed=tuple(now.columns - count * width for count, width in left),
+        rungs=tuple(left),
+        present=present,
+    )
 
 
 def _mlp_ladder(family: Family, layer: int, columns: int, config: DatabaseConfig) -> Ladder:

@@ -29,6 +29,10 @@ LARGEST = {
     "num_key_value_heads": 1 << 14,
     "head_dim": 1 << 14,
     "intermediate_size": 1 << 22,
+    "moe_intermediate_size": 1 << 22,
+    "num_experts": 1 << 16,
+    "num_local_experts": 1 << 16,
+    "num_experts_per_tok": 1 << 16,
     "sliding_window": 1 << 40,
     "max_position_embeddings": 1 << 40,
 }
@@ -61,7 +65,7 @@ def read_config(folder: Path, name: str) -> tuple[Family, Any]:
     if not isinstance(values, dict):
         raise unreadable(name, "it is no JSON object")
     family = family_of(values, name)
-    _refuse_other_weights(values, name)
+    _refuse_other_weights(values, family, name)
     if found := list(_impossible(values)):
         raise unreadable(name, "; ".join(found))
     values = {
@@ -79,6 +83,8 @@ def read_config(folder: Path, name: str) -> tuple[Family, Any]:
     dtype = getattr(config, "dtype", None)
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise unreadable(name, f"its dtype is {dtype}, which weights that can be pruned are not stored in")
+    if family.experts:
+        family.experts.require_usable(config, name)
     return family, config
 
 
@@ -98,8 +104,12 @@ def try_out(family: Family, config: Any, shape: ModelShape, name: str) -> None:
     types = getattr(config, "layer_types", None) or ["full_attention"] * len(shape.layers)
     try:
         for index in sorted({kind: index for index, kind in enumerate(types)}.values()):
-            tensors = {n: torch.empty(sizes, device="meta") for n, sizes in shape.layer_outlines(index).items()}
-            block = Stock(family, config).block(index, shape.layers[index], tensors, torch.device("cpu"))
+            widths = shape.layers[index]
+            if widths.experts:  # which of them a token takes is decided by numbers
+                widths = widths.without({"mlp"})
+            outlines = shape.stock.outlines(index, widths)
+            tensors = {name: torch.empty(sizes, device="meta") for name, sizes in outlines.items()}
+            block = Stock(family, config).block(index, widths, tensors, torch.device("cpu"))
             rotary = copy.deepcopy(block.decoder.rotary_emb)
             block.to("meta").decoder.rotary_emb.forward = functools.partial(_turned, rotary)
             with torch.no_grad():
@@ -117,15 +127,15 @@ def _turned(rotary: Any, inputs: torch.Tensor, position_ids: torch.Tensor, *opti
     return tuple(turn.to("meta", inputs.dtype) for turn in turns)
 
 
-def _refuse_other_weights(values: Mapping[str, Any], name: str) -> None:
+def _refuse_other_weights(values: Mapping[str, Any], family: Family, name: str) -> None:
     if any(values.get(key) is not None for key in _QUANTIZED):
         raise RequestError(
             f"'{name}' is quantized. Prune the checkpoint that it was made from, and quantize afterwards."
         )
-    if experts := [key for key in EXPERTS if values.get(key)]:
+    if not family.experts and (experts := [key for key in EXPERTS if values.get(key)]):
         raise RequestError(
-            f"'{name}' is a mixture of experts ({experts[0]} in its config.json), which DarwinLM does not prune. Give a model "
-            "whose layers have one MLP each."
+            f"'{name}' is a mixture of experts ({experts[0]} in its config.json), which DarwinLM does not know of the family "
+            f"{family}. Give a model whose layers have one MLP each."
         )
     if inner := [key for key in _INNER if values.get(key) is not None]:
         raise RequestError(

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from darwinlm.errors import RequestError
 from darwinlm.models import families
+from darwinlm.models.experts import Experts
 from darwinlm.models.obstacles import obstacle
 from darwinlm.models.sites import Kind, Site, attention, layer_of, layer_prefix, mlp
 
@@ -41,6 +42,8 @@ class Family:
     """The graph of llama.cpp that computes it with layers of different widths."""
     no_graph: str = ""
     """Why there is none: the end of "it ..."."""
+    experts: Experts | None = None
+    """What its configuration calls them; None where every layer has one MLP."""
     rope_pairs: bool = False
     """Whether neighbouring rows of a head are rotated together, and not those half a head apart."""
 
@@ -57,6 +60,16 @@ class Family:
             "model": self.model_class or f"{self.prefix}Model",
             "causal": f"{self.prefix}ForCausalLM",
         }
+
+    @property
+    def width_fields(self) -> dict[str, str]:
+        """Field of `LayerWidths` -> that of the configuration."""
+        fields = {
+            "heads": "num_attention_heads",
+            "kv_heads": "num_key_value_heads",
+            "intermediate": "intermediate_size",
+        }
+        return fields | ({"intermediate": self.experts.width, "experts": self.experts.count} if self.experts else {})
 
     def site(self, kind: Kind) -> Site:
         """The one of a kind."""

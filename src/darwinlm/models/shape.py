@@ -23,6 +23,8 @@ class ModelShape:
     vocabulary: int
     tied: bool
     layers: tuple[LayerWidths, ...]
+    chosen: int
+    """Experts of a layer that a token passes through; 1 where there are none."""
     original: LayerWidths
     """A layer of the model before any pruning: what levels are counted from."""
     stock: Stock = field(compare=False, repr=False)
@@ -33,7 +35,7 @@ class ModelShape:
         count = config.num_hidden_layers
         padding = getattr(config, PADDING, None) or [0] * count
         own = config.per_layer_config or [config] * count  # None of equal layers in older transformers
-        layers = [_layer_widths(own[i], padding[i]) for i in range(count)]
+        layers = [_layer_widths(family, own[i], padding[i]) for i in range(count)]
         whole = config.to_dict()  # a pruned model's layers have widths of their own; these are still those of before
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         return cls(
@@ -43,9 +45,8 @@ class ModelShape:
             vocabulary=config.vocab_size,
             tied=bool(config.tie_word_embeddings),
             layers=tuple(layers),
-            original=LayerWidths(
-                whole["num_attention_heads"], whole["num_key_value_heads"], whole["intermediate_size"]
-            ),
+            chosen=getattr(config, family.experts.chosen) if family.experts else 1,
+            original=LayerWidths(**{own: whole[field] for own, field in family.width_fields.items()}),
             stock=Stock(family, config),
         )
 
@@ -72,18 +73,22 @@ class ModelShape:
     @property
     def shared_parameters(self) -> int:
         """Parameters of layers that belong to no module alone: norms that modules share."""
-        parts = (
-            self.attention_parameters(w.heads, w.kv_heads) + self.mlp_parameters(w.intermediate) for w in self.layers
-        )
-        return self.layer_parameters - sum(parts)
+        return self.layer_parameters - sum(map(self.module_parameters, self.layers))
 
-    def attention_parameters(self, heads: int, kv_heads: int) -> int:
-        """Parameters of an attention module of this width with its norms; 0 where it is absent."""
-        return self._alone(LayerWidths(heads, kv_heads, 0))
+    @property
+    def active_layer_parameters(self) -> int:
+        """Those of `layer_parameters` that a token passes through."""
+        return self.layer_parameters - sum(self._idle(w) for w in self.layers if w.experts)
 
-    def mlp_parameters(self, intermediate: int) -> int:
-        """Parameters of an MLP of this width with its norms; 0 where it is absent."""
-        return self._alone(LayerWidths(0, 0, intermediate))
+    def _idle(self, widths: LayerWidths) -> int:
+        """Parameters of the experts of a layer that a token leaves out."""
+        alone = LayerWidths(0, 0, widths.intermediate, experts=widths.experts)
+        sizes = [math.prod(s) for n, s in self.stock.outlines(0, alone).items() if ".experts." in n]
+        return sum(sizes) // widths.experts * (widths.experts - self.chosen)
+
+    def module_parameters(self, widths: LayerWidths) -> int:
+        """Parameters of the modules of a layer, each with its own norms; of none where it is absent."""
+        return sum(self._alone(widths.without({kind})) for kind in KINDS)
 
     def _alone(self, widths: LayerWidths) -> int:
         if not any(map(widths.has, KINDS)):
@@ -116,7 +121,6 @@ class ModelShape:
         return sum(2 * widths.kv_heads * self.head_dim for widths in self.layers)
 
 
-def _layer_widths(config: Any, padding: int) -> LayerWidths:
-    skip = getattr(config, "skip", ())
-    whole = LayerWidths(config.num_attention_heads, config.num_key_value_heads, config.intermediate_size, padding)
-    return whole.without(skip)
+def _layer_widths(family: Family, config: Any, padding: int) -> LayerWidths:
+    whole = {own: getattr(config, field) for own, field in family.width_fields.items()}
+    return LayerWidths(padding=padding, **whole).without(getattr(config, "skip", ()))

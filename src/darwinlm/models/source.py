@@ -54,6 +54,8 @@ class ModelSource:
             raise unreadable(name, reason(fault)) from fault
         try_out(self.family, self.config, self.shape, name)
         if weights:
+            if self.family.experts:
+                raise RequestError(f"'{name}' is a mixture of experts, which DarwinLM plans, but does not prune yet.")
             if on_hub:
                 fetch_weights(name, self.folder)
             self._stored: dict[str, Stored] = stored_weights.stored_tensors(self.folder, self.shape, name)

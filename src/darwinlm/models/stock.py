@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from darwinlm.models.experts import apart
 from darwinlm.models.family import Family
 from darwinlm.models.heterogeneous import build_empty, empty, fill, heterogeneous_config, modeling, placed
 from darwinlm.models.sites import EMBEDDING, NORM, Kind
@@ -57,9 +58,8 @@ class Stock:
     def layer(self, index: int, widths: LayerWidths, device: torch.device | str = "cpu") -> nn.Module:
         """A layer without numbers."""
         config = copy.copy(self.config)
-        config.num_attention_heads = widths.heads or config.num_attention_heads
-        config.num_key_value_heads = widths.kv_heads or config.num_key_value_heads
-        config.intermediate_size = widths.intermediate or config.intermediate_size
+        for own, field in self.family.width_fields.items():
+            setattr(config, field, getattr(widths, own) or getattr(config, field))
         config.skip = [site.kind for site in self.family.sites if not widths.has(site.kind)]
         with empty():
             return placed(modeling(self.family)._layer(self.config, index, config), device)
@@ -73,11 +73,11 @@ class Stock:
         return self._counted(index, widths)[1]
 
     def _counted(self, index: int, widths: LayerWidths) -> tuple[Outlines, int]:
-        key = (self._types[index] if self._types else "", widths.heads, widths.kv_heads, widths.intermediate)
+        key = (self._types[index] if self._types else "", *(getattr(widths, own) for own in self.family.width_fields))
         if key not in self._known:
             layer = self.layer(index, widths)
             held = {name: tuple(tensor.shape) for name, tensor in layer.state_dict().items()}
-            self._known[key] = held, sum(math.prod(parameter.shape) for parameter in layer.parameters())
+            self._known[key] = apart(held), sum(math.prod(parameter.shape) for parameter in layer.parameters())
         return self._known[key]
 
     def block(self, index: int, widths: LayerWidths, tensors: dict[str, Tensor], device: torch.device) -> Block:

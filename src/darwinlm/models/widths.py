@@ -20,12 +20,19 @@ class LayerWidths:
     intermediate: int
     padding: int = 0
     """Those of the query heads that came in as zeros, to make uneven groups even; they do not count in levels."""
+    experts: int = 0
+    """Experts, each `intermediate` wide; 0 where the MLP is one, or absent."""
 
     @property
     def counts(self) -> dict[Part, int]:
         """Units of every part."""
         heads, keys, columns = self.heads, self.kv_heads, self.intermediate
         return {"query": heads, "key": keys, "value": keys, "gate": columns, "up": columns}
+
+    @property
+    def columns(self) -> int:
+        """Of the MLP, those of all experts together."""
+        return self.intermediate * max(self.experts, 1)
 
     def has(self, kind: Kind) -> bool:
         """Whether the layer has a module of this kind."""
@@ -35,4 +42,4 @@ class LayerWidths:
         """The same without modules of these kinds."""
         kinds = set(kinds)
         found = replace(self, heads=0, kv_heads=0, padding=0) if "attention" in kinds else self
-        return replace(found, intermediate=0) if "mlp" in kinds else found
+        return replace(found, intermediate=0, experts=0) if "mlp" in kinds else found

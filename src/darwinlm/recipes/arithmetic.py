@@ -25,12 +25,19 @@ OPTIMIZER_BYTES = 110
 def forward_flops(shape: ModelShape, length: int, *, head: bool = True) -> int:
     """A forward pass, per token, in sequences of `length`: all matrices, and causal attention to half of the tokens."""
     attention = sum(2 * widths.heads * shape.head_dim * length for widths in shape.layers)
-    return 2 * shape.layer_parameters + attention + (2 * shape.vocabulary * shape.hidden if head else 0)
+    return 2 * shape.active_layer_parameters + attention + (2 * shape.vocabulary * shape.hidden if head else 0)
 
 
-def hessian_flops(ladders: Sequence[Ladder], tokens: int) -> int:
-    """Second moments in float32: T C^2 for each module, since one triangle is enough."""
-    return sum(tokens * ladder.columns**2 for ladder in ladders)
+def hessian_flops(shape: ModelShape, ladders: Sequence[Ladder], tokens: int) -> int:
+    """Second moments in float32: T C^2 for each module, since one triangle is enough; of experts for those that a token
+    passes through."""
+    each = [(ladder.columns // _parts(ladder), shape.chosen if ladder.rungs else 1) for ladder in ladders]
+    return sum(tokens * columns**2 * chosen for columns, chosen in each)
+
+
+def _parts(ladder: Ladder) -> int:
+    """Of a module that are pruned apart: experts."""
+    return max(ladder.rungs[0][0], 1) if ladder.rungs else 1
 
 
 def pruning_flops(ladder: Ladder, hidden: int) -> int:
@@ -39,9 +46,10 @@ def pruning_flops(ladder: Ladder, hidden: int) -> int:
     Inverse and two factorizations (5/3 C^3), K and P while columns leave (2 C^3), W^T W and W L (2 R C^2), and one
     substitution of R k^2 for each level.
     """
-    columns = ladder.columns
-    kept = [columns - count * ladder.group_size for count in ladder.open_counts]
-    return 11 * columns**3 // 3 + 2 * hidden * columns**2 + sum(hidden * k**2 for k in kept)
+    parts = _parts(ladder)
+    columns = ladder.columns // parts
+    kept = [columns - count * ladder.group_size // parts for count in ladder.open_counts]
+    return parts * (11 * columns**3 // 3 + 2 * hidden * columns**2 + sum(hidden * k**2 for k in kept))
 
 
 def pruning_seconds(ladders: Sequence[Ladder], hidden: int, devices: int, rate: float) -> float:

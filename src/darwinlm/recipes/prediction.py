@@ -168,7 +168,10 @@ def _database_work(config: RunConfig, shape: ModelShape, rungs: list[Ladder], me
     """Forward passes and Hessians are shared out by sequences, the modules of a block to the devices."""
     plan, blocks = config.plan, config.blocks
     tokens = blocks.hessian * blocks.sequence_length
-    forward, moments = tokens * forward_flops(shape, blocks.sequence_length, head=False), hessian_flops(rungs, tokens)
+    forward, moments = (
+        tokens * forward_flops(shape, blocks.sequence_length, head=False),
+        hessian_flops(shape, rungs, tokens),
+    )
     pruning = sum(pruning_flops(ladder, shape.hidden) for ladder in rungs)
     seconds = (forward / plan.bfloat16_flops + moments / plan.float32_flops) / plan.devices
     seconds += pruning_seconds(rungs, shape.hidden, plan.devices, plan.float32_flops)

@@ -95,7 +95,7 @@ def _forward_flops(shape: ModelShape, length: int) -> int:
 def _layer_flops(shape: ModelShape, length: int) -> int:
     """A token's forward pass through the layers: all matrices, and causal attention to half of `length` tokens."""
     attention = sum(2 * widths.heads * shape.head_dim * length for widths in shape.layers)
-    return 2 * shape.layer_parameters + attention
+    return 2 * shape.active_layer_parameters + attention
 
 
 def _memory(shape: ModelShape, train: TrainConfig, dtype: torch.dtype, devices: int) -> int:

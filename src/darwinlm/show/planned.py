@@ -28,8 +28,9 @@ class Planned(Result):
     def tables(self) -> Iterable[Any]:
         """Sizes by level, the target, what the run takes."""
         values = self.plan
+        active = ["active"] if _has_experts(values.dense) else []
         sizes = empty_table(
-            "Sizes by level", "level", "parameters", "share", "in layers", "share", "KV/token", "checkpoint"
+            "Sizes by level", "level", "parameters", "share", "in layers", "share", "KV/token", "checkpoint", *active
         )
         for row in (values.dense, *values.levels):
             label = "as it is" if values.begun and row is values.dense else f"{row.level:g}"
@@ -134,7 +135,17 @@ def _add_size(table: Table, label: str, row: SizeRow, dense: SizeRow) -> None:
         f"{row.layer_parameters / dense.layer_parameters:.1%}",
         f"{row.kv_cache_values_per_token:,}",
         gigabytes(row.checkpoint_bytes),
+        *([count(_active(row))] if _has_experts(dense) else []),
     )
+
+
+def _has_experts(row: SizeRow) -> bool:
+    return row.active_layer_parameters < row.layer_parameters
+
+
+def _active(row: SizeRow) -> int:
+    """Parameters that a token passes through, embeddings included."""
+    return row.parameters - row.layer_parameters + row.active_layer_parameters
 
 
 def _hours_there(predicted: RecipePrediction) -> str:

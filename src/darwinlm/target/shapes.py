@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from darwinlm.database.levels import Ladder
+from darwinlm.errors import RequestError
 from darwinlm.models.attention import lay_out
 from darwinlm.models.shape import ModelShape
 
@@ -30,6 +31,10 @@ class Shapes:
 
 def possible_shapes(shape: ModelShape, rungs: Sequence[Ladder]) -> Shapes:
     """Every width that a module can have at some level, whatever heads leave."""
+    if shape.original.experts:
+        raise RequestError(
+            "A target speed-up needs a latency table, which DarwinLM does not measure for experts. Ask for parameters or memory."
+        )
     heads: set[Heads] = set()
     columns: set[int] = set()
     for ladder in rungs:

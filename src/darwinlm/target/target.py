@@ -128,8 +128,7 @@ class Target:
         )
 
     def _parameters(self, widths: LayerWidths) -> int:
-        attention = self.shape.attention_parameters(widths.heads, widths.kv_heads)
-        return attention + self.shape.mlp_parameters(widths.intermediate)
+        return self.shape.module_parameters(widths)
 
     def _bytes(self, widths: LayerWidths) -> int:
         """Weights, and keys and values of every token of every sequence."""

@@ -1,0 +1,29 @@
+"""Mixtures of experts: a router before the MLPs of a layer, of which each token takes a few."""
+
+from darwinlm.models.experts import Experts
+from darwinlm.models.family import Family
+from darwinlm.models.sites import attention, mlp
+
+_NO_GRAPH = "has experts"
+
+FAMILIES = (
+    Family(
+        model_type="qwen3_moe",
+        prefix="Qwen3Moe",
+        experts=Experts(count="num_local_experts", width="moe_intermediate_size"),
+        no_graph=_NO_GRAPH,
+    ),
+    Family(
+        model_type="mixtral",
+        prefix="Mixtral",
+        experts=Experts(count="num_local_experts", width="intermediate_size"),
+        no_graph=_NO_GRAPH,
+    ),
+    Family(
+        model_type="olmoe",
+        prefix="Olmoe",
+        sites=(attention(whole="its queries and keys are normalized over all heads together"), mlp()),
+        experts=Experts(count="num_experts", width="intermediate_size"),
+        no_graph=_NO_GRAPH,
+    ),
+)
