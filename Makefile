@@ -2,8 +2,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 ENGINES := .venv-engines
+TINY := --blocks.hessian 16 --blocks.train 16 --blocks.select 8 --blocks.held_out 16 --blocks.pool_tokens 200000 \
+  --search.start_rounds 1 --search.start_tokens 2048 --refit.tokens 0
 
-.PHONY: demo test test-engines check bench compare smollm2 clean
+.PHONY: demo test test-engines check package bench compare smollm2 clean
 
 demo: $(INSTALLED)  ## prune the embedded model
 	$(BIN)/darwinlm demo
@@ -21,6 +23,13 @@ check: $(INSTALLED)  ## style, types, import order
 	$(BIN)/ruff check src tests benchmarks recipes
 	$(BIN)/pyright
 	$(BIN)/python -m pytest tests/test_import_order.py
+
+package: $(INSTALLED)  ## what goes to PyPI: source and wheel, checked; the wheel runs the demo apart from this folder
+	rm -rf build dist
+	$(BIN)/python -m build --no-isolation --outdir dist . >/dev/null
+	$(BIN)/python -m twine check --strict dist/*
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-index --target dist/wheel dist/*.whl
+	cd dist && PYTHONPATH=wheel ../$(BIN)/python -m darwinlm demo --quiet --output demo $(TINY)
 
 bench: $(INSTALLED)  ## the measurements of docs/benchmarks.md
 	for script in $(filter-out benchmarks/compare.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done

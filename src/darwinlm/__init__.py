@@ -179,6 +179,7 @@ def export_checkpoint(
     portable: bool = False,
     format: str = "",
     dtype: str = "",
+    push: str = "",
     **settings: Unpack[Exporting],
 ) -> show.Exported:
     """Write a really smaller Hugging Face checkpoint, and other forms of it beside it.
@@ -190,17 +191,22 @@ def export_checkpoint(
         format: write this format, too: gguf, for llama.cpp
         dtype: of the GGUF file: f32, f16, bf16, q8_0, or a K-quant from q3_k_s to q6_k; by default what the checkpoint is stored
             in. Of a K-quant, the columns that --data feeds most (or the run's own text) are rounded least
+        push: put all of it on the Hugging Face hub, as USER/NAME, with a card that has the run's numbers
     """
     if model and not output and (Path(model).expanduser() / "database").is_dir():
         model, output = "", model
     config = _settled(Exporting, settings, model=model, output=output)
 
     from darwinlm import show
+    from darwinlm.export import push as hub
     from darwinlm.export.forms import Wanted
     from darwinlm.pipeline import run_export
 
-    forms = run_export(config, Wanted(portable, format, dtype))
-    return show.Exported(config.model if config.output else "", forms)
+    if push:
+        hub.check_push(push)
+    forms = run_export(config, Wanted(portable, format, dtype), again=bool(push))
+    url = hub.push(forms, push) if push and forms else ""
+    return show.Exported(config.model if config.output else "", forms, url)
 
 
 def import_checkpoint(
@@ -400,6 +406,14 @@ def run_recipe(file: Place = "", **settings: Unpack[Steps]) -> show.RecipeRun:
 def plan(model: Place = "", **settings: Unpack[Planning]) -> show.Planned:
     """Predict sizes, disk, memory, tokens and hours of a run, from the model's configuration alone.
 
+    >>> from pathlib import Path
+    >>> model = Path(darwinlm.__file__).with_name("demo_model")
+    >>> planned = darwinlm.plan(model, target={"parameters": "60%"}, blocks={"sequence_length": 256})
+    >>> planned.plan.dense.parameters
+    4918528
+    >>> planned.plan.target.parameters <= 0.6 * 4918528
+    True
+
     Args:
         model: path or hub id of the dense model
     """
@@ -449,7 +463,11 @@ def demo(output: Place = "runs/demo", **settings: Unpack[Run]) -> show.Demonstra
 
 
 def settings_schema() -> show.Schema:
-    """Give the JSON schema of the settings, for editors that check and complete YAML."""
+    """Give the JSON schema of the settings, for editors that check and complete YAML.
+
+    >>> darwinlm.settings_schema().schema["properties"]["seed"]["description"]
+    'Seed of every random choice.'
+    """
     from darwinlm import show
     from darwinlm.config.described import json_schema
 
@@ -460,6 +478,12 @@ def load(model: Place, *, device: str = "auto", dtype: Literal["auto", "float32"
     """The language model of a checkpoint, pruned or not, in evaluation mode; no code that ships with it is run.
 
     Its logits are (sequences, tokens, vocabulary), as of any `PreTrainedModel`.
+
+    >>> from pathlib import Path
+    >>> import torch
+    >>> model = darwinlm.load(Path(darwinlm.__file__).with_name("demo_model"))
+    >>> model(input_ids=torch.tensor([[1, 2, 3]])).logits.shape[:2]
+    torch.Size([1, 3])
 
     Args:
         model: the checkpoint: folder or hub id

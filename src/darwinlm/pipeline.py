@@ -254,20 +254,23 @@ def run_refit(config: RunConfig) -> Refits:
         return refits
 
 
-def run_export(config: RunConfig, wanted: Wanted | None = None) -> list[Form]:
+def run_export(config: RunConfig, wanted: Wanted | None = None, *, again: bool = False) -> list[Form]:
     """Write the checkpoint of a finished search, and the other forms of it that are asked for. One rank does it all.
 
     Args:
         config: a run directory; or, without one, `model` is a finished checkpoint that gets other forms.
         wanted: the other forms.
+        again: a finished checkpoint needs no other form.
 
     Returns:
         The forms, the canonical checkpoint first.
     """
     wanted = wanted or Wanted()
     if config.model and not config.output:
-        if not wanted:
-            raise RequestError(f"Nothing is asked for '{config.model}': add --portable or --format gguf.")
+        if not wanted and not again:
+            raise RequestError(
+                f"Nothing is asked for '{config.model}': add --portable, --format gguf or --push USER/NAME."
+            )
         source = checkpoint_in(folder := Path(config.model).expanduser())
         check_forms(source, wanted)
         text = some_text(config, source) if wanted.weighs_columns and config.data else None
