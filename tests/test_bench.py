@@ -222,7 +222,7 @@ def test_impossible_work_is_refused(settings, said, checkpoint, monkeypatch):
     monkeypatch.setenv("DARWINLM_VLLM", "/no/python")
     monkeypatch.setattr("darwinlm.measure.bench.peak_memory", lambda *arguments: pytest.fail("long work began"))
     with pytest.raises(RequestError, match=said):
-        darwinlm.bench(str(checkpoint("llama_gqa")), bench=settings).result
+        darwinlm.bench(str(checkpoint("llama_gqa")), bench=settings)
 
 
 def test_models_of_other_engines_or_none_are_refused(checkpoint, gguf, tmp_path):
