@@ -103,7 +103,7 @@ def tables(checkpoint, tmp_path_factory):
 
 def test_a_table_is_saved_with_where_it_was_measured(tables, source) -> None:
     table = LatencyTable.load(tables)
-    assert table.machine.keys() == {"device", "dtype", "threads", "torch", "transformers"}
+    assert table.machine.keys() == {"device", "engine", "dtype", "threads", "torch", "transformers"}
     assert table.model == model_key(source("llama_gqa").shape)
     assert [times.work for times in table.stages] == [Work("prefill", 1, 8, 2), Work("decode", 1, 8, 2)]
     for times in table.stages:
@@ -141,6 +141,26 @@ def test_tables_of_something_else_are_refused(tables, source, tmp_path) -> None:
         LatencyTable.load(tmp_path / "broken.json")
 
 
+def test_a_table_of_llama_cpp_is_told_from_others(checkpoint, source, tmp_path, capsys) -> None:
+    pytest.importorskip("gguf")
+    pytest.importorskip("xllamacpp")
+    model, asks = str(checkpoint("llama_gqa")), {"levels": 4, "multiple_of": 4}
+    bench = {**FAST, "engine": "llama.cpp", "gguf": "q8_0", "threads": 1}
+    darwinlm.measure_latency(model, output=tmp_path, bench=bench, database=asks)
+    table = LatencyTable.load(tmp_path / "latency.json")
+    assert table.machine.keys() == {"device", "engine", "dtype", "threads", "xllamacpp"}
+    assert (table.machine["engine"], table.machine["dtype"]) == ("llama.cpp", "q8_0")
+    assert all(set(times.mlp) == {48, 36, 24, 12} and times.dense > 0 for times in table.stages)
+    asked_of_it = asked(tmp_path / "latency.json", workload="decode")
+    times = times_for(asked_of_it, source("llama_gqa").shape, pico.CPU, torch.bfloat16)  # its dtype is its own
+    assert times is not None
+    assert times.engine == "llama.cpp"
+    with pytest.raises(RequestError, match=r"measured in llama\.cpp, and these models run in transformers"):
+        darwinlm.bench(model, latency_table=tmp_path / "latency.json", output=tmp_path, bench=FAST)
+    with pytest.raises(RequestError, match="measured offline"):
+        darwinlm.measure_latency(model, output=tmp_path, bench={**FAST, "engine": "vllm-server"}, database=asks)
+
+
 def made_up(source, rungs, base: float = 0.5) -> StageTimes:
     """Times that add up by hand: a second a head, a hundredth a column."""
     shapes = possible_shapes(source.shape, rungs)
@@ -164,6 +184,7 @@ def test_a_speedup_is_met_as_the_table_predicts(speedup, source, database) -> No
     assert row["got"] == pytest.approx(predicted, abs=1e-9)
     assert row["predicted_speedup"] == pytest.approx(times.dense / predicted)
     assert row["smallest"] == 0.5
+    assert row["engine"] == "transformers"
 
 
 def test_a_speedup_out_of_reach_is_refused_with_the_fastest(source, database) -> None:

@@ -316,10 +316,12 @@ def bench(
 
     from darwinlm import show
     from darwinlm.measure.bench import run_bench, save_bench
-    from darwinlm.measure.predicted import predictions
+    from darwinlm.measure.predicted import predictions, require_same_engine
     from darwinlm.target.latency import LatencyTable
 
     table = LatencyTable.load(Path(latency_table).expanduser()) if latency_table else None
+    if table:
+        require_same_engine(table, config.model, config)
     result = run_bench([os.fspath(against), config.model] if against else [config.model], config)
     files = save_bench(result, Path(output).expanduser())
     return show.Benchmarked(result, files, predictions(result, table) if table else [])

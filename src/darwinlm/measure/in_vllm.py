@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import os
@@ -74,13 +75,22 @@ class VllmRival:
         worker: that several models share in turn; by default one of its own.
     """
 
+    title = "vLLM"
+
     def __init__(self, name: str, config: RunConfig, worker: Worker | None = None) -> None:
-        self.model, self.seed, self.shape = str(_source(name).folder), config.seed, _source(name).shape
+        source = ModelSource(name, weights=False)
+        self.name, self.model, self.shape, self.seed = name, str(source.folder), source.shape, config.seed
         self.worker = worker or Worker(config)
-        told = self.worker.ask(self.model, [], 0)
-        self.value_bytes = getattr(torch, told["dtype"]).itemsize
-        engine = f"vLLM {told['version']}, {told['dtype']}, {told['device']}"
-        self.facts = Facts(name, engine, self.shape.parameters, self.shape.layer_parameters)
+
+    @functools.cached_property
+    def _told(self) -> dict[str, Any]:
+        return self.worker.ask(self.model, [], 0)
+
+    @property
+    def facts(self) -> Facts:
+        """What it is, in the words of vLLM."""
+        engine = f"{self.title} {self._told['version']}, {self._told['dtype']}, {self._told['device']}"
+        return Facts(self.name, engine, self.shape.parameters, self.shape.layer_parameters)
 
     def run(self, work: Workload) -> dict[str, float]:
         """All prompts at once, greedily."""
@@ -88,15 +98,18 @@ class VllmRival:
 
     def cache_bytes_per_token(self, work: Workload) -> float:
         """By the widths; an absent attention has no pages."""
-        return self.shape.kv_cache_values_per_token * self.value_bytes
+        return self.shape.kv_cache_values_per_token * getattr(torch, self._told["dtype"]).itemsize
 
 
 class VllmServerRival(VllmRival):
     """A model in vLLM's OpenAI server, asked over HTTP."""
 
+    title = "vLLM's server"
+
     def __init__(self, name: str, config: RunConfig) -> None:
-        super().__init__(name, config, worker := Worker(config))
-        del self.worker, worker  # it has told what it is
+        super().__init__(name, config)
+        _ = self._told
+        del self.worker  # it has told what it is
         self._log = TemporaryFile("w+")  # noqa: SIM115  as long as the process
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -109,7 +122,6 @@ class VllmServerRival(VllmRival):
         self._process = subprocess.Popen(command, env=env, stdout=self._log, stderr=self._log)
         weakref.finalize(self, _ended, self._process, self._log)
         self._wait()
-        self.facts = Facts(name, f"{self.facts.engine}, server", self.facts.parameters, self.facts.layer_parameters)
 
     def _wait(self) -> None:
         """Until it answers."""
@@ -136,7 +148,7 @@ def load_engine(name: str, config: RunConfig) -> None:
         RequestError: it is not.
     """
     _python()
-    _source(name)
+    ModelSource(name, weights=False)
 
 
 def _python() -> str:
@@ -150,10 +162,6 @@ def _python() -> str:
         f"{found}. Install DarwinLM beside vLLM (`pip install --no-deps -e .`), and set {PYTHON} to the Python of that "
         "environment where it is not this one."
     )
-
-
-def _source(name: str) -> ModelSource:
-    return ModelSource(name, weights=False)
 
 
 def _options(config: RunConfig) -> dict[str, Any]:

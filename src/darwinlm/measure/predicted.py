@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from darwinlm.config import RunConfig
 from darwinlm.errors import RequestError
 from darwinlm.measure.bench import BenchResult
+from darwinlm.measure.rival import engine_of
 from darwinlm.models.source import ModelSource
 from darwinlm.target.latency import LatencyTable, StageTimes
 
@@ -30,6 +32,20 @@ class Prediction:
     def error(self) -> float:
         """Predicted by measured seconds, less 1."""
         return self.predicted / self.measured - 1
+
+
+def require_same_engine(table: LatencyTable, name: str, config: RunConfig) -> None:
+    """Check that a model will run in the engine that a table was measured in.
+
+    Raises:
+        RequestError: it will not.
+    """
+    there, here = table.machine.get("engine", "transformers"), engine_of(name, config).removesuffix("-server")
+    if there != here:
+        raise RequestError(
+            f"The latency table was measured in {there}, and these models run in {here}. Give --bench.engine {there}, or a "
+            f"table of {here}."
+        )
 
 
 def predictions(result: BenchResult, table: LatencyTable) -> list[Prediction]:

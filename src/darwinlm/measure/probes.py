@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from darwinlm.export.huggingface import write_files
+from darwinlm.export.words import copy_words
 from darwinlm.models.heterogeneous import build_empty, fill, heterogeneous_config, modeling
 from darwinlm.models.shape import LayerWidths
 from darwinlm.models.sites import HEAD
@@ -36,23 +39,29 @@ class Probes:
 
     def model(self, widths: Sequence[LayerWidths]) -> Any:
         """A model of such layers; fewer than the dense model has are allowed."""
-        family, config = self.source.family, self._config(len(widths))
+        config = self._config(widths)
         tied = config.tie_word_embeddings
-        empty = build_empty(
-            modeling(family).DarwinLMForCausalLM, heterogeneous_config(family, config, widths), self.device
-        )
+        empty = build_empty(modeling(self.source.family).DarwinLMForCausalLM, config, self.device)
         shapes = {name: tensor.shape for name, tensor in empty.state_dict().items()}
         return fill(
             empty, {name: self._part(name, shape) for name, shape in shapes.items() if not tied or name != HEAD}
         )
 
-    def _config(self, layers: int) -> Any:
+    def checkpoint(self, widths: Sequence[LayerWidths], folder: Path) -> Path:
+        """The same as a checkpoint, with the words of the dense model, for engines that read one; returns its folder."""
+        folder.mkdir()
+        tensors = self.model(widths).state_dict().items()
+        write_files(folder, self.source.family, self._config(widths), self.dtype, tensors)
+        copy_words(self.source, folder)
+        return folder
+
+    def _config(self, widths: Sequence[LayerWidths]) -> Any:
         values = self.source.config.to_dict()
-        values["num_hidden_layers"] = layers
+        values["num_hidden_layers"] = len(widths)
         if values.get("layer_types"):
-            values["layer_types"] = values["layer_types"][:layers]
+            values["layer_types"] = values["layer_types"][: len(widths)]
         values["per_layer_config"] = None
-        return type(self.source.config)(**values)
+        return heterogeneous_config(self.source.family, type(self.source.config)(**values), widths)
 
     def _part(self, name: str, shape: Sequence[int]) -> Tensor:
         """A tensor of that shape at the beginning of what all probes share under its name."""

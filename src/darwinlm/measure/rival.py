@@ -49,7 +49,10 @@ class Workload:
 class Rival(Protocol):
     """A model that is loaded and ready to be measured."""
 
-    facts: Facts
+    @property
+    def facts(self) -> Facts:
+        """What it is."""
+        ...
 
     def run(self, work: Workload) -> dict[str, float]:
         """Seconds until the first token is there (`prefill`), and from then to the last one (`decode`)."""

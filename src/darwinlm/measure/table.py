@@ -16,10 +16,13 @@ the measured seconds say so, both are evened out. Models of mixed widths, which 
 from __future__ import annotations
 
 import operator
+import shutil
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TypeVar
 
 import torch
@@ -30,8 +33,9 @@ from darwinlm.database.levels import ladders
 from darwinlm.errors import RequestError
 from darwinlm.measure.bench import with_threads
 from darwinlm.measure.in_transformers import Loaded
+from darwinlm.measure.in_vllm import VllmRival, Worker
 from darwinlm.measure.probes import Probes
-from darwinlm.measure.rival import Workload
+from darwinlm.measure.rival import Rival, Workload, engine_of, load_code, open_rival
 from darwinlm.measure.timing import take_turns
 from darwinlm.models.shape import LayerWidths, ModelShape
 from darwinlm.models.source import ModelSource
@@ -75,16 +79,25 @@ def measure_table(config: RunConfig) -> LatencyTable:
         raise RequestError(f"'{config.model}' has no attention or no MLP left, so there is nothing to exchange.")
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
+    if (engine := engine_of(config.model, config)) == "vllm-server":
+        raise RequestError("A latency table is measured offline: give --bench.engine vllm.")
+    load_code(config.model, config)
     with with_threads(config.bench.threads):
         stages = [times for work in works for times in _measured(config, source, shapes, work, device, dtype)]
         machine = {
             "device": device_name(device),
-            "dtype": str(dtype).removeprefix("torch."),
+            "engine": engine,
+            "dtype": config.bench.gguf if engine == "llama.cpp" else str(dtype).removeprefix("torch."),
             "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
+            **_versions(engine),
         }
     return LatencyTable(model_key(source.shape), machine, tuple(stages))
+
+
+def _versions(engine: str) -> dict[str, str]:
+    if engine == "transformers":
+        return {"torch": torch.__version__, "transformers": transformers.__version__}
+    return {"xllamacpp": version("xllamacpp")} if engine == "llama.cpp" else {}
 
 
 def save_table(table: LatencyTable, folder: Path) -> Path:
@@ -106,11 +119,12 @@ def _measured(
     whole = {pair: [LayerWidths(*pair[0], pair[1])] * layers for pair in sorted(pairs)}
     mixed = _mixed(shapes, layers, config.seed)
     models = [*whole.values(), *mixed, list(source.shape.layers)[:layers]]
-    rivals = [Loaded(probes.model(widths), source.shape.vocabulary, config.seed) for widths in models]
     title = f"{len(models)} models, {work.sequences} x {work.tokens} tokens"
-    with progress(title, config.bench.warmups + config.bench.repeats) as advance:
-        calls = [lambda rival=rival: rival.run(work) for rival in rivals]
-        taken = take_turns(calls, repeats=config.bench.repeats, warmups=config.bench.warmups, advance=advance)
+    with TemporaryDirectory(prefix="darwinlm-", ignore_cleanup_errors=True) as scratch:
+        rivals = list(_rivals(config, probes, models, Path(scratch)))
+        with progress(title, config.bench.warmups + config.bench.repeats) as advance:
+            calls = [lambda rival=rival: rival.run(work) for rival in rivals]
+            taken = take_turns(calls, repeats=config.bench.repeats, warmups=config.bench.warmups, advance=advance)
     found = []
     for stage in STAGES:
         seconds = _without_drift([rounds[stage] for rounds in taken])
@@ -118,6 +132,22 @@ def _measured(
         checks = zip(mixed, seconds[len(whole) :])
         found.append(_with_checks(times, Work(stage, **vars(work)), list(checks), seconds[-1], source.shape, layers))
     return found
+
+
+def _rivals(
+    config: RunConfig, probes: Probes, models: Sequence[Sequence[LayerWidths]], scratch: Path
+) -> Iterator[Loaded | Rival]:
+    """Models of such layers in the engine that is asked for. vLLM holds one at a time, so each turn opens it again."""
+    engine = engine_of(config.model, config)
+    worker = Worker(config) if engine == "vllm" else None
+    for place, widths in enumerate(models):
+        if engine == "transformers":
+            yield Loaded(probes.model(widths), probes.source.shape.vocabulary, config.seed)
+            continue
+        folder = probes.checkpoint(widths, scratch / str(place))
+        yield VllmRival(str(folder), config, worker) if worker else open_rival(str(folder), config)
+        if not worker:
+            shutil.rmtree(folder)
 
 
 def _without_drift(taken: list[list[float]]) -> list[float]:

@@ -51,6 +51,8 @@ class StageTimes:
     """Intermediate size -> one module."""
     checks: tuple[tuple[float, float], ...] = ()
     """(predicted, measured) seconds of whole models that the table was not made from."""
+    engine: str = "transformers"
+    """That took them; no part of `as_dict`."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -95,7 +97,7 @@ class LatencyTable:
     model: str
     """`model_key` of the dense model."""
     machine: Mapping[str, Any]
-    """Device, threads, dtype and library versions."""
+    """Device, threads, engine, dtype and library versions."""
     stages: tuple[StageTimes, ...]
 
     def save(self, path: Path) -> None:
@@ -119,14 +121,15 @@ class LatencyTable:
         try:
             if saved["format"] != FORMAT:
                 raise ValueError(f"format {saved['format']}")
-            return cls(saved["model"], saved["machine"], tuple(map(_stage_times, saved["stages"])))
+            engine = saved["machine"].get("engine", "transformers")
+            return cls(saved["model"], saved["machine"], tuple(_stage_times(each, engine) for each in saved["stages"]))
         except (KeyError, TypeError, ValueError) as fault:
             raise DamagedFileError(
                 f"'{path}' is no latency table of this version ({fault}). Make it again by `darwinlm bench MODEL --table`."
             ) from fault
 
 
-def _stage_times(saved: dict[str, Any]) -> StageTimes:
+def _stage_times(saved: dict[str, Any], engine: str) -> StageTimes:
     return StageTimes(
         work=Work(**saved["work"]),
         dense=float(saved["dense"]),
@@ -134,6 +137,7 @@ def _stage_times(saved: dict[str, Any]) -> StageTimes:
         attention={(int(heads), int(kv_heads)): float(seconds) for heads, kv_heads, seconds in saved["attention"]},
         mlp={int(width): float(seconds) for width, seconds in saved["mlp"]},
         checks=tuple((float(predicted), float(measured)) for predicted, measured in saved["checks"]),
+        engine=engine,
     )
 
 
@@ -152,7 +156,7 @@ def times_for(target: TargetConfig, shape: ModelShape, device: torch.device, dty
         target: workload and table.
         shape: the dense model.
         device: that the run computes on.
-        dtype: arithmetic of the run.
+        dtype: arithmetic of the run; an engine other than transformers has one of its own.
 
     Raises:
         RequestError: the table is of another model, device, dtype or workload; says what was measured and what to do.
@@ -163,6 +167,8 @@ def times_for(target: TargetConfig, shape: ModelShape, device: torch.device, dty
     table = LatencyTable.load(path)
     found = {"model": table.model, "device": table.machine.get("device"), "dtype": table.machine.get("dtype")}
     wanted = {"model": model_key(shape), "device": device_name(device), "dtype": str(dtype).removeprefix("torch.")}
+    if table.machine.get("engine", "transformers") != "transformers":
+        del found["dtype"]
     faults = [
         f"The latency table '{path}' was measured with {name} '{found[name]}', and the run has '{wanted[name]}'. Make one "
         "for this run by `darwinlm bench MODEL --table`, with the same --device and --dtype."

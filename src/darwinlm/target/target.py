@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -81,20 +82,21 @@ class Target:
         typed: dict[str, str] = dict(written(self.asked))
         return f"target.{name} {typed[name]}" if name in typed else f"target.level {self.asked.level:g}"
 
-    def achieved(self, genome: Genome, widths: WidthsOf) -> dict[str, dict[str, float]]:
+    def achieved(self, genome: Genome, widths: WidthsOf) -> dict[str, dict[str, Any]]:
         """{quantity: asked, got and smallest}, in parameters, bytes, seconds (predicted) and steps.
 
-        Of a latency also the speed-ups: what is asked, and what is predicted.
+        Of a latency also the speed-ups, what is asked and what is predicted, and the engine that they are counted in.
         """
         return {limit.name: self._row(limit, genome) for limit in self.budget(widths).limits}
 
-    def _row(self, limit: Limit, genome: Genome) -> dict[str, float]:
+    def _row(self, limit: Limit, genome: Genome) -> dict[str, Any]:
         row: dict[str, float] = {"asked": limit.most, "got": limit.spent(genome), "smallest": limit.base}
         if limit.name != "latency" or self.times is None:
             return row
         seconds = {key: value / PICOSECONDS for key, value in row.items()}
         dense = self.times.dense
-        return {**seconds, "asked_speedup": dense / seconds["asked"], "predicted_speedup": dense / seconds["got"]}
+        speedups = {"asked_speedup": dense / seconds["asked"], "predicted_speedup": dense / seconds["got"]}
+        return {**seconds, **speedups, "engine": self.times.engine}
 
     def _limits(self, widths: WidthsOf) -> list[Limit]:
         found = [self._hard_limit(name, asked, widths) for name, asked in asked_quantities(self.asked).items()]
