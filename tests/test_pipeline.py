@@ -61,11 +61,14 @@ def test_the_summary_says_what_stock_transformers_measure(finished, checkpoint):
     with torch.no_grad():
         p, q = (log_softmax(model(tokens).logits, -1) for model in (dense, pruned))
     for key, log_probabilities, model in (("dense", p, dense), ("pruned", q, pruned)):
-        loss = cross_entropy(log_probabilities[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+        losses = cross_entropy(log_probabilities[:, :-1].mT, tokens[:, 1:], reduction="none").mean(1)
+        loss, error = losses.mean().item(), losses.std().item() / len(losses) ** 0.5
         assert summary[key]["perplexity"] == pytest.approx(math.exp(loss), rel=1e-4)
+        assert summary[key]["perplexity_error"] == pytest.approx(math.exp(loss) * error, rel=1e-3)
         assert summary[key]["parameters"] == sum(parameter.numel() for parameter in model.parameters())
-    kl = kl_div(q, p, log_target=True, reduction="none").sum(-1).mean().item()
-    assert summary["pruned"]["kl"] == pytest.approx(kl, rel=1e-3)
+    kls = kl_div(q, p, log_target=True, reduction="none").sum(-1).mean(1)
+    assert summary["pruned"]["kl"] == pytest.approx(kls.mean().item(), rel=1e-3)
+    assert summary["pruned"]["kl_error"] == pytest.approx(kls.std().item() / len(kls) ** 0.5, rel=1e-3)
     assert summary["dense"]["kl"] == 0
 
 

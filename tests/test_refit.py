@@ -13,7 +13,7 @@ import pico
 from darwinlm.assemble import Assembler
 from darwinlm.errors import CalibrationError, RequestError
 from darwinlm.refit.blocks import CHECKED, refit_blocks
-from darwinlm.refit.least_squares import Moments, best_matrix, choose_again, refit_matrix
+from darwinlm.refit.least_squares import OUTLYING, Moments, best_matrix, choose_again, refit_matrix, token_weights
 from darwinlm.refit.store import Refits
 from darwinlm.runtime.files import read_tensors
 
@@ -60,6 +60,20 @@ def test_the_damping_with_the_least_error_elsewhere_is_taken():
     new, chosen = best_matrix(weight, fit, check, torch.float32, dampings)
     assert chosen == min(errors, key=errors.__getitem__)
     assert torch.equal(new, refit_matrix(weight, fit, chosen).float())
+
+
+def test_weights_minimize_the_loss_that_grows_with_the_logarithm_of_a_square():
+    """The weight is the derivative of Cauchy's loss by |E|^2, for every sequence by its own median."""
+    lack = torch.randn(2, 7, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 100.0])[:, None, None]
+    lack[:, 0] *= 1000  # a sink
+    size = lack.double().square().sum(-1).requires_grad_()
+    scale = OUTLYING * size.detach().sort(-1).values[:, 3:4]
+    (scale * (1 + size / scale).log()).sum().backward()
+    assert torch.allclose(token_weights(lack)[..., 0].double(), size.grad, rtol=1e-5)
+
+
+def test_where_nothing_lacks_every_token_counts():
+    assert torch.equal(token_weights(torch.zeros(2, 5, 3)), torch.ones(2, 5, 1))
 
 
 def test_a_matrix_that_no_refit_improves_stays():
@@ -123,20 +137,23 @@ def test_the_told_error_is_that_of_the_refitted_model(family, unit, source, data
     assert len(refits.matrices) == 4
     assembler, checked = Assembler(opened, levels), tokens[CHECKED - 1 :: CHECKED]
     dense = AutoModelForCausalLM.from_pretrained(opened.folder, dtype=torch.float32)
-    model, unrefitted = (assembler.model(genome, pico.CPU) for _ in range(2))
+    model, unrefitted, before_last = (assembler.model(genome, pico.CPU) for _ in range(3))
     refits.load_into(model)
+    last = [*refits.matrices][-1].rsplit(".", 2)[0]
+    before_last.load_state_dict({n: t for n, t in model.state_dict().items() if not n.startswith(last)}, strict=False)
     exported = dict(refits.put_into(assembler.tensors(genome)))
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in exported.items())
     streams = []
-    for one in (dense, model, unrefitted):
+    for one in (dense, before_last, model, unrefitted):
         seen = []
         one.model.norm.register_forward_pre_hook(lambda _, inputs, seen=seen: seen.append(inputs[0]))
         with torch.no_grad():
             one(checked)
         streams += seen
-    errors = [(streams[0] - other).square().sum(-1).mean().item() for other in streams[1:]]
-    assert refits.at_the_end[1] == pytest.approx(errors[0], rel=1e-3)
-    assert errors[0] < errors[1]
+    before, after, without = (streams[0] - other for other in streams[1:])
+    errors = [(token_weights(before) * lack.square()).sum(-1).mean().item() for lack in (before, after)]
+    assert refits.at_the_end == pytest.approx(errors, rel=1e-3)
+    assert after.square().mean() < without.square().mean()
 
 
 def test_a_run_without_a_refit_is_the_database_alone(checkpoint, text, tmp_path):

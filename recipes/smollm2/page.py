@@ -17,6 +17,7 @@ from pictures import draw_sizes, draw_training
 from darwinlm.measure.timing import Spread
 from darwinlm.runtime.files import write_text
 from darwinlm.runtime.progress import duration
+from darwinlm.show.result import quality_cells
 
 Table = tuple[list[str], list[list[str]]]
 
@@ -116,7 +117,7 @@ def _scored(results: Results, models: list[dict[str, Any]]) -> Iterator[str]:
         rows.append([model["title"], f"{number:,}" if (number := results.parameters(model)) else "-"])
         for text in results.texts:
             one = results.quality(model, text)
-            rows[-1] += [f"{one['perplexity']:,.2f}", f"{one['kl']:.4f}"] if one else ["-", "-"]
+            rows[-1] += quality_cells(one) if one else ["-", "-"]
     if results.texts:
         yield table(heads, rows)
     if results.tasks:
@@ -190,7 +191,7 @@ def _ways(results: Results) -> str:
         text = next(iter(results.texts), None)
         one = results.quality(model, text) if text else None
         told = f"{model['trained']:,} tokens" if model["trained"] else "at once"
-        numbers = [f"{one['perplexity']:,.2f}", f"{one['kl']:.4f}"] if one else ["-", "-"]
+        numbers = quality_cells(one) if one else ["-", "-"]
         averages = _averages(results, model["label"]) if results.tasks else ["-", "-"]
         rows.append([ways[model["name"]], f"{model['percent']} %", told, *numbers, *averages])
     heads = ["way to choose", "size", "trained", "perplexity", "KL to dense", "average", "less dense, paired"]

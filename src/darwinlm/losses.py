@@ -42,8 +42,8 @@ def kl_of_tokens(p: Tensor, p_log_p: Tensor, hidden: Tensor, head: Head) -> Tens
 
 
 @torch.no_grad()
-def token_kl(teacher: Tensor, student: Tensor, teacher_head: Head, student_head: Head) -> float:
-    """Mean over tokens of KL(teacher || student) between next-token distributions, in nats.
+def token_kls(teacher: Tensor, student: Tensor, teacher_head: Head, student_head: Head) -> Tensor:
+    """(N,) KL(teacher || student) between next-token distributions, in nats; float64, on the CPU.
 
     Args:
         teacher: (N, H) final hidden states of the dense model.
@@ -54,20 +54,17 @@ def token_kl(teacher: Tensor, student: Tensor, teacher_head: Head, student_head:
     teacher_head, student_head = teacher_head.detached(), student_head.detached()
     step = chunk_tokens(teacher_head.vocabulary, teacher_head.device)
     parts = zip(teacher.split(step), student.split(step))
-    sums = (kl_of_tokens(*distributions(t, teacher_head), s, student_head).sum().item() for t, s in parts)
-    return sum(sums) / teacher.shape[0]
+    return torch.cat([kl_of_tokens(*distributions(t, teacher_head), s, student_head).cpu() for t, s in parts])
 
 
 @torch.no_grad()
-def token_nll(hidden: Tensor, head: Head, targets: Tensor) -> float:
-    """Mean negative log-likelihood of `targets` (N,) under heads of `hidden` (N, H), in nats."""
-    total = torch.zeros((), dtype=torch.float64)
+def token_nlls(hidden: Tensor, head: Head, targets: Tensor) -> Tensor:
+    """(N,) negative log-likelihoods of `targets` (N,) under heads of `hidden` (N, H), in nats; float64, on the CPU."""
     head = head.detached()
     step = chunk_tokens(head.vocabulary, head.device)
-    for part, wanted in zip(hidden.split(step), targets.split(step)):
-        logits = head.logits(part.to(head.weight))
-        total += cross_entropy(logits, wanted.to(head.device), reduction="none").double().sum().cpu()
-    return (total / targets.shape[0]).item()
+    logits = (head.logits(part.to(head.weight)) for part in hidden.split(step))
+    parts = (cross_entropy(l, t.to(head.device), reduction="none") for l, t in zip(logits, targets.split(step)))
+    return torch.cat([part.double().cpu() for part in parts])
 
 
 def next_token_loss(hidden: Tensor, head: Head, tokens: Tensor) -> Tensor:

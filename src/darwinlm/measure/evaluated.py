@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from darwinlm.measure.quality import Quality
+from darwinlm.measure.quality import Quality, with_error
 from darwinlm.measure.task_scores import TaskComparison, task_markdown
 from darwinlm.runtime.files import write_json, write_text
 
@@ -34,5 +34,5 @@ class Evaluation:
 
 
 def _row(quality: Quality) -> str:
-    kl = "-" if quality.kl is None else f"{quality.kl:.4f}"
-    return f"{quality.parameters:,} | {quality.perplexity:.2f} | {kl}"
+    kl = "-" if quality.kl is None else with_error(quality.kl, quality.kl_error, 4)
+    return f"{quality.parameters:,} | {with_error(quality.perplexity, quality.perplexity_error, 2)} | {kl}"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from darwinlm.errors import RequestError
-from darwinlm.losses import token_kl, token_nll
+from darwinlm.losses import token_kls, token_nlls
 from darwinlm.models.blocks import BlockStream
 from darwinlm.models.head import Head, head_of
 from darwinlm.runtime.progress import progress
@@ -28,6 +28,10 @@ class Quality:
     perplexity: float
     kl: float | None
     """Mean KL(dense || this) per token in nats; 0 for the dense model, None where it was not compared."""
+    perplexity_error: float | None = None
+    """Standard error of the perplexity over blocks of the text; None for a single block."""
+    kl_error: float | None = None
+    """The same of the KL."""
 
 
 class HeldOut:
@@ -60,7 +64,7 @@ class HeldOut:
         """The dense model itself."""
         if self.dense is None:
             raise ValueError("there is no dense model here")
-        return Quality(self.dense.source.shape.parameters, self._perplexity(self.hidden, self.head), 0.0)
+        return self._of(self.dense.source.shape.parameters, self.hidden, self.head, is_dense=True)
 
     def quality(self, stream: BlockStream) -> Quality:
         """A checkpoint, block by block.
@@ -77,13 +81,16 @@ class HeldOut:
         hidden = stream.final_hidden(self.tokens, self.batch, _TITLE)
         return self._of(shape.parameters, hidden, stream.source.head().to(stream.device, torch.float32))
 
-    def _of(self, parameters: int, hidden: Tensor, head: Head) -> Quality:
-        kl = None
-        if self.dense is not None:
-            kl = token_kl(
-                self.hidden.flatten(0, 1), hidden.flatten(0, 1), self.head.rows(self.rows), head.rows(self.rows)
-            )
-        return Quality(parameters, self._perplexity(hidden, head), kl)
+    def _of(self, parameters: int, hidden: Tensor, head: Head, *, is_dense: bool = False) -> Quality:
+        nlls = token_nlls(hidden[:, :-1].flatten(0, 1), head, self.tokens[:, 1:].flatten())
+        nll, error = _mean_and_error(nlls.view(len(hidden), -1))
+        perplexity = math.exp(nll)
+        kl, kl_error = (0.0, None) if is_dense else (None, None)
+        if self.dense is not None and not is_dense:
+            heads = self.head.rows(self.rows), head.rows(self.rows)
+            kls = token_kls(self.hidden.flatten(0, 1), hidden.flatten(0, 1), *heads)
+            kl, kl_error = _mean_and_error(kls.view(len(hidden), -1))
+        return Quality(parameters, perplexity, kl, None if error is None else perplexity * error, kl_error)
 
     @torch.no_grad()
     def quality_of_model(self, model) -> Quality:
@@ -97,5 +104,13 @@ class HeldOut:
                 advance("")
         return self._of(model.num_parameters(), torch.cat(parts), head)
 
-    def _perplexity(self, hidden: Tensor, head: Head) -> float:
-        return math.exp(token_nll(hidden[:, :-1].flatten(0, 1), head, self.tokens[:, 1:].flatten()))
+
+def _mean_and_error(values: Tensor) -> tuple[float, float | None]:
+    """The mean of (S, tokens), and its standard error as S independent blocks have it."""
+    blocks = values.mean(1)
+    return values.mean().item(), (blocks.std() / math.sqrt(len(blocks))).item() if len(blocks) > 1 else None
+
+
+def with_error(value: float, error: float | None, digits: int) -> str:
+    """A number and its standard error, where there is one."""
+    return f"{value:.{digits}f}" + (f" ± {error:.{digits}f}" if error is not None else "")

@@ -13,11 +13,10 @@ from math import ceil
 from darwinlm.config import SearchConfig
 from darwinlm.database.levels import Ladder
 from darwinlm.models.shape import ModelShape
+from darwinlm.refit.least_squares import DAMPINGS
 
 ROUNDS, GENOMES = 3, 6
 """Of the start, as most models that we measured took."""
-DAMPINGS = 5
-"""Solutions that the refit compares for every matrix, and the one that it takes."""
 OPTIMIZER_BYTES = 110
 """That a step of the compensated AdamW reads and writes for each parameter, operation by operation."""
 
@@ -135,6 +134,6 @@ def refit_passes(dense: ModelShape, pruned: ModelShape, tokens: int, length: int
     """
     widths = [c for w in pruned.layers for c in (w.heads * pruned.head_dim, w.intermediate) if c]
     moments = sum(2 * tokens * (c * c + dense.hidden * c) for c in widths)
-    solved = sum(DAMPINGS * (c**3 // 3 + 4 * dense.hidden * c * c) for c in widths)
+    solved = sum(len(DAMPINGS) * (c**3 // 3 + 4 * dense.hidden * c * c) for c in widths)
     forward = forward_flops(dense, length, head=False) + 3 * forward_flops(pruned, length, head=False)
     return Passes(tokens * forward, moments + solved, (dense.layer_parameters + pruned.layer_parameters) * value)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from darwinlm.losses import token_kl, token_nll
+from darwinlm.losses import token_kls, token_nlls
 from darwinlm.models.blocks import BlockStream
 from darwinlm.recovery.objective import Known
 from darwinlm.runtime import ranks
@@ -51,12 +51,12 @@ class Watch:
     def quality_of_checkpoint(self, stream: BlockStream) -> dict[str, float]:
         """{perplexity, kl} of a checkpoint, block by block, as `quality` gives them of a model in training."""
         hidden, head = stream.final_hidden(self.tokens), stream.source.head().to(stream.device, torch.float32)
-        entropy = token_nll(hidden[:, :-1].flatten(0, 1), head, self.tokens[:, 1:].flatten())
-        quality = {"perplexity": math.exp(min(entropy, 700.0))}
+        nlls = token_nlls(hidden[:, :-1].flatten(0, 1), head, self.tokens[:, 1:].flatten())
+        quality = {"perplexity": math.exp(min(nlls.mean().item(), 700.0))}
         if self.hidden is None or self.head is None:
             return quality
-        kl = token_kl(self.hidden.flatten(0, 1), hidden.flatten(0, 1), self.head.to(head.device, torch.float32), head)
-        return {**quality, "kl": kl}
+        kls = token_kls(self.hidden.flatten(0, 1), hidden.flatten(0, 1), self.head.to(head.device, torch.float32), head)
+        return {**quality, "kl": kls.mean().item()}
 
     def _known(self, rows: list[int], device: torch.device) -> Known | None:
         if self.hidden is None or self.head is None:

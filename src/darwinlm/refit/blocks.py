@@ -21,7 +21,7 @@ from darwinlm.models.shrink import shrink_mlp
 from darwinlm.models.sites import Kind, layer_prefix
 from darwinlm.models.stock import Block
 from darwinlm.models.widths import LayerWidths
-from darwinlm.refit.least_squares import DAMPINGS, Moments, best_matrix, choose_again
+from darwinlm.refit.least_squares import DAMPINGS, Moments, best_matrix, choose_again, token_weights
 from darwinlm.refit.store import MatrixRefit, Refits
 from darwinlm.runtime import ranks
 from darwinlm.runtime.placement import Placement
@@ -115,16 +115,19 @@ class _Streams:
     ) -> tuple[dict[str, Tensor], MatrixRefit]:
         """The refit of one module, as the first rank finds it."""
         weight, dense = ours.output_matrix(kind).weight, block.output_matrix(kind).weight
-        wide = columns is not None and len(columns) < dense.shape[1]
+        change = None
         module = ours.family.site(kind).module
         own = ours.layer.get_submodule(module)
-        if wide:  # sums for all columns of the dense MLP hold those for any choice of them
+        if columns is not None and len(columns) < dense.shape[1]:
+            change = _change(
+                dense, weight, columns
+            )  # sums for all columns of the dense MLP hold those for any choice of them
             ours.layer.set_submodule(module, block.layer.get_submodule(module))
-        sums = self._moments(block, ours, kind)
+        sums = self._moments(block, ours, kind, change)
         ours.layer.set_submodule(module, own)
         if not ranks.is_first():
             return ranks.told_by_first(({}, MatrixRefit(None, 0.0, 0.0)))
-        if columns is None or not wide:
+        if columns is None or change is None:
             new, damping = best_matrix(weight, *sums, self.dtype)
             before, after = (self._error(sums[1], one - weight) for one in (weight, new.to(weight)))
             return ranks.told_by_first(({name: new.cpu()}, MatrixRefit(damping, before, after)))
@@ -136,15 +139,13 @@ class _Streams:
         """An MLP with the columns that it has, or with others where that has less error on the checked sequences."""
         dense = block.output_matrix("mlp").weight
         columns = columns.to(dense.device)
-
-        def change(matrix: Tensor, there: Tensor) -> Tensor:
-            return torch.zeros_like(sums[1].cross).index_copy_(1, there, matrix.to(sums[1].cross)) - dense
-
-        old = change(weight, columns)
+        old = _change(dense, weight, columns)
         fit, check = (one.behind(old, columns) for one in sums)
         new, damping = best_matrix(weight, fit, check, self.dtype)
         others, theirs = choose_again(dense, sums[0], len(columns), damping or DAMPINGS[0], self.dtype)
-        before, own, again = (self._error(sums[1], one) for one in (old, change(new, columns), change(theirs, others)))
+        before, own, again = (
+            self._error(sums[1], one) for one in (old, _change(dense, new, columns), _change(dense, theirs, others))
+        )
         if own <= again:
             return {name: new.cpu()}, MatrixRefit(damping, before, own)
         site = block.family.site("mlp")
@@ -157,12 +158,17 @@ class _Streams:
     def _error(self, check: Moments, change: Tensor) -> float:
         return check.error(change.to(check.cross)) / self.checked
 
-    def _moments(self, block: Block, ours: Block, kind: Kind) -> tuple[Moments, Moments]:
-        """Of the sequences that are fitted to and of the checked ones."""
+    def _moments(self, block: Block, ours: Block, kind: Kind, change: Tensor | None) -> tuple[Moments, Moments]:
+        """Of the sequences that are fitted to and of the checked ones.
+
+        Args:
+            change: what the matrix of the pruned model is beyond the one in `ours` (H, C); its lack says what tokens weigh.
+        """
         fit, check = Moments(ours.output_matrix(kind).weight), Moments(ours.output_matrix(kind).weight)
         for part, checks in self.parts:
             lacks, inputs = self._lacks(block, ours, kind, part)
-            (check if checks else fit).add(inputs, lacks)
+            root = token_weights(lacks if change is None else lacks - inputs.float() @ change.float().T).sqrt()
+            (check if checks else fit).add(root * inputs, root * lacks)
         fit.sum_over_ranks()
         check.sum_over_ranks()
         return fit, check
@@ -197,6 +203,12 @@ def _run(block: Block, hidden: Tensor, kind: Kind) -> tuple[Tensor, Tensor, Tens
     finally:
         hook.remove()
     return seen[0], seen[1], end
+
+
+def _change(dense: Tensor, matrix: Tensor, columns: Tensor) -> Tensor:
+    """(H, C), float64: what a matrix of some `columns` is beyond the dense one, whose other columns it lacks."""
+    change = -dense.double()
+    return change.index_add_(1, columns.to(dense.device), matrix.to(change))
 
 
 def _put(block: Block, name: str, weight: Tensor) -> None:

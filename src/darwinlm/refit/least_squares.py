@@ -18,8 +18,10 @@ from darwinlm.database.obs import prune_groups
 from darwinlm.errors import CalibrationError
 from darwinlm.runtime import ranks
 
-DAMPINGS = (1.0, 1e-1, 1e-2, 1e-3, 1e-4)
+DAMPINGS = (10.0, 1.0, 1e-1, 1e-2, 1e-3, 1e-4)
 """Tried for every matrix; the one with the least error on the checked sequences is taken."""
+OUTLYING = 9.0
+"""Times the median of its sequence that |E|^2 of a token must be for it to count half."""
 
 
 class Moments:
@@ -31,10 +33,7 @@ class Moments:
 
     def __init__(self, weight: Tensor) -> None:
         rows, columns = weight.shape
-        place: dict[str, Any] = {
-            "dtype": torch.float64,
-            "device": "cpu" if weight.device.type == "mps" else weight.device,
-        }
+        place: dict[str, Any] = {"dtype": torch.float64, "device": weight.device}
         self.inputs = torch.zeros(columns, columns, **place)
         """X X^T (C, C)."""
         self.cross = torch.zeros(rows, columns, **place)
@@ -64,6 +63,20 @@ class Moments:
     def error(self, change: Tensor) -> float:
         """|E - change X|^2 for a change (H, C) of the matrix."""
         return (self.lack - (change * (2 * self.cross - change @ self.inputs)).sum()).item()
+
+
+def token_weights(lack: Tensor) -> Tensor:
+    """(S, T, 1) weight of every token, 1 / (1 + |E|^2 / (OUTLYING * median)): those of a Cauchy loss.
+
+    Models with attention sinks lack at a few tokens a thousand times what they lack elsewhere; no refit can give it back,
+    and squares of it would be all that counts.
+
+    Args:
+        lack: E (S, T, H).
+    """
+    size = lack.float().square().sum(-1, keepdim=True)
+    usual = size.median(-2, keepdim=True).values.clamp_min(torch.finfo(torch.float32).tiny)
+    return 1 / (1 + size / (OUTLYING * usual))
 
 
 def refit_matrix(weight: Tensor, moments: Moments, damping: float) -> Tensor:

@@ -25,7 +25,7 @@ class MatrixRefit:
     damping: float | None
     """The one that was taken; None where the matrix stays as it was, since none lowered the error."""
     before: float
-    """Mean over checked tokens of |E|^2, what the residual stream lacks behind the module."""
+    """Mean over checked tokens of |E|^2, what the residual stream lacks behind the module; outlying tokens weigh less."""
     after: float
     """The same with the matrix that is kept."""
     exchanged: int = 0

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from darwinlm.errors import RequestError
-from darwinlm.losses import chunk_tokens, distributions, kl_of_tokens, token_nll
+from darwinlm.losses import chunk_tokens, distributions, kl_of_tokens, token_nlls
 from darwinlm.models.blocks import BlockStream
 from darwinlm.models.head import Head, head_of
 from darwinlm.search.samples import batches
@@ -98,12 +98,8 @@ class Targets:
 
     def nll(self, hidden: Iterable[Tensor], head: Head) -> float:
         """Mean negative log-likelihood of the next tokens, in nats; arguments as in `kl`. The dense model has no part in it."""
-        total, count = 0.0, 0
-        for batch, tokens in zip(hidden, self.tokens()):
-            wanted = tokens[:, 1:].flatten()
-            total += token_nll(batch[:, :-1].flatten(0, 1), head, wanted) * len(wanted)
-            count += len(wanted)
-        return total / count
+        pairs = ((batch[:, :-1], tokens[:, 1:]) for batch, tokens in zip(hidden, self.tokens()))
+        return torch.cat([token_nlls(b.flatten(0, 1), head, t.flatten()) for b, t in pairs]).mean().item()
 
     def _distributions(self, step: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The dense model's, chunk by chunk of every batch; kept where there is room."""

@@ -14,7 +14,7 @@ from darwinlm.measure.bench import BenchResult
 from darwinlm.measure.evaluated import Evaluation
 from darwinlm.measure.predicted import Prediction
 from darwinlm.measure.task_scores import PAIRED, TaskComparison, difference_rows, score_rows
-from darwinlm.show.result import Result, empty_table, gigabytes, kl_cell, lies, plain, speedup_cell
+from darwinlm.show.result import Result, empty_table, gigabytes, lies, plain, quality_cells, speedup_cell
 from darwinlm.target.latency import LatencyTable, Work
 
 
@@ -30,7 +30,7 @@ class Evaluated(Evaluation, Result):
         if self.qualities:
             table = empty_table(self.text, "model", "parameters", "perplexity", "KL to dense")
             for name, quality in self.qualities.items():
-                table.add_row(name, f"{quality.parameters:,}", f"{quality.perplexity:.2f}", kl_cell(quality.kl))
+                table.add_row(name, f"{quality.parameters:,}", *quality_cells(vars(quality)))
             yield table
         if self.tasks:
             yield from _tasks(self.tasks)

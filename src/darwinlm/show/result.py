@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Group
 from rich.table import Table
 
+from darwinlm.measure.quality import with_error
 from darwinlm.measure.timing import Spread
 from darwinlm.runtime.output import pasted
 from darwinlm.runtime.progress import duration
@@ -74,12 +75,13 @@ def empty_table(title: str, first: str, *columns: str) -> Table:
 
 def quality_cells(row: Mapping[str, Any]) -> tuple[str, str]:
     """Perplexity and KL."""
-    return f"{row['perplexity']:.2f}", kl_cell(row.get("kl"))
+    perplexity = with_error(row["perplexity"], row.get("perplexity_error"), 2)
+    return perplexity, kl_cell(row.get("kl"), row.get("kl_error"))
 
 
-def kl_cell(value: float | None) -> str:
-    """Nats per token."""
-    return "-" if value is None else f"{value:.4f}"
+def kl_cell(value: float | None, error: float | None = None) -> str:
+    """Nats per token, with a standard error where there is one."""
+    return "-" if value is None else with_error(value, error, 4)
 
 
 def count(parameters: int) -> str:
