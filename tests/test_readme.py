@@ -9,17 +9,27 @@ from typing import Any
 
 import pytest
 
-from darwinlm.cli import COMMANDS, read
+from darwinlm.cli import COMMANDS, main, read
 from darwinlm.config import preset_values, resolve
+from darwinlm.demonstration import DEMO_MODEL
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-TYPED = [
-    line
-    for block in re.findall(r"```bash\n(.*?)```", README, re.S)
+PAGES = {path.name: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
+
+
+def blocks(language: str, text: str) -> list[str]:
+    """The code of a language on a page."""
+    return re.findall(rf"```{language}\n(.*?)```", text, re.S)
+
+
+TYPED = {
+    " ".join(line.split()): None
+    for page in (README, *(PAGES[name] for name in ("index.md", "tutorial.md", "howto.md")))
+    for block in blocks("bash", page)
     for line in block.replace("\\\n", " ").splitlines()
     if line.startswith("darwinlm ")
-]
+}
 
 
 def understood(name: str, arguments: list[str]) -> dict[str, Any]:
@@ -34,9 +44,33 @@ def understood(name: str, arguments: list[str]) -> dict[str, Any]:
 @pytest.mark.parametrize("line", TYPED)
 def test_commands_are_understood(line, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    _, name, *arguments = shlex.split(line, comments=True)
+    _, name, *arguments = shlex.split(line.split(" > ")[0], comments=True)
+    if name == "help" or "--help-all" in arguments:
+        main([name, *arguments])
+        return
     given = understood(name, arguments)
-    assert any(given.get(name) for name in ("model", "output", "source", "run", "file", "recipe"))
+    assert name in ("demo", "schema") or any(
+        given.get(one) for one in ("model", "output", "source", "run", "file", "recipe")
+    )
+
+
+def test_the_code_of_the_tutorial_runs(tmp_path, monkeypatch, capsys):
+    """With the embedded model in the place of what its commands make."""
+    monkeypatch.chdir(tmp_path)
+    Path("runs/smol").mkdir(parents=True)
+    Path("runs/smol/model").symlink_to(DEMO_MODEL)
+    Path("runs/smol/genome.json").write_text('{"levels": {"model.layers.0.mlp": 3}}')
+    for code in blocks("python", PAGES["tutorial.md"]):
+        exec(compile(code, "tutorial.md", "exec"), {})
+    printed = capsys.readouterr().out
+    assert "model.layers.0.mlp" in printed
+    assert "The three states of matter are" in printed
+
+
+def test_links_of_the_pages_lead_somewhere():
+    for name, page in PAGES.items():
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", page):
+            assert (ROOT / "docs" / target).exists(), (name, target)
 
 
 def test_every_command_is_shown():

@@ -408,13 +408,14 @@ def run_recipe(file: Place = "", **settings: Unpack[Steps]) -> show.RecipeRun:
 def plan(model: Place = "", **settings: Unpack[Planning]) -> show.Planned:
     """Predict sizes, disk, memory, tokens and hours of a run, from the model's configuration alone.
 
-    >>> from pathlib import Path
-    >>> model = Path(darwinlm.__file__).with_name("demo_model")
-    >>> planned = darwinlm.plan(model, target={"parameters": "60%"}, blocks={"sequence_length": 256})
-    >>> planned.plan.dense.parameters
-    4918528
-    >>> planned.plan.target.parameters <= 0.6 * 4918528
-    True
+    Examples:
+        >>> from pathlib import Path
+        >>> model = Path(darwinlm.__file__).with_name("demo_model")
+        >>> planned = darwinlm.plan(model, target={"parameters": "60%"}, blocks={"sequence_length": 256})
+        >>> planned.plan.dense.parameters
+        4918528
+        >>> planned.plan.target.parameters <= 0.6 * 4918528
+        True
 
     Args:
         model: path or hub id of the dense model
@@ -467,8 +468,9 @@ def demo(output: Place = "runs/demo", **settings: Unpack[Run]) -> show.Demonstra
 def settings_schema() -> show.Schema:
     """Give the JSON schema of the settings, for editors that check and complete YAML.
 
-    >>> darwinlm.settings_schema().schema["properties"]["seed"]["description"]
-    'Seed of every random choice.'
+    Examples:
+        >>> darwinlm.settings_schema().schema["properties"]["seed"]["description"]
+        'Seed of every random choice.'
     """
     from darwinlm import show
     from darwinlm.config.described import json_schema
@@ -481,11 +483,12 @@ def load(model: Place, *, device: str = "auto", dtype: Literal["auto", "float32"
 
     Its logits are (sequences, tokens, vocabulary), as of any `PreTrainedModel`.
 
-    >>> from pathlib import Path
-    >>> import torch
-    >>> model = darwinlm.load(Path(darwinlm.__file__).with_name("demo_model"))
-    >>> model(input_ids=torch.tensor([[1, 2, 3]])).logits.shape[:2]
-    torch.Size([1, 3])
+    Examples:
+        >>> from pathlib import Path
+        >>> import torch
+        >>> model = darwinlm.load(Path(darwinlm.__file__).with_name("demo_model"))
+        >>> model(input_ids=torch.tensor([[1, 2, 3]])).logits.shape[:2]
+        torch.Size([1, 3])
 
     Args:
         model: the checkpoint: folder or hub id
