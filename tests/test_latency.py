@@ -144,7 +144,7 @@ def test_tables_of_something_else_are_refused(tables, source, tmp_path) -> None:
 def test_a_table_of_llama_cpp_is_told_from_others(checkpoint, source, tmp_path, capsys) -> None:
     pytest.importorskip("gguf")
     pytest.importorskip("xllamacpp")
-    model, asks = str(checkpoint("llama_gqa")), {"levels": 4, "multiple_of": 4}
+    model, asks = str(checkpoint("llama_tied")), {"levels": 4, "multiple_of": 4}
     bench = {**FAST, "engine": "llama.cpp", "gguf": "q8_0", "threads": 1}
     darwinlm.measure_latency(model, output=tmp_path, bench=bench, database=asks)
     table = LatencyTable.load(tmp_path / "latency.json")
@@ -152,7 +152,7 @@ def test_a_table_of_llama_cpp_is_told_from_others(checkpoint, source, tmp_path, 
     assert (table.machine["engine"], table.machine["dtype"]) == ("llama.cpp", "q8_0")
     assert all(set(times.mlp) == {48, 36, 24, 12} and times.dense > 0 for times in table.stages)
     asked_of_it = asked(tmp_path / "latency.json", workload="decode")
-    times = times_for(asked_of_it, source("llama_gqa").shape, pico.CPU, torch.bfloat16)  # its dtype is its own
+    times = times_for(asked_of_it, source("llama_tied").shape, pico.CPU, torch.bfloat16)  # its dtype is its own
     assert times is not None
     assert times.engine == "llama.cpp"
     with pytest.raises(RequestError, match=r"measured in llama\.cpp, and these models run in transformers"):

@@ -50,8 +50,13 @@ class Probes:
     def checkpoint(self, widths: Sequence[LayerWidths], folder: Path) -> Path:
         """The same as a checkpoint, with the words of the dense model, for engines that read one; returns its folder."""
         folder.mkdir()
-        tensors = self.model(widths).state_dict().items()
-        write_files(folder, self.source.family, self._config(widths), self.dtype, tensors)
+        config = self._config(widths)
+        own = (
+            pair
+            for pair in self.model(widths).state_dict().items()
+            if not config.tie_word_embeddings or pair[0] != HEAD
+        )
+        write_files(folder, self.source.family, config, self.dtype, own)
         copy_words(self.source, folder)
         return folder
 
