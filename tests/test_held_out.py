@@ -24,6 +24,7 @@ from darwinlm.data.stream import PackedStream
 from darwinlm.data.tokens import read_pool
 from darwinlm.data.windows import shared
 from darwinlm.errors import RequestError
+from darwinlm.measure.quality import Quality
 from darwinlm.runtime.files import read_tensors
 from training import TRAIN
 
@@ -73,8 +74,8 @@ def scored(monkeypatch) -> list[Tensor]:
 
 
 class _Nothing:
-    def quality(self, stream: Any) -> None:
-        return None
+    def quality(self, stream: Any) -> Quality:
+        return Quality(1, 1.0, None)
 
 
 @pytest.fixture(scope="module")
