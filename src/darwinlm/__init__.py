@@ -360,7 +360,8 @@ def compare(
         model: path or hub id of the dense model
         methods: methods with commas, or all: uniform, magnitude, llm_pruner, flap, flap_no_bias, minitron, minitron_depth,
             random, ziplm, ziplm_kinds, shortgpt, shortened_llama, shortened_llama_taylor, sliding_cosine, evopress, sheared,
-            sheared_levels, darwinlm_untrained, darwinlm, darwinlm_parameters
+            sheared_levels, darwinlm_untrained, darwinlm, darwinlm_parameters,
+            darwinlm_stock
         levels: levels with commas, in steps of database.levels; by default the run's target
         train_tokens: tokens of the same post-training for every model, which is then scored again; 0 for none
         learning_rate: AdamW's in that post-training, without warm-up

@@ -29,7 +29,7 @@ from darwinlm.cost import Work, training_need
 from darwinlm.errors import DamagedFileError
 from darwinlm.export.card import model_card
 from darwinlm.export.folder import record_of
-from darwinlm.export.huggingface import write_model
+from darwinlm.export.huggingface import export_checkpoint, write_model
 from darwinlm.genome import Genome, Space
 from darwinlm.measure.compare import Cell
 from darwinlm.measure.quality import HeldOut, Quality
@@ -227,8 +227,10 @@ def keep_model(bench: Workbench, place: Place) -> None:
     if record_of(folder) == made_from:
         return
     genome = task.space.genome(cell.levels)
-    model = method.model(task, genome, run.device, torch.float32)
     facts = {"method": method.title, "level": f"{place.level:g} of {run.config.database.levels}", "seed": place.seed}
+    if method.stock:
+        return export_checkpoint(task.assembler, genome, folder, facts, made_from, stock=True)
+    model = method.model(task, genome, run.device, torch.float32)
     card = model_card(run.source, task.assembler.shape(genome), cell.levels, facts, told=f"pruned by {method.title}")
     if not write_model(folder, run.source, model, card=card, made_from=made_from):
         log.warning("%s gives a model no checkpoint of its family can hold (biases): it is not kept.", method.title)

@@ -136,6 +136,8 @@ def run_compare(config: RunConfig, wanted: Asked) -> tuple[Comparison, Path]:
                     f"{METHODS[method].title} does not work on the family {run.source.family}: {reason}. Leave {method} out of "
                     "--methods."
                 )
+        if any(METHODS[method].stock for method in wanted.methods):
+            run.require_stock()
         require_room_for_trained(run, places)
         for place in places:
             require_same_cell(run, place, wanted.training)

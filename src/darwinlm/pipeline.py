@@ -40,6 +40,7 @@ from darwinlm.search.loop import diverse_founders, first_parent, search
 from darwinlm.search.record import SearchState
 from darwinlm.search.samples import beginning
 from darwinlm.search.selection import TrainedFitness
+from darwinlm.target.stock import StockBudget
 
 _JUDGED_TOKENS = 32_768
 """Tokens of blocks.select that say whether a refit helps."""
@@ -105,6 +106,14 @@ def _search(run: Run, assembler: Assembler) -> SearchState:
 
     held_out = functools.cache(lambda: HeldOut(run.splits.held_out, run.stream, head=pools.teacher.head))
     budget, config, seed = run.budget(assembler.module_widths), run.config.search, run.config.seed
+
+    if isinstance(budget, StockBudget) and len(budget.open[0]) < run.space.ladders[0].top:
+        offered = ", ".join(map(str, budget.open[0]))
+        log.info(
+            "Stock shape: attentions that stay are tried at level %s; %s takes no other number of heads.",
+            offered,
+            run.source.family.classes["causal"],
+        )
 
     def start() -> Genome:
         first = run.first(assembler.module_widths)
@@ -189,12 +198,16 @@ def export_stage(run: Run, database: Database, genome: Genome, refits: Refits | 
     made_from: dict[str, Any] = {**known, "generations": run.config.search.generations}  # the card says how many
     if refits:
         made_from["refit"] = sha256_of(refits.identity)
+    if stock := run.config.target.shape == "stock":
+        made_from["shape"] = "stock"
     if record_of(run.directory.model) == made_from:
         return
     discard_forms(run.directory.model)
     with run.directory.timed("export"):
         assembler = Assembler(run.source, database, keep_dense=False)
-        export_checkpoint(assembler, genome, run.directory.model, card_facts(run, refits), made_from, refits)
+        export_checkpoint(
+            assembler, genome, run.directory.model, card_facts(run, refits), made_from, refits, stock=stock
+        )
 
 
 def run_database(config: RunConfig, *, rebuild: bool = False) -> Database:

@@ -15,6 +15,7 @@ from darwinlm.measure.quality import HeldOut, Quality
 from darwinlm.measure.report import write_report
 from darwinlm.models.blocks import BlockStream
 from darwinlm.models.source import ModelSource
+from darwinlm.models.stock_form import STOCK_WIDTHS
 from darwinlm.refit.store import Refits
 from darwinlm.run import Run
 from darwinlm.runtime.device import peak_memory_bytes
@@ -102,9 +103,15 @@ def _achieved(run: Run, genome: Genome, qualities: dict[str, Quality], assembler
         for kind, total in run.space.totals(genome).items()
     }
     levels = {f"{kind}_level": round(share * run.config.database.levels, 4) for kind, share in shares.items()}
-    found = {**levels, "parameter_ratio": qualities["pruned"].parameters / qualities["dense"].parameters}
+    found: dict[str, Any] = {
+        **levels,
+        "parameter_ratio": qualities["pruned"].parameters / qualities["dense"].parameters,
+    }
     if any(run.space.present):  # dense is then the model as it was given
         found["parameter_ratio_to_original"] = qualities["pruned"].parameters / run.source.shape.whole.parameters
+    if run.config.target.shape == "stock":
+        config = ModelSource(str(run.directory.model), weights=False).config
+        found["shape"] = {name: getattr(config, name) for name in STOCK_WIDTHS}
     return {**found, "limits": run.target.achieved(genome, assembler.module_widths)}
 
 

@@ -35,7 +35,8 @@ from darwinlm.runtime.rundir import RunDirectory, require_same
 from darwinlm.runtime.seeds import python_random
 from darwinlm.search.record import SearchRecord
 from darwinlm.target.budget import Budget, uniform
-from darwinlm.target.target import WidthsOf, target_of
+from darwinlm.target.stock import WidthsOf, stock_levels
+from darwinlm.target.target import target_of
 
 _RESTART = "Choose another --output, or add --restart to `search` or `prune` to discard that search and begin anew."
 _MAY_CHANGE = ("generations", "patience", "check_every", "continue_training")
@@ -195,6 +196,14 @@ class Run:
     def budget(self, widths: WidthsOf) -> Budget:
         """What every genome must keep; within a larger model, no level below that one's."""
         return self.target.budget(widths, self.above)
+
+    def require_stock(self) -> None:
+        """Check that the model can have the stock shape.
+
+        Raises:
+            RequestError: it cannot; says why.
+        """
+        stock_levels(self.source.shape, self.space, self._nominal)
 
     def _nominal(self, ladder: Ladder, level: int) -> LayerWidths:
         return nominal_module(self.source.shape, ladder, level)

@@ -8,10 +8,12 @@ from darwinlm.baselines.task import Task
 from darwinlm.config import SearchConfig
 from darwinlm.cost import generation_tokens
 from darwinlm.genome import Genome
+from darwinlm.runtime.seeds import python_random
 from darwinlm.search.fitness import Pools
 from darwinlm.search.loop import first_parent, search
 from darwinlm.search.selection import TrainedFitness
-from darwinlm.target.budget import Budget
+from darwinlm.target.budget import Budget, uniform
+from darwinlm.target.stock import StockBudget
 
 
 def darwinlm(task: Task) -> Genome:
@@ -30,6 +32,11 @@ def darwinlm_parameters(task: Task) -> Genome:
     return _search(task, task.search, task.parameter_limit())
 
 
+def darwinlm_stock(task: Task) -> Genome:
+    """The same search among models of one shape: layers are dropped whole, and all others are alike."""
+    return _search(task, task.search, task.parameter_limit(shape="stock"))
+
+
 def trial_tokens(task: Task) -> int:
     """Tokens that the candidates of the generations done were trained on; a space too small for all offspring takes fewer."""
     state = task.record(task.space).load()
@@ -38,10 +45,13 @@ def trial_tokens(task: Task) -> int:
 
 def _search(task: Task, config: SearchConfig, budget: Budget) -> Genome:
     pools, record = Pools(task.train, task.teacher, task.stream), task.record(task.space)
+    stock = isinstance(budget, StockBudget)
+    first = uniform(budget, python_random(task.seed, "start")) if stock else task.uniform
 
     def start() -> Genome:  # it does not depend on trial training
         asked = (budget, task.assembler, pools, config, task.seed, record)
-        return task.once(f"start {budget.limits[0].name}", lambda: first_parent(task.uniform, *asked))
+        name = "start stock shape" if stock else f"start {budget.limits[0].name}"
+        return task.once(name, lambda: first_parent(first, *asked))
 
     fitness = TrainedFitness(task.assembler, pools, config, task.seed, task.dtype)
     return search(start, task.space, budget, fitness, config, task.seed, record).parent

@@ -108,7 +108,7 @@ def under_one_threshold(ladders: Sequence[Ladder], scores: Sequence[Tensor], bud
         genome[module] = level
 
     def highest(options: list[Step]) -> Step:
-        return max(options, key=lambda step: (reached[step[0]][step[1] - 1], step))
+        return max(options, key=lambda step: (reached[step[0][0]][step[0][1] - 1], step))
 
     return budget.repair(tuple(genome), highest)
 

@@ -70,7 +70,7 @@ def equal_widths(space: Space, budget: Budget, rng: random.Random) -> list[Genom
     rank = rng.sample(range(len(space.ladders)), len(space.ladders))
 
     def widest_last(steps: list[Step]) -> Step:
-        return max(steps, key=lambda step: (step[1], rank[step[0]]))
+        return max(steps, key=lambda step: (step[0][1], rank[step[0][0]]))
 
     found: list[Genome] = []
     for heads in range(space.ladders[attention[0]].top):

@@ -8,7 +8,13 @@ from typing import Any
 
 import torch
 
-from darwinlm.baselines.darwin import darwinlm, darwinlm_parameters, darwinlm_untrained, trial_tokens
+from darwinlm.baselines.darwin import (
+    darwinlm,
+    darwinlm_parameters,
+    darwinlm_stock,
+    darwinlm_untrained,
+    trial_tokens,
+)
 from darwinlm.baselines.evopress import evopress
 from darwinlm.baselines.flap import flap, flap_no_bias
 from darwinlm.baselines.llm_pruner import llm_pruner
@@ -63,6 +69,8 @@ class Method:
     """Groups of settings that are its own."""
     need: Callable[[Work], Need] | None = None
     """Memory of a training of its own."""
+    stock: bool = False
+    """Whether its models are of the stock shape."""
     refusal: Callable[[Family], str] = lambda family: ""
     """Why it does not work on a family; empty where it does."""
 
@@ -107,6 +115,9 @@ METHODS = {
     "darwinlm": Method("DarwinLM", darwinlm, searches=True, tokens=trial_tokens, need=search_need),
     "darwinlm_parameters": Method(
         "DarwinLM, parameters", darwinlm_parameters, searches=True, tokens=trial_tokens, need=search_need
+    ),
+    "darwinlm_stock": Method(
+        "DarwinLM, stock shape", darwinlm_stock, searches=True, tokens=trial_tokens, need=search_need, stock=True
     ),
 }
 

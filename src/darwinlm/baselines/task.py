@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -87,13 +87,14 @@ class Task:
         wanted = min(self.search.start_tokens, tokens.numel())
         return Targets(self.teacher, draw(tokens, wanted, self.seed, "start", 0, 0))
 
-    def parameter_limit(self, assembler: Assembler | None = None) -> Budget:
+    def parameter_limit(self, assembler: Assembler | None = None, shape: Literal["free", "stock"] = "free") -> Budget:
         """The budget as a limit on every genome, with the exact widths of all levels.
 
         Args:
             assembler: whose levels they are; by default the task's.
+            shape: that every genome has.
         """
-        source, target = self.assembler.source, TargetConfig(level=None, parameters=str(self.budget))
+        source, target = self.assembler.source, TargetConfig(level=None, parameters=str(self.budget), shape=shape)
         limits = Target(target, None, source.shape, self.space, source.dtype.itemsize)
         return limits.budget((assembler or self.assembler).module_widths)
 

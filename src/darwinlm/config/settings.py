@@ -80,6 +80,9 @@ class TargetConfig:
     """Least speed-up for the workload, such as `2.0x`, predicted by the latency table."""
     memory: str | float | None = None
     """Most memory: `8GB`, `6GiB`, or `60%` of the dense model's. Weights and KV cache, in the checkpoint's dtype."""
+    shape: Literal["free", "stock"] = "free"
+    """`stock`: layers are dropped whole and all others alike, so that the result is a model of the family's stock class, which
+    every engine loads as it is; `free`: every module has a width of its own."""
     workload: Literal["prefill", "decode"] = "prefill"
     """What must be faster: reading the context until the first token is there, or writing tokens after it."""
     batch: int = 1

@@ -97,6 +97,8 @@ def wish_identity(target: TargetConfig) -> dict[str, Any]:
         found["workload"] = target.workload
     if "speedup" in found or "memory" in found:
         found |= {"batch": target.batch, "context": target.context}
+    if target.shape != "free":  # which older runs do not know
+        found["shape"] = target.shape
     return found
 
 
@@ -109,13 +111,15 @@ def described(target: TargetConfig, levels: int) -> str:
         "speedup": f" ({target.workload}, {work})",
     }
     parts = [] if target.level is None else [f"level {target.level:g} of {levels}"]
-    return ", ".join(parts + [f"{n} {v}{notes[n]}" for n, v in written(target)])
+    shape = [] if target.shape == "free" else [f"{target.shape} shape"]
+    return ", ".join([*parts, *(f"{n} {v}{notes[n]}" for n, v in written(target)), *shape])
 
 
 def as_flags(target: TargetConfig) -> list[str]:
     """The flags that ask for the same."""
     words = [] if target.level is None else ["--target.level", f"{target.level:g}"]
-    return words + [word for name, value in written(target) for word in (f"--target.{name}", value)]
+    words += [word for name, value in written(target) for word in (f"--target.{name}", value)]
+    return words if target.shape == "free" else [*words, "--target.shape", target.shape]
 
 
 def written(target: TargetConfig) -> list[tuple[Unit, str]]:

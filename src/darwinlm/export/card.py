@@ -14,6 +14,7 @@ from darwinlm.export.words import read_card
 from darwinlm.models.shape import ModelShape
 from darwinlm.models.sites import KINDS
 from darwinlm.models.source import ModelSource
+from darwinlm.models.stock_form import OF_EACH_LAYER
 from darwinlm.runtime.output import harmless
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
@@ -37,11 +38,10 @@ _TEMPLATE = """---
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-model = AutoModelForCausalLM.from_pretrained("PATH", trust_remote_code=True)
+model = AutoModelForCausalLM.from_pretrained("PATH"{trusted})
 tokenizer = AutoTokenizer.from_pretrained("PATH")
 ```
-Layers differ in width, which stock modeling code does not know yet; `modeling_darwinlm.py` beside the weights is all
-that is needed besides transformers >= 5.14. It is short: read it before you trust it.
+{loaded}
 
 ## How it was made
 {facts}
@@ -51,9 +51,22 @@ that is needed besides transformers >= 5.14. It is short: read it before you tru
 {rows}
 """
 
+_OURS = """Layers differ in width, which stock modeling code does not know yet; `modeling_darwinlm.py` beside the weights is all
+that is needed besides transformers >= 5.14. It is short: read it before you trust it."""
+_STOCK = """It is an ordinary `{name}` of {count} layers, all alike: engines, quantizers and trainers that know the family take it
+as it is. Its layers are those below that have heads, in their order."""
+_PATTERN = """
+Which of them attend to a window, or rotate, no longer follows the family's own pattern: `config.json` has a list. Engines
+that take the pattern for granted, as llama.cpp does, compute something else."""
+
 
 def model_card(
-    source: ModelSource, shape: ModelShape, levels: dict[str, int], facts: dict[str, Any], told: str = _TOLD
+    source: ModelSource,
+    shape: ModelShape,
+    levels: dict[str, int],
+    facts: dict[str, Any],
+    told: str = _TOLD,
+    stock: Any = None,
 ) -> str:
     """The card as Markdown.
 
@@ -63,6 +76,7 @@ def model_card(
         levels: {module name: level}.
         facts: what is told of the making, a line each.
         told: what was done to the dense model, after its name.
+        stock: the configuration, where it is one of the family's stock class.
     """
     title = title_of(source)
     rows = []
@@ -74,6 +88,8 @@ def model_card(
         title=f"{title}, pruned",
         dense=f"`{_hub_id(source) or title}`",
         told=told,
+        trusted="" if stock else ", trust_remote_code=True",
+        loaded=_loaded(source, stock) if stock else _OURS,
         dense_parameters=source.shape.parameters,
         parameters=shape.parameters,
         dense_layers=source.shape.layer_parameters,
@@ -83,6 +99,13 @@ def model_card(
         facts="\n".join(f"- {name}: {value}" for name, value in facts.items()),
         rows="\n".join(rows),
     )
+
+
+def _loaded(source: ModelSource, stock: Any) -> str:
+    """What a stock model is, and where engines may be mistaken about it."""
+    said = _STOCK.format(name=stock.architectures[0], count=stock.num_hidden_layers)
+    lists = [(getattr(stock, key, None) or [], getattr(source.config, key, None) or []) for key in OF_EACH_LAYER]
+    return said + (_PATTERN if any(now != dense[: len(now)] for now, dense in lists) else "")
 
 
 def title_of(source: ModelSource) -> str:

@@ -26,6 +26,7 @@ from darwinlm.models.heterogeneous import heterogeneous_config, modeling_source
 from darwinlm.models.shape import ModelShape
 from darwinlm.models.sites import HEAD, Kind
 from darwinlm.models.source import ModelSource
+from darwinlm.models.stock_form import kept_layers, renumbered, stock_config
 from darwinlm.refit.store import Refits
 from darwinlm.runtime.files import write_json, write_tensors, write_text
 
@@ -33,11 +34,12 @@ _BIAS_FIELDS: dict[Kind, str] = {"attention": "attention_bias", "mlp": "mlp_bias
 """Fields of a configuration that name biases of all matrices of a kind, where a family has them."""
 SHARD_BYTES = 4 << 30
 """Largest weight file."""
-_CODE = "modeling_darwinlm"
+CODE = "modeling_darwinlm"
+"""Name of the modeling file, without its ending."""
 _AUTO_MAP = {
-    "AutoConfig": f"{_CODE}.DarwinLMConfig",
-    "AutoModel": f"{_CODE}.DarwinLMModel",
-    "AutoModelForCausalLM": f"{_CODE}.DarwinLMForCausalLM",
+    "AutoConfig": f"{CODE}.DarwinLMConfig",
+    "AutoModel": f"{CODE}.DarwinLMModel",
+    "AutoModelForCausalLM": f"{CODE}.DarwinLMForCausalLM",
 }
 
 
@@ -48,6 +50,8 @@ def export_checkpoint(
     facts: dict[str, Any],
     made_from: dict[str, Any],
     refits: Refits | None = None,
+    *,
+    stock: bool = False,
 ) -> None:
     """Write a genome's model as a checkpoint; the folder appears whole or not at all.
 
@@ -58,17 +62,17 @@ def export_checkpoint(
         facts: what the model card says of how it was made.
         made_from: kept beside it as `darwinlm.json`, so that it is known again.
         refits: output matrices that take the place of the database's.
+        stock: as a model of the family's stock class, of the layers that are left; all of them must be alike.
     """
-    tensors = assembler.tensors(genome)
-    card = model_card(assembler.source, assembler.shape(genome), assembler.space.named(genome), facts)
-    write_checkpoint(
-        folder,
-        assembler.source,
-        assembler.config(genome),
-        refits.put_into(tensors) if refits else tensors,
-        card=card,
-        made_from=made_from,
-    )
+    source, shape, tensors = assembler.source, assembler.shape(genome), assembler.tensors(genome)
+    if refits:
+        tensors = refits.put_into(tensors)
+    config = assembler.config(genome)
+    if stock:
+        kept = kept_layers(shape)
+        config, tensors = stock_config(shape, shape.layers[kept[0]], kept), renumbered(tensors, kept)
+    card = model_card(source, shape, assembler.space.named(genome), facts, stock=config if stock else None)
+    write_checkpoint(folder, source, config, tensors, card=card, made_from=made_from)
 
 
 def write_model(folder: Path, source: ModelSource, model: Any, *, card: str, made_from: dict[str, Any]) -> bool:
@@ -140,7 +144,7 @@ def write_files(
     _write_weights(folder, tensors)
     write_json(folder / "config.json", _config_values(config, dtype))
     if _is_ours(config):
-        write_text(folder / f"{_CODE}.py", modeling_source(family))
+        write_text(folder / f"{CODE}.py", modeling_source(family))
 
 
 def require_canonical(source: ModelSource) -> None:
@@ -162,10 +166,9 @@ def _is_ours(config: Any) -> bool:
 
 
 def _config_values(config: Any, dtype: torch.dtype) -> dict[str, Any]:
-    values = json.loads(config.to_json_string())
+    values, stored = json.loads(config.to_json_string()), str(dtype).removeprefix("torch.")
     if not _is_ours(config):
-        return {key: value for key, value in values.items() if key != "auto_map"}  # that code is not copied
-    stored = str(dtype).removeprefix("torch.")
+        return {key: value for key, value in values.items() if key != "auto_map"} | {"dtype": stored}
     return {"architectures": ["DarwinLMForCausalLM"], "auto_map": _AUTO_MAP, **values, "dtype": stored}
 
 

@@ -6,6 +6,7 @@ import random
 
 from darwinlm.genome import Genome
 from darwinlm.target.budget import Budget
+from darwinlm.target.stock import StockBudget
 
 ATTEMPTS = 100
 """Failed draws per wanted child before the budget is taken to allow no more new ones."""
@@ -15,8 +16,11 @@ def level_switch(genome: Genome, budget: Budget, rng: random.Random) -> Genome:
     """One module goes up a step and another that it may exchange with (`Budget.exchanges`) goes down a step.
 
     Under a level target these are the modules of its kind, whose sum of levels is conserved. A group of modules is drawn
-    in proportion to its size, one without such a pair never; where none has one, the genome comes back as it is.
+    in proportion to its size, one without such a pair never; where none has one, the genome comes back as it is. In the stock
+    shape a layer or all modules of a kind move (`StockBudget.switch`).
     """
+    if isinstance(budget, StockBudget):
+        return budget.switch(genome, rng)
     tops = budget.tops()
     pairs: list[tuple[list[int], list[int]]] = []
     weights: list[int] = []

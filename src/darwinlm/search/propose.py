@@ -16,11 +16,14 @@ from scipy.sparse import csr_array
 from darwinlm.database.levels import Kind, Ladder
 from darwinlm.genome import Genome
 from darwinlm.target.budget import Budget, Step
+from darwinlm.target.stock import StockBudget
 
 FORBIDDEN = math.inf
 """The cost of a level that a module must not take."""
 RADII, PARTS = (1, 2, 1 << 30), (1, 2, 4)
 """Levels that a module may move, and parts of the modules that may, in proposals."""
+SHAPES = 12
+"""Proposals in the stock shape."""
 NODES = 20_000
 """Most nodes of the branch and bound; the best allocation found by then is taken."""
 DOUBT = 0.5
@@ -50,7 +53,8 @@ Costs = Sequence[Sequence[float]]
 
 
 def allocate(costs: Costs, budget: Budget, at: Genome | None = None, changes: int | None = None) -> Genome | None:
-    """The open levels of least total cost within every limit: a 0-1 programme, solved exactly by HiGHS.
+    """The open levels of least total cost within every limit: a 0-1 programme, solved exactly by HiGHS, or, in the stock
+    shape, the best of all pairs of widths.
 
     Args:
         costs: of every level.
@@ -61,6 +65,10 @@ def allocate(costs: Costs, budget: Budget, at: Genome | None = None, changes: in
     Returns:
         A full genome (`Budget.is_full`); None where none is allowed.
     """
+    if isinstance(budget, StockBudget):
+        if changes is not None:
+            raise ValueError("in the stock shape all modules of a kind change together")
+        return next(iter(of_each_shape(costs, budget)), None)
     places = [
         (module, level)
         for module, (row, low) in enumerate(zip(costs, budget.lowest, strict=True))
@@ -106,8 +114,29 @@ def allocate(costs: Costs, budget: Budget, at: Genome | None = None, changes: in
 
 
 def _rise(costs: Costs, step: Step) -> float:
-    module, old, new = step
-    return costs[module][new] - costs[module][old] if costs[module][new] < FORBIDDEN else FORBIDDEN
+    if any(costs[module][new] == FORBIDDEN for module, _, new in step):
+        return FORBIDDEN
+    return sum(costs[module][new] - costs[module][old] for module, old, new in step)
+
+
+def of_each_shape(costs: Costs, budget: StockBudget) -> list[Genome]:
+    """For every pair of widths the full genome of least total cost, if there is one; the cheapest first.
+
+    All layers spend alike, so as many stay as fit: those whose loss would cost most. Exact, and without a solver.
+    """
+    tops, found = budget.tops(), dict[Genome, float]()
+    for levels, count in budget.shapes():
+        losses = {
+            layer: sum(costs[m][tops[m]] for m in modules) - sum(costs[m][level] for m, level in zip(modules, levels))
+            for layer, modules in enumerate(budget.layers)
+            if budget.may_keep(layer, levels) and all(costs[m][level] < FORBIDDEN for m, level in zip(modules, levels))
+        }
+        kept = sorted(losses, key=lambda layer: (-losses[layer], layer))[:count]
+        genome = budget.genome(levels, kept)
+        total = sum(row[level] for row, level in zip(costs, genome, strict=True))
+        if budget.is_full(genome) and total < FORBIDDEN:
+            found[genome] = total
+    return sorted(found, key=lambda genome: (found[genome], genome))
 
 
 @dataclass(frozen=True)
@@ -162,6 +191,8 @@ def proposals(estimate: Estimate, budget: Budget) -> list[Genome]:
         budget: that every proposal keeps.
     """
     genome, tops, modules = estimate.genome, budget.tops(), len(estimate.genome)
+    if isinstance(budget, StockBudget):
+        return [each for each in of_each_shape(estimate.costs, budget) if each != genome][:SHAPES]
     found = [allocate(estimate.costs, budget)]
     for radius in RADII:
         near = [

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from darwinlm.export.forms import Form
+from darwinlm.export.huggingface import CODE
 from darwinlm.foreign.gguf.importing import ImportedGguf
 from darwinlm.foreign.masked import Imported as ImportedMasked
 from darwinlm.runtime.output import pasted
@@ -38,7 +39,8 @@ class Exported(Result):
         for form in self.forms:
             yield f"{form.name}: {pasted(form.path)}"
             yield from (f"{form.name}: {note}" for note in form.notes)
-        yield "The folders load with transformers alone (trust_remote_code=True)."
+        stock = not any((form.path / f"{CODE}.py").exists() for form in self.forms)
+        yield f"The folders load with transformers alone{'' if stock else ' (trust_remote_code=True)'}."
         if self.url:
             yield f"It is on the hub: {self.url}"
 

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from darwinlm.database.levels import Kind
 from darwinlm.genome import Genome, Space
 
-Step = tuple[int, int, int]
-"""(module, the level that it leaves, the level that it goes to)."""
+Step = tuple[tuple[int, int, int], ...]
+"""Modules that move together, one unless the target's shape says otherwise: of each (module, the level that it leaves, the
+level that it goes to)."""
 Pick = Callable[[list[Step]], Step]
 """Chooses one of several steps."""
 
@@ -69,15 +70,26 @@ class Budget:
         """Whether a genome keeps every limit."""
         return all(left >= 0 for left in self.headroom(genome))
 
+    def smallest(self) -> Genome:
+        """The least that can be left."""
+        return self.tops()
+
+    def at_share(self, share: float) -> Genome:
+        """The same share of every module gone, to the whole step toward dense; 1: the smallest."""
+        return tuple(min(top, low + int(share * top + 1e-9)) for low, top in zip(self.lowest, self.tops(), strict=True))
+
+    def wider(self, genome: Genome) -> list[Step]:
+        """Steps toward dense: one level of one module."""
+        return [((i, level, level - 1),) for i, level in enumerate(genome) if level > self.lowest[i]]
+
+    def narrower(self, genome: Genome) -> list[Step]:
+        """Steps away from dense: one level of one module."""
+        return [((i, level, level + 1),) for i, (level, top) in enumerate(zip(genome, self.tops())) if level < top]
+
     def affordable(self, genome: Genome) -> list[Step]:
-        """Steps toward dense, one level of one module, after which a genome is within every limit."""
+        """Steps toward dense after which a genome is within every limit."""
         room = self.headroom(genome)
-        return [
-            (i, level, level - 1)
-            for i, level in enumerate(genome)
-            if level > self.lowest[i]
-            and all(l.costs[i][level - 1] - l.costs[i][level] <= left for l, left in zip(self.limits, room))
-        ]
+        return [s for s in self.wider(genome) if all(-_saving(l, s) <= left for l, left in zip(self.limits, room))]
 
     def is_full(self, genome: Genome) -> bool:
         """Whether a genome is within every limit, and needlessly small nowhere."""
@@ -86,7 +98,7 @@ class Budget:
     def repair(self, genome: Genome, pick: Pick, last: Sequence[int] = ()) -> Genome:
         """A full genome near `genome`: steps away from dense until every limit is kept, then steps back while one fits.
 
-        Both parts end: each step moves one level in one direction, and with every module gone all limits are kept.
+        Both parts end: each step moves in one direction, and the smallest model keeps all limits.
 
         Args:
             genome: of open levels.
@@ -94,15 +106,14 @@ class Budget:
             last: modules that move only where no other can.
         """
         while not self.within(genome):
-            genome = _stepped(genome, pick(_unless(last, self._cuts(genome))))
+            genome = stepped(genome, pick(_unless(last, self._cuts(genome))))
         while steps := self.affordable(genome):
-            genome = _stepped(genome, pick(_unless(last, steps)))
+            genome = stepped(genome, pick(_unless(last, steps)))
         return genome
 
     def _cuts(self, genome: Genome) -> list[Step]:
         """Steps away from dense: those that suffice, else those that help, else all."""
-        room, tops = self.headroom(genome), self.tops()
-        steps = [(i, level, level + 1) for i, level in enumerate(genome) if level < tops[i]]
+        room, steps = self.headroom(genome), self.narrower(genome)
         saved = {step: [_saving(limit, step) for limit in self.limits] for step in steps}
         enough = [s for s in steps if all(left + saving >= 0 for left, saving in zip(room, saved[s]))]
         helping = [s for s in steps if any(left < 0 < saving for left, saving in zip(room, saved[s]))]
@@ -118,17 +129,22 @@ class Budget:
 
 
 def _unless(last: Sequence[int], steps: list[Step]) -> list[Step]:
-    return [step for step in steps if step[0] not in last] or steps
+    return [step for step in steps if not any(module in last for module, _, _ in step)] or steps
 
 
 def _saving(limit: Limit, step: Step) -> int:
-    module, old, new = step
-    return limit.costs[module][old] - limit.costs[module][new]
+    saved = 0  # a plain loop: mutations spend their time here
+    for module, old, new in step:
+        saved += limit.costs[module][old] - limit.costs[module][new]
+    return saved
 
 
-def _stepped(genome: Genome, step: Step) -> Genome:
-    module, _, level = step
-    return (*genome[:module], level, *genome[module + 1 :])
+def stepped(genome: Genome, step: Step) -> Genome:
+    """A genome after a step."""
+    levels = list(genome)
+    for module, _, level in step:
+        levels[module] = level
+    return tuple(levels)
 
 
 def level_limits(space: Space, totals: Mapping[Kind, int]) -> tuple[Limit, ...]:
@@ -166,13 +182,13 @@ def uniform(budget: Budget, rng: random.Random) -> Genome:
     rank = {module: place for place, module in enumerate(order)}
     genome = budget.lowest
     for share in sorted({level / top for top in set(tops) if top for level in range(top + 1)}):
-        genome = tuple(min(top, low + int(share * top + 1e-9)) for low, top in zip(budget.lowest, tops, strict=True))
+        genome = budget.at_share(share)
         if budget.within(genome):
             break
 
     def evenly(options: list[Step]) -> Step:
         def gone(step: Step) -> tuple[float, int]:
-            module, level, _ = step
+            module, level, _ = step[0]
             return (level - budget.lowest[module]) / tops[module], rank[module]
 
         return max(options, key=gone)

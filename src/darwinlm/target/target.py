@@ -13,15 +13,12 @@ import torch
 
 from darwinlm.config import RunConfig, TargetConfig, asked_quantities, written
 from darwinlm.config.quantities import Quantity, Unit
-from darwinlm.database.levels import Ladder
 from darwinlm.errors import RequestError
 from darwinlm.genome import Genome, Space
 from darwinlm.models.shape import LayerWidths, ModelShape
 from darwinlm.target.budget import Budget, Limit, level_limits
 from darwinlm.target.latency import PICOSECONDS, StageTimes, times_for
-
-WidthsOf = Callable[[Ladder, int], LayerWidths]
-"""The widths of a module at a level, in an otherwise absent layer."""
+from darwinlm.target.stock import StockBudget, WidthsOf, layers_of, stock_levels
 
 
 @dataclass(frozen=True)
@@ -51,7 +48,10 @@ class Target:
             widths: of modules at their levels.
             lowest: lowest open levels; by default those of the ladders.
         """
-        return Budget(tuple(self._limits(widths)), lowest or self.space.present)
+        limits, lowest = tuple(self._limits(widths)), lowest or self.space.present
+        if self.asked.shape == "free":
+            return Budget(limits, lowest)
+        return StockBudget(limits, lowest, layers_of(self.space), stock_levels(self.shape, self.space, widths))
 
     def require_reachable(self, widths: WidthsOf) -> None:
         """Check that some genome meets every limit, and that the model as it is does not.
@@ -60,12 +60,13 @@ class Target:
             RequestError: says of each limit that cannot be met what is the smallest.
         """
         budget = self.budget(widths)
-        rows = {limit.name: self._row(limit, budget.lowest) for limit in budget.limits}
+        rows = {limit.name: self._row(limit, budget.lowest, budget.smallest()) for limit in budget.limits}
+        left = "every module gone" if self.asked.shape == "free" else "one layer left, the narrowest,"
         faults = [
             f"{self.asked_name(limit)} cannot be met: it allows {format_limit(limit.name, rows[limit.name]['asked'])}, and with "
-            f"every module gone {format_limit(limit.name, rows[limit.name]['smallest'])} are left. Ask for more than that."
+            f"{left} {format_limit(limit.name, rows[limit.name]['smallest'])} are left. Ask for more than that."
             for limit in budget.limits
-            if limit.base > limit.most
+            if limit.spent(budget.smallest()) > limit.most
         ]
         if faults:
             raise RequestError(*faults)
@@ -87,10 +88,11 @@ class Target:
 
         Of a latency also the speed-ups, what is asked and what is predicted, and the engine that they are counted in.
         """
-        return {limit.name: self._row(limit, genome) for limit in self.budget(widths).limits}
+        budget = self.budget(widths)
+        return {limit.name: self._row(limit, genome, budget.smallest()) for limit in budget.limits}
 
-    def _row(self, limit: Limit, genome: Genome) -> dict[str, Any]:
-        row: dict[str, float] = {"asked": limit.most, "got": limit.spent(genome), "smallest": limit.base}
+    def _row(self, limit: Limit, genome: Genome, smallest: Genome) -> dict[str, Any]:
+        row: dict[str, float] = {"asked": limit.most, "got": limit.spent(genome), "smallest": limit.spent(smallest)}
         if limit.name != "latency" or self.times is None:
             return row
         seconds = {key: value / PICOSECONDS for key, value in row.items()}
