@@ -78,7 +78,7 @@ class VllmRival:
     title = "vLLM"
 
     def __init__(self, name: str, config: RunConfig, worker: Worker | None = None) -> None:
-        source = ModelSource(name, weights=False)
+        source = ModelSource(name)  # weights of the hub come, too
         self.name, self.model, self.shape, self.seed = name, str(source.folder), source.shape, config.seed
         self.worker = worker or Worker(config)
 
