@@ -300,15 +300,15 @@ BAD = {
     "cut short": (_cut, "is no whole GGUF file"),
     "a part": (lambda good: changed(good, {"split.count": 3}), "is one of 3 parts"),
     "other graph": (lambda good: changed(good, {}, architecture="gemma"), "holds the architecture 'gemma'"),
-    "setting": (lambda good: changed(good, {"deci.logit_scale": 0.5}), "setting deci.logit_scale = 0.5"),
-    "experts": (lambda good: changed(good, {"deci.expert_count": 8}), "setting deci.expert_count = 8"),
-    "no widths": (lambda good: changed(good, {"deci.block_count": None}), "lacks block_count"),
+    "setting": (lambda good: changed(good, {"llama.logit_scale": 0.5}), "setting llama.logit_scale = 0.5"),
+    "experts": (lambda good: changed(good, {"llama.expert_count": 8}), "setting llama.expert_count = 8"),
+    "no widths": (lambda good: changed(good, {"llama.block_count": None}), "lacks block_count"),
     "odd widths": (
-        lambda good: changed(good, {"deci.attention.head_count": "x"}),
+        lambda good: changed(good, {"llama.attention.head_count": "x"}),
         "makes no model and tokenizer (invalid literal",
     ),
     "odd epsilon": (
-        lambda good: changed(good, {"deci.attention.layer_norm_rms_epsilon": -1.0}),
+        lambda good: changed(good, {"llama.attention.layer_norm_rms_epsilon": -1.0}),
         "makes no model and tokenizer (-1.0 is",
     ),
     "odd types": (
@@ -318,7 +318,7 @@ BAD = {
     "no tokenizer": (lambda good: changed(good, {"tokenizer.ggml.tokens": None}), "holds no tokenizer"),
     "other cut": (lambda good: changed(good, {"tokenizer.ggml.pre": "kimi"}), "cuts text as 'kimi'"),
     "unigram": (lambda good: changed(good, {"tokenizer.ggml.model": "t5"}), "its model is 't5'"),
-    "other heads": (lambda good: changed(good, {"deci.rope.dimension_count": 4}), "heads of 6 numbers"),
+    "other heads": (lambda good: changed(good, {"llama.rope.dimension_count": 4}), "heads of 6 numbers"),
     "folder": (lambda good: good.parent, "is a folder of GGUF files. Give one of them: m.gguf"),
 }
 

@@ -297,3 +297,21 @@ def test_several_sizes_lie_within_each_other(checkpoint, text, tmp_path) -> None
     for member in members:
         model = AutoModelForCausalLM.from_pretrained(member.folder / "model")
         assert type(model).__name__ == "MistralForCausalLM"
+
+
+@pytest.mark.parametrize("name", ["llama_tied", "qwen2", "phi3"])
+def test_llama_cpp_computes_it_in_its_graph_of_llama(name: str, source, checkpoint, tmp_path) -> None:
+    from gguf import GGUFReader
+
+    from darwinlm.export.gguf.file import write_gguf
+    from llama_cpp import Engine
+
+    database, tokens = pico.make_database(tmp_path / "database", source(name)), pico.random_tokens(1, 24)[0].tolist()
+    genome = tuple(ladder.top if ladder.layer == 1 else (ladder.kind == "mlp") * 1 for ladder in database.ladders())
+    export_checkpoint(Assembler(source(name), database), genome, tmp_path / "model", {}, {}, stock=True)
+    write_gguf(ModelSource(str(tmp_path / "model")), tmp_path / "model.gguf", "f32")
+    assert GGUFReader(tmp_path / "model.gguf").fields["general.architecture"].contents() == "llama"
+    with torch.no_grad():
+        truth = pico.zero_masked(checkpoint(name), database, genome).double()(torch.tensor([tokens])).logits[0, -1]
+    found = Engine(tmp_path / "model.gguf").log_probabilities(tokens, pico.VOCABULARY)
+    torch.testing.assert_close(found, truth.log_softmax(-1).float(), atol=1e-5, rtol=0)

@@ -1,8 +1,9 @@
 """What llama.cpp can compute of our models: which of its graphs, which tensors it wants, and what it would get wrong.
 
-Most of its graphs read the widths of layer 0 for all layers. Two do not: `deci` (written for pruned Llamas) and
-`openelm` (queries and keys normalized per head, the head tied to the embedding). Both go wrong in some way where a
-module is absent, so stubs stand in (`stubs.py`). A family says which one computes it, or why none does.
+Most of its graphs read the widths of layer 0 for all layers, so alike layers of Llama's kind are plain `llama`. Two do
+not: `deci` (written for pruned Llamas) and `openelm` (queries and keys normalized per head, the head tied to the
+embedding). Both go wrong in some way where a module is absent, so stubs stand in (`stubs.py`). A family says which one
+computes it, or why none does.
 
 Letters: Q = query heads, N = KV heads, D = head_dim, H = hidden size.
 """
@@ -57,7 +58,8 @@ def architecture(source: ModelSource) -> str:
     """The graph of llama.cpp that computes a checkpoint layer by layer, which has no `llama_cpp_faults`."""
     if source.family.graph is None:
         raise ValueError(f"no graph of llama.cpp computes {source.family}")
-    return source.family.graph
+    stock = type(source.config).__name__ != "DarwinLMConfig"  # then layers are alike
+    return "llama" if stock and source.family.graph == "deci" else source.family.graph
 
 
 def llama_cpp_faults(source: ModelSource) -> list[str]:
