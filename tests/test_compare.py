@@ -184,14 +184,14 @@ def test_other_settings_are_refused_by_name_and_change_nothing(finished):
 def test_a_method_without_a_search_does_not_mind_its_settings(finished, tmp_path):
     copied = shutil.copytree(finished, tmp_path / "copied")
     found = darwinlm.compare(output=str(copied), methods="ziplm", levels="2", search={"generations": 9})
-    assert found.cells[0].levels == cell(finished, "ziplm", 2)["levels"]
+    assert found.comparison.cells[0].levels == cell(finished, "ziplm", 2)["levels"]
 
 
 def test_seeds_repeat_what_searches_and_nothing_else(finished, tmp_path):
     copied = shutil.copytree(finished, tmp_path / "copied")
     found = darwinlm.compare(output=str(copied), methods="uniform,darwinlm", levels="2", seeds=2)
     assert [(row.method, row.seeds) for row in found.rows] == [("uniform", 1), ("darwinlm", 2)]
-    assert found.cells[1].levels == cell(finished, "darwinlm", 2)["levels"]
+    assert found.comparison.cells[1].levels == cell(finished, "darwinlm", 2)["levels"]
 
 
 def test_what_was_trained_on_is_counted(finished):

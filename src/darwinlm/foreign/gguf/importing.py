@@ -96,8 +96,8 @@ def _understood(file: GgufFile) -> tuple[Held, Any, GenerationConfig]:
 
 
 def _config(held: Held, dtype: torch.dtype) -> Any:
-    """The configuration that belongs to the weights: of stock transformers where all layers are alike."""
-    if len(set(held.shape.layers)) > 1 or 0 in (held.shape.layers[0].heads, held.shape.layers[0].intermediate):
+    """The configuration that belongs to the weights: of stock transformers where all layers are whole."""
+    if set(held.shape.layers) != {held.shape.original}:
         return heterogeneous_config(held.family, held.config, held.shape.layers)
     held.config.architectures, held.config.dtype = [f"{held.family.prefix}ForCausalLM"], dtype
     return held.config

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub.errors import StrictDataclassClassValidationError
 from torch import Tensor
 from transformers import AutoConfig
 
@@ -84,7 +85,6 @@ def held_model(file: GgufFile) -> Held:
         "hidden_size": hidden,
         "intermediate_size": widest.intermediate,
         "num_hidden_layers": len(layers),
-        "num_attention_heads": widest.heads,
         "num_key_value_heads": widest.kv_heads,
         "head_dim": head_dim,
         "vocab_size": file.shapes["token_embd.weight"][0],
@@ -100,11 +100,25 @@ def held_model(file: GgufFile) -> Held:
         values |= {"attention_bias": "attn_output" in biases}
     if family.model_type == "llama":
         values |= {"mlp_bias": "ffn_down" in biases}
-    config = AutoConfig.for_model(family.model_type, **values)
+    config = _configuration(family, values, widest.heads)
     shape = ModelShape.of(family, config).with_layers(layers)
     config.rope_parameters = _rope_parameters(file, family, config, shape)
     _require_tensors(file, shape)
     return Held(family, config, shape)
+
+
+def _configuration(family: Family, values: dict[str, Any], heads: int) -> Any:
+    """The stock configuration with the least count of query heads, from `heads` on, that its class takes.
+
+    Some take divisors of the hidden size alone; then the model counts as pruned from such a one.
+    """
+    faults: list[Exception] = []
+    for count in range(heads, max(heads, values["hidden_size"]) + 1, values["num_key_value_heads"] or 1):
+        try:
+            return AutoConfig.for_model(family.model_type, num_attention_heads=count, **values)
+        except StrictDataclassClassValidationError as fault:
+            faults.append(fault)
+    raise faults[0]
 
 
 def without_stubs(file: GgufFile, held: Held) -> Held:
