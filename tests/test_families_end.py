@@ -35,7 +35,7 @@ def test_prune_train_evaluate_and_export(name, checkpoint, text, tmp_path) -> No
     assert summary["pruned"]["kl"] == pytest.approx(kl, rel=1e-3)
 
     scored = darwinlm.evaluate(str(run / "model"), against=str(dense))
-    assert scored["model"].kl == pytest.approx(kl, rel=1e-3)
+    assert scored.qualities["model"].kl == pytest.approx(kl, rel=1e-3)
 
     stock = load(run / "model")
     assert summary["pruned"]["parameters"] == stock.num_parameters()

@@ -14,9 +14,9 @@ import darwinlm
 
 ROOT = Path(darwinlm.__file__).parent
 ORDER = (
-    "errors | config | runtime | models | data, losses | database | genome | assemble, cost | refit | target | search | baselines"
-    " | export, serving | foreign | recovery | measure | planning | run | results | pipeline | cells, nested"
-    " | evaluation, demonstration, comparison | recipes | show | cli"
+    "errors, keywords | config | runtime | models | data, losses | database | genome | assemble, cost | refit"
+    " | target | search | baselines | export, serving | foreign | recovery | measure | planning | run | results"
+    " | pipeline | cells, nested | evaluation, demonstration, comparison | recipes | show | cli"
 )
 RANKS = {room: rank for rank, group in enumerate(ORDER.split(" | ")) for room in group.split(", ")}
 ABOVE_ALL = ("__init__", "__main__", "demo")

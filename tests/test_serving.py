@@ -24,6 +24,7 @@ def test_registering_imports_nothing_else():
     assert imported.split() == [
         "darwinlm",
         "darwinlm.errors",
+        "darwinlm.keywords",
         "darwinlm.serving",
         "darwinlm.serving.vllm_plugin",
         "vllm",

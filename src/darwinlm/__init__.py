@@ -18,9 +18,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from typing_extensions import Unpack
-
-from darwinlm.config.keywords import (
+from darwinlm.errors import CalibrationError, DamagedFileError, DarwinLMError, RequestError
+from darwinlm.keywords import (
     Comparing,
     Continuing,
     Exporting,
@@ -32,12 +31,13 @@ from darwinlm.config.keywords import (
     Text,
     Training,
 )
-from darwinlm.config.training import Tokens
-from darwinlm.errors import CalibrationError, DamagedFileError, DarwinLMError, RequestError
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # importing the package costs nothing: engines import its plugin
+    from typing_extensions import Unpack
+
     from darwinlm import show
     from darwinlm.config import RunConfig
+    from darwinlm.config.training import Tokens
 
 __version__ = "0.1.0"
 __all__ = [

@@ -9,10 +9,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
+from typing_extensions import Unpack
+
 import darwinlm
-from darwinlm.config import RunConfig
+from darwinlm import keywords
+from darwinlm.config import RunConfig, Tokens
 from darwinlm.config.described import Setting, all_settings, docstrings
-from darwinlm.config.keywords import Machine
 
 if TYPE_CHECKING:
     from darwinlm.show.result import Result
@@ -57,7 +59,7 @@ class Command:
     def settings(self) -> dict[str, Setting]:
         """The settings that count, without those of the same name as an argument."""
         taken = {name for function in self.functions for name in settings_of(function)} - set(self.own)
-        texts = docstrings(Machine)
+        texts = docstrings(keywords.Machine)
         own = [Setting(name, str, "", texts[name]) for name in texts if name in taken]
         known = [setting for setting in all_settings().values() if setting.name.split(".")[0] in taken]
         return {setting.name: setting for setting in (*known, *own)}
@@ -73,6 +75,11 @@ class Command:
         return {**self.own, **self.settings}
 
 
+def _type(parameter: inspect.Parameter) -> Any:
+    """The annotation of a function's argument; what it names is imported here, not by the package."""
+    return eval(str(parameter.annotation), {**vars(darwinlm), "Tokens": Tokens, "Unpack": Unpack})
+
+
 @functools.cache
 def _signature(function: Callable[..., Any]) -> tuple[dict[str, Setting], list[str]]:
     """The arguments of a function, and which of them may be words."""
@@ -80,7 +87,7 @@ def _signature(function: Callable[..., Any]) -> tuple[dict[str, Setting], list[s
     for name, parameter in inspect.signature(function).parameters.items():
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
             continue
-        kind = eval(str(parameter.annotation), dict(vars(darwinlm)))
+        kind = _type(parameter)
         default = "" if parameter.default is inspect.Parameter.empty else parameter.default
         found[name] = Setting(name, kind, default, texts.get(name, ""))
         if parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD:
@@ -98,7 +105,7 @@ def settings_of(function: Callable[..., Any]) -> tuple[str, ...]:
     """The settings and groups of settings that a function takes: its `**settings`."""
     for parameter in inspect.signature(function).parameters.values():
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-            (taken,) = get_args(eval(str(parameter.annotation), dict(vars(darwinlm))))
+            (taken,) = get_args(_type(parameter))
             return tuple(taken.__annotations__)
     return ()
 

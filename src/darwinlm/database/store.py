@@ -81,7 +81,9 @@ class Database:
                 raise RequestError(f"'{folder}' was made by another version of DarwinLM (format {manifest['format']}).")
             database = cls(folder, manifest["identity"])
             for record in manifest["modules"]:
-                ladder = Ladder(**{**record["ladder"], "removed": tuple(record["ladder"]["removed"])})
+                told = record["ladder"]
+                tuples = {"removed": tuple(told["removed"]), "rungs": tuple(map(tuple, told.get("rungs", ())))}
+                ladder = Ladder(**{**told, **tuples})
                 database.modules[ladder.name] = ModuleRecord(**{**record, "ladder": ladder})
         except (KeyError, TypeError) as fault:
             raise DamagedFileError(

@@ -85,7 +85,7 @@ class HeldOut:
         nlls = token_nlls(hidden[:, :-1].flatten(0, 1), head, self.tokens[:, 1:].flatten())
         nll, error = _mean_and_error(nlls.view(len(hidden), -1))
         perplexity = math.exp(nll)
-        kl, kl_error = (0.0, None) if is_dense else (None, None)
+        kl, kl_error = (0.0, 0.0) if is_dense else (None, None)
         if self.dense is not None and not is_dense:
             heads = self.head.rows(self.rows), head.rows(self.rows)
             kls = token_kls(self.hidden.flatten(0, 1), hidden.flatten(0, 1), *heads)
@@ -112,5 +112,5 @@ def _mean_and_error(values: Tensor) -> tuple[float, float | None]:
 
 
 def with_error(value: float, error: float | None, digits: int) -> str:
-    """A number and its standard error, where there is one."""
-    return f"{value:.{digits}f}" + (f" ± {error:.{digits}f}" if error is not None else "")
+    """A number and its standard error, where there is one that is not 0."""
+    return f"{value:.{digits}f}" + (f" ± {error:.{digits}f}" if error else "")
