@@ -5,7 +5,7 @@ Candidates that begin alike are one up to the layer in which they differ.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from darwinlm.search.fitness import Targets
 @torch.no_grad()
 def final_hidden(
     assembler: Assembler, genomes: Sequence[Genome], targets: Targets, dtype: torch.dtype, title: str = "Candidates"
-) -> Iterator[tuple[Genome, Iterable[Tensor]]]:
+) -> list[tuple[Genome, Iterable[Tensor]]]:
     """Every genome with the inputs of its head: (sequences, T, H) for each batch of the targets.
 
     Args:
@@ -54,8 +54,7 @@ def final_hidden(
             states = further
             advance(f"{len(states)} different")
     norm = stream.norm()
-    for genome in genomes:
-        yield genome, map(norm, states[prefixes[genome]])
+    return [(genome, map(norm, states[prefixes[genome]])) for genome in genomes]
 
 
 def untrained_kls(
@@ -68,7 +67,10 @@ def untrained_kls(
     own, head = list(dict.fromkeys(ranks.mine(list(genomes)))), targets.teacher.head
     found: dict[Genome, Tensor] = {}
     if own:
-        for genome, hidden in final_hidden(assembler, own, targets, dtype, title):
-            found[genome] = targets.sequence_kls(hidden, head)
+        ends = final_hidden(assembler, own, targets, dtype, title)
+        with progress(f"{title}, KL", total=len(own)) as advance:
+            for genome, hidden in ends:
+                found[genome] = targets.sequence_kls(hidden, head)
+                advance("")
     everything = {genome: kls for share in ranks.gathered(found) for genome, kls in share.items()}
     return [everything[genome] for genome in genomes]
