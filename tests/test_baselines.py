@@ -239,10 +239,10 @@ def test_methods_come_in_the_order_of_the_registry():
         methods_named(" ,")
 
 
-def test_help_and_readme_name_every_method(capsys):
+def test_help_and_docs_name_every_method(capsys):
     main(["compare", "--help"])
     printed = capsys.readouterr().out
-    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    docs = (Path(__file__).parent.parent / "docs/howto/methods.md").read_text()
     for name in METHODS:
         assert re.search(rf"\b{name}[,\s]", printed)
-        assert f"`{name}`" in readme
+        assert f"`{name}`" in docs

@@ -15,7 +15,10 @@ from darwinlm.demonstration import DEMO_MODEL
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = {path.name: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
+DOCS = ROOT / "docs"
+PAGES = {
+    str(path.relative_to(DOCS)): path.read_text(encoding="utf-8") for path in sorted(DOCS.glob("**/*.md"))
+}
 
 
 def blocks(language: str, text: str) -> list[str]:
@@ -25,7 +28,7 @@ def blocks(language: str, text: str) -> list[str]:
 
 TYPED = {
     " ".join(line.split()): None
-    for page in (README, *(PAGES[name] for name in ("index.md", "tutorial.md", "howto.md")))
+    for page in (README, *(PAGES[name] for name in PAGES if name in ("index.md", "tutorial.md") or "howto" in name))
     for block in blocks("bash", page)
     for line in block.replace("\\\n", " ").splitlines()
     if line.startswith("darwinlm ")
@@ -70,7 +73,7 @@ def test_the_code_of_the_tutorial_runs(tmp_path, monkeypatch, capsys):
 def test_links_of_the_pages_lead_somewhere():
     for name, page in PAGES.items():
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", page):
-            assert (ROOT / "docs" / target).exists(), (name, target)
+            assert ((DOCS / name).parent / target).exists(), (name, target)
 
 
 def test_every_command_is_shown():
