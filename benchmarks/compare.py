@@ -22,8 +22,8 @@ from pathlib import Path
 import torch
 
 import darwinlm
-from darwinlm.demonstration import DEMO_MODEL
-from darwinlm.measure.compare import Comparison, markdown
+from darwinlm.comparison.table import Comparison, markdown
+from darwinlm.run.demonstration import DEMO_MODEL
 from darwinlm.runtime.progress import show_log
 from subjects import pep_llama
 

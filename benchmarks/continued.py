@@ -22,8 +22,8 @@ import torch
 
 from darwinlm.assemble import Assembler
 from darwinlm.config import settled
-from darwinlm.pipeline import database_stage, make_teacher
-from darwinlm.run import Run, opened
+from darwinlm.run.request import Run, opened
+from darwinlm.run.stages import database_stage, make_teacher
 from darwinlm.runtime.progress import show_log
 from darwinlm.runtime.seeds import python_random
 from darwinlm.search.evolution import Step

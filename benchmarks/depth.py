@@ -24,7 +24,7 @@ import torch
 import yaml
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from darwinlm.demonstration import DEMO_MODEL
+from darwinlm.run.demonstration import DEMO_MODEL
 from darwinlm.runtime.files import read_json
 
 HERE = Path(__file__).parent

@@ -32,18 +32,18 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from darwinlm.assemble import Assembler
-from darwinlm.baselines.task import uniform_at
+from darwinlm.comparison.methods.task import uniform_at
 from darwinlm.config import BenchConfig, DatabaseConfig, RunConfig
 from darwinlm.database.build import build_database
 from darwinlm.database.levels import ladders
 from darwinlm.database.store import Database
-from darwinlm.demonstration import DEMO_MODEL
 from darwinlm.export.gguf.file import write_gguf
 from darwinlm.export.huggingface import export_checkpoint
 from darwinlm.genome import Space
 from darwinlm.measure.bench import STAGES, run_bench
 from darwinlm.models.blocks import BlockStream
 from darwinlm.models.source import ModelSource
+from darwinlm.run.demonstration import DEMO_MODEL
 from darwinlm.runtime.progress import show_log
 
 RESULTS = Path(__file__).parent / "results/engines.json"

@@ -27,11 +27,11 @@ from transformers.utils import logging
 
 import darwinlm
 from darwinlm.assemble import Assembler
-from darwinlm.demonstration import DEMO_MODEL
 from darwinlm.export.forms import Form
 from darwinlm.export.gguf.file import DTYPES
 from darwinlm.export.huggingface import export_checkpoint
 from darwinlm.models.source import ModelSource
+from darwinlm.run.demonstration import DEMO_MODEL
 from darwinlm.search.mutation import level_switch
 from darwinlm.target.budget import level_budget, uniform
 

@@ -22,7 +22,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 
-from darwinlm.baselines.task import uniform_at
+from darwinlm.comparison.methods.task import uniform_at
 from darwinlm.config import RunConfig, preset_values, resolve
 from darwinlm.cost import nominal_widths, trial_memory
 from darwinlm.database.levels import ladders

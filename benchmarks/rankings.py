@@ -28,8 +28,8 @@ from darwinlm.config import Tokens, settled
 from darwinlm.export.huggingface import export_checkpoint
 from darwinlm.genome import Genome
 from darwinlm.measure.quality import HeldOut
-from darwinlm.pipeline import make_teacher, refit_stage
-from darwinlm.run import Run, opened
+from darwinlm.run.request import Run, opened
+from darwinlm.run.stages import make_teacher, refit_stage
 from darwinlm.runtime.files import read_json, write_json
 from darwinlm.runtime.progress import show_log
 from darwinlm.runtime.rundir import RunDirectory

@@ -26,10 +26,10 @@ from matplotlib.figure import Figure
 import darwinlm
 from darwinlm.assemble import Assembler
 from darwinlm.config import Tokens, preset_values, settled
-from darwinlm.demonstration import DEMO_MODEL
 from darwinlm.export.huggingface import export_checkpoint
 from darwinlm.recovery.history import read_history
-from darwinlm.run import opened
+from darwinlm.run.demonstration import DEMO_MODEL
+from darwinlm.run.request import opened
 from darwinlm.runtime.progress import show_log
 from darwinlm.runtime.rundir import RunDirectory
 from subjects import pep_llama

@@ -21,7 +21,7 @@ from darwinlm.assemble import Assembler
 from darwinlm.config import settled
 from darwinlm.genome import Genome
 from darwinlm.measure.quality import HeldOut
-from darwinlm.run import Run, opened
+from darwinlm.run.request import Run, opened
 from darwinlm.runtime.files import read_json, write_json
 from darwinlm.runtime.progress import show_log
 from subjects import pep_llama

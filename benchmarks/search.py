@@ -40,8 +40,8 @@ from transformers import AutoModelForCausalLM
 from darwinlm.assemble import Assembler
 from darwinlm.config import settled
 from darwinlm.database.levels import OUTPUT_OF_KIND
-from darwinlm.pipeline import database_stage, make_teacher
-from darwinlm.run import Run, opened
+from darwinlm.run.request import Run, opened
+from darwinlm.run.stages import database_stage, make_teacher
 from darwinlm.runtime import ranks
 from darwinlm.runtime.seeds import python_random
 from darwinlm.search import selection

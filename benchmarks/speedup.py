@@ -25,9 +25,9 @@ from matplotlib.figure import Figure
 import darwinlm
 from darwinlm.config import RunConfig, resolve
 from darwinlm.database.store import Database
-from darwinlm.demonstration import DEMO_MODEL
 from darwinlm.measure.bench import run_bench
 from darwinlm.measure.predicted import predictions
+from darwinlm.run.demonstration import DEMO_MODEL
 from darwinlm.runtime.progress import show_log
 from darwinlm.target.latency import LatencyTable
 from subjects import pep_llama

@@ -18,11 +18,11 @@ from typing import Any
 
 import darwinlm
 from darwinlm.assemble import Assembler
+from darwinlm.comparison.table import Cell
 from darwinlm.config import settled
-from darwinlm.demonstration import DEMO_MODEL
-from darwinlm.measure.compare import Cell
 from darwinlm.measure.quality import HeldOut, Quality
-from darwinlm.run import opened
+from darwinlm.run.demonstration import DEMO_MODEL
+from darwinlm.run.request import opened
 from darwinlm.runtime.files import write_json
 from darwinlm.runtime.progress import show_log
 

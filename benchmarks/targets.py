@@ -23,9 +23,9 @@ import darwinlm
 from darwinlm.config import DatabaseConfig, RunConfig, TargetConfig
 from darwinlm.cost import nominal_module
 from darwinlm.database.levels import ladders
-from darwinlm.demonstration import DEMO_MODEL
 from darwinlm.genome import Space
 from darwinlm.models.source import ModelSource
+from darwinlm.run.demonstration import DEMO_MODEL
 from darwinlm.runtime.device import choose_device, choose_dtype
 from darwinlm.runtime.progress import show_log
 from darwinlm.runtime.seeds import python_random

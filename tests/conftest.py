@@ -13,7 +13,7 @@ from transformers.utils import logging
 
 import pico
 from darwinlm.assemble import Assembler
-from darwinlm.baselines.task import Task
+from darwinlm.comparison.methods.task import Task
 from darwinlm.config import SearchConfig
 from darwinlm.database.store import Database
 from darwinlm.models.source import ModelSource

@@ -17,16 +17,16 @@ from torch.nn.functional import cross_entropy, kl_div, log_softmax
 from transformers import AutoModelForCausalLM
 
 import pico
-from darwinlm.baselines.evopress import best_of_random, dense_or_gone, evolve_dropped, evopress, in_levels
-from darwinlm.baselines.layers import drop_in_order, without_layers
-from darwinlm.baselines.random_levels import draw_allocation, random_levels
-from darwinlm.baselines.registry import METHODS, methods_named
-from darwinlm.baselines.shortened_llama import losses_without, taylor_importances
-from darwinlm.baselines.shortgpt import block_influences, shortgpt
-from darwinlm.baselines.sliding_cosine import angular_distances, sliding_cosine
-from darwinlm.baselines.task import Task
-from darwinlm.baselines.ziplm import ziplm, ziplm_kinds
 from darwinlm.cli import main
+from darwinlm.comparison.methods.evopress import best_of_random, dense_or_gone, evolve_dropped, evopress, in_levels
+from darwinlm.comparison.methods.layers import drop_in_order, without_layers
+from darwinlm.comparison.methods.random_levels import draw_allocation, random_levels
+from darwinlm.comparison.methods.registry import METHODS, methods_named
+from darwinlm.comparison.methods.shortened_llama import losses_without, taylor_importances
+from darwinlm.comparison.methods.shortgpt import block_influences, shortgpt
+from darwinlm.comparison.methods.sliding_cosine import angular_distances, sliding_cosine
+from darwinlm.comparison.methods.task import Task
+from darwinlm.comparison.methods.ziplm import ziplm, ziplm_kinds
 from darwinlm.errors import RequestError
 from darwinlm.genome import is_valid
 from darwinlm.target.budget import Budget, level_limits
@@ -128,9 +128,9 @@ def test_angles_are_those_of_the_last_tokens(family, source, checkpoint):
 
 
 def test_shortgpt_and_the_window_drop_what_their_scores_say(task, monkeypatch):
-    monkeypatch.setattr("darwinlm.baselines.shortgpt.block_influences", lambda *_: [0.3, 0.1, 0.2])
+    monkeypatch.setattr("darwinlm.comparison.methods.shortgpt.block_influences", lambda *_: [0.3, 0.1, 0.2])
     angles = [[0.0, 0.9, 0.5, 0.9], [0, 0, 0.9, 0.1], [0, 0, 0, 0.9], [0, 0, 0, 0]]
-    monkeypatch.setattr("darwinlm.baselines.sliding_cosine.angular_distances", lambda *_: angles)
+    monkeypatch.setattr("darwinlm.comparison.methods.sliding_cosine.angular_distances", lambda *_: angles)
     asked = task(share=0.5)  # one and a half of three layers, so two leave
     assert shortgpt(asked) == without_layers(asked.space, {1, 2})
     assert sliding_cosine(asked) == without_layers(asked.space, {1, 2})
@@ -179,7 +179,7 @@ def stock_kls(asked: Task, ways, checkpoint) -> dict[tuple[int, ...], float]:
 
 
 def test_evopress_begins_with_the_best_of_many_random_genomes(task, checkpoint, monkeypatch):
-    monkeypatch.setattr("darwinlm.baselines.evopress.STARTS", 200)  # enough to draw all nine
+    monkeypatch.setattr("darwinlm.comparison.methods.evopress.STARTS", 200)  # enough to draw all nine
     asked = task()
     ways = [w for w in itertools.product((0, 1), repeat=6) if sum(w[::2]) == sum(w[1::2]) == 1]
     kls = stock_kls(asked, ways, checkpoint)
@@ -221,7 +221,7 @@ def test_what_methods_share_is_found_once_and_counts_in_each(task, monkeypatch):
     one = task(generations=1)
     other = dataclasses.replace(one, folder=one.folder / "other", borrowed=[])
     first = METHODS["darwinlm_untrained"].find(one)
-    monkeypatch.setattr("darwinlm.baselines.darwin.first_parent", None)
+    monkeypatch.setattr("darwinlm.comparison.methods.darwin.first_parent", None)
     METHODS["darwinlm"].find(other)
     assert not one.borrowed
     assert other.borrowed == [one.found["start attention steps", one.share, one.seed][1]]

@@ -59,7 +59,7 @@ def no_long_work(monkeypatch: pytest.MonkeyPatch) -> None:
     def begun(*arguments: object, **options: object) -> None:
         raise AssertionError("long work began")
 
-    monkeypatch.setattr("darwinlm.pipeline.build_database", begun)
+    monkeypatch.setattr("darwinlm.run.stages.build_database", begun)
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:

@@ -17,8 +17,8 @@ from transformers import AutoModelForCausalLM
 
 import darwinlm
 from darwinlm.assemble import Assembler
-from darwinlm.baselines.registry import METHODS
 from darwinlm.cli import main
+from darwinlm.comparison.methods.registry import METHODS
 from darwinlm.database.store import Database
 from darwinlm.errors import DamagedFileError, RequestError
 from darwinlm.export.huggingface import write_model
@@ -143,7 +143,7 @@ def test_post_training_is_adamw_on_cross_entropy(finished, checkpoint):
 @pytest.mark.parametrize(
     ("module", "name", "call"),
     [
-        ("darwinlm.cells", "write_json", 6),
+        ("darwinlm.comparison.cells", "write_json", 6),
         ("darwinlm.search.selection", "kls_to_teacher", 17),
         ("darwinlm.search.record", "write_json", 3),
         ("darwinlm.comparison", "draw_tradeoff", 1),
@@ -165,8 +165,8 @@ def test_finished_cells_are_not_made_again(finished, monkeypatch):
     def again(*arguments: object, **options: object) -> None:
         raise AssertionError("made again")
 
-    monkeypatch.setattr("darwinlm.cells._found", again)
-    monkeypatch.setattr("darwinlm.cells._trained", again)
+    monkeypatch.setattr("darwinlm.comparison.cells._found", again)
+    monkeypatch.setattr("darwinlm.comparison.cells._trained", again)
     fewer = darwinlm.compare(output=str(finished), methods="darwinlm", levels=[2], train_tokens=64)
     assert [row.method for row in fewer.rows] == ["darwinlm"]
     darwinlm.compare(output=str(finished), **ASKED)

@@ -9,12 +9,11 @@ import pytest
 
 import darwinlm
 import pico
-from darwinlm import nested
 from darwinlm.config import RunConfig, TargetConfig
 from darwinlm.database.store import Database
 from darwinlm.errors import RequestError
 from darwinlm.models.source import ModelSource
-from darwinlm.nested import family_targets
+from darwinlm.run.family import family_targets
 
 SHARES = {"80%": 0.8, "65%": 0.65, "50%": 0.5}
 
@@ -59,7 +58,7 @@ def test_the_same_command_does_nothing_again_and_another_family_is_refused(famil
     common = {"data": str(text), "output": str(output), **pico.RUN}
     with pytest.raises(RequestError, match="nested_in"):
         darwinlm.prune_family(str(checkpoint("llama_gqa")), targets=["50%", "80%"], **common)
-    monkeypatch.setattr("darwinlm.pipeline.search", lambda *arguments: pytest.fail("searched again"))
+    monkeypatch.setattr("darwinlm.run.stages.search", lambda *arguments: pytest.fail("searched again"))
     again = darwinlm.prune_family(str(checkpoint("llama_gqa")), targets=["80%", "65%", "50%"], **common).members
     assert again == members
 
@@ -84,7 +83,7 @@ def test_levels_make_a_family_too(checkpoint, text, tmp_path) -> None:
 
 
 def test_an_unreachable_member_is_refused_before_the_work(checkpoint, text, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(nested, "database_stage", lambda *arguments, **options: pytest.fail("long work began"))
+    monkeypatch.setattr("darwinlm.run.family.database_stage", lambda *arguments, **options: pytest.fail("long work began"))
     common = {"data": str(text), "output": str(tmp_path / "run"), **pico.RUN}
     with pytest.raises(RequestError, match=r"target\.parameters 1K cannot be met"):
         darwinlm.prune_family(str(checkpoint("llama_gqa")), targets="20K,1K", **common)

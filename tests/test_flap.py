@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 import pico
-from darwinlm.baselines.flap import flap, flap_no_bias, under_one_threshold
-from darwinlm.baselines.orders import ordered_model, removal_order
+from darwinlm.comparison.methods.flap import flap, flap_no_bias, under_one_threshold
+from darwinlm.comparison.methods.orders import ordered_model, removal_order
 from darwinlm.database.levels import Ladder
 from darwinlm.target.budget import Budget, Limit
 

@@ -11,7 +11,7 @@ import pico
 from darwinlm.cli.entry import main
 from darwinlm.config import resolve
 from darwinlm.errors import RequestError
-from darwinlm.recipes.recipe import read_recipe
+from darwinlm.run.recipe import read_recipe
 
 
 @pytest.fixture

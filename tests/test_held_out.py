@@ -69,7 +69,9 @@ def trained_on(monkeypatch) -> list[list[int]]:
 def scored(monkeypatch) -> list[Tensor]:
     """What evaluations score."""
     met: list[Tensor] = []
-    monkeypatch.setattr("darwinlm.evaluation.HeldOut", lambda tokens, dense, **more: met.append(tokens) or _Nothing())
+    monkeypatch.setattr(
+        "darwinlm.measure.evaluation.HeldOut", lambda tokens, dense, **more: met.append(tokens) or _Nothing()
+    )
     return met
 
 

@@ -15,8 +15,7 @@ import darwinlm
 ROOT = Path(darwinlm.__file__).parent
 ORDER = (
     "errors, keywords | config | runtime | models | data, losses | database | genome | assemble, cost | refit"
-    " | target | search | baselines | export, serving | foreign | recovery | measure | planning | run | results"
-    " | pipeline | cells, nested | evaluation, demonstration, comparison | recipes | show | cli"
+    " | target | search | export, serving | foreign | recovery | measure | run | comparison | show | cli"
 )
 RANKS = {room: rank for rank, group in enumerate(ORDER.split(" | ")) for room in group.split(", ")}
 ABOVE_ALL = ("__init__", "__main__", "demo")

@@ -10,9 +10,9 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
 import pico
-from darwinlm.baselines.llm_pruner import importances, llm_pruner, uniform_between
-from darwinlm.baselines.orders import ordered_model, removal_order
-from darwinlm.baselines.taylor import saliences
+from darwinlm.comparison.methods.llm_pruner import importances, llm_pruner, uniform_between
+from darwinlm.comparison.methods.orders import ordered_model, removal_order
+from darwinlm.comparison.methods.taylor import saliences
 from darwinlm.database.levels import Ladder
 from darwinlm.genome import Space
 

@@ -10,15 +10,15 @@ import torch
 
 import darwinlm
 import pico
-from darwinlm.baselines.registry import METHODS
-from darwinlm.cells import later_training_need
 from darwinlm.cli import main
+from darwinlm.comparison.cells import later_training_need
+from darwinlm.comparison.methods.registry import METHODS
 from darwinlm.config import Tokens, TrainConfig, settled
 from darwinlm.cost import database_need, search_need
 from darwinlm.errors import RequestError
 from darwinlm.models.source import ModelSource
-from darwinlm.planning import make_plan, predicted_work
 from darwinlm.recovery.plan import training_cost, training_need
+from darwinlm.run.plan import make_plan, predicted_work
 from darwinlm.runtime import placement
 from darwinlm.runtime.memory import Need, free_bytes, misfits, out_of_memory, require_memory
 

@@ -10,8 +10,8 @@ from torch.nn.functional import kl_div, log_softmax
 from transformers import AutoModelForCausalLM
 
 import pico
-from darwinlm.baselines.minitron import activation_norms, equal_widths, minitron
-from darwinlm.baselines.orders import ordered_model, removal_order
+from darwinlm.comparison.methods.minitron import activation_norms, equal_widths, minitron
+from darwinlm.comparison.methods.orders import ordered_model, removal_order
 from darwinlm.database.levels import Ladder
 from darwinlm.genome import Space
 from darwinlm.target.budget import Budget, Limit
@@ -58,7 +58,7 @@ def test_units_of_the_least_mean_norms_leave_and_the_best_widths_are_taken(famil
         return offered
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("darwinlm.baselines.minitron.equal_widths", kept)
+        patch.setattr("darwinlm.comparison.methods.minitron.equal_widths", kept)
         genome = minitron(asked)
     kls = {g: kl_div(log_softmax(masked(g), -1), target, log_target=True, reduction="sum").item() for g in offered}
     assert len(kls) > 1

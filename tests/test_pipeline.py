@@ -16,10 +16,10 @@ from transformers import AutoModelForCausalLM
 
 import darwinlm
 import pico
-from darwinlm import pipeline
 from darwinlm.database.store import Database
 from darwinlm.errors import DamagedFileError, RequestError
 from darwinlm.models.source import ModelSource
+from darwinlm.run import stages
 from darwinlm.runtime.files import read_tensors, write_tensors
 from killing import kill_within
 
@@ -79,7 +79,7 @@ KILLERS = {
     "refit": ("darwinlm.refit.store", "write_tensors", 2),
     "trial": ("darwinlm.search.selection", "kls_to_teacher", 11),
     "export": ("darwinlm.export.huggingface", "copy_words", 1),
-    "summary": ("darwinlm.results", "peak_memory_bytes", 1),
+    "summary": ("darwinlm.run.results", "peak_memory_bytes", 1),
 }
 
 
@@ -132,7 +132,7 @@ def test_other_held_out_blocks_are_scored_on_the_same_model(finished, tmp_path, 
     subprocess.run(["cp", "-r", finished, output], check=True)
     before = answer(output)
     for name in ("search", "export_checkpoint"):
-        monkeypatch.delattr(f"darwinlm.pipeline.{name}")
+        monkeypatch.delattr(f"darwinlm.run.stages.{name}")
     summary = again(output, held_out=12)
     tensors, _ = read_tensors(output / "blocks.safetensors")
     old, _ = read_tensors(finished / "blocks.safetensors")
@@ -196,14 +196,14 @@ def naive_kl(run: Path, checkpoint: Path, levels: dict[str, int], split: str) ->
 
 
 def test_both_starts_run_and_the_linearized_one_is_better(finished, checkpoint, tmp_path, monkeypatch):
-    starts, totals, search = {}, set(), pipeline.search
+    starts, totals, search = {}, set(), stages.search
 
     def noted(start, space, *rest):
         first = start()
         starts[asked] = space.named(first)
         return search(lambda: first, space, *rest)
 
-    monkeypatch.setattr(pipeline, "search", noted)
+    monkeypatch.setattr(stages, "search", noted)
     for asked in ("uniform", "linearized"):
         output = tmp_path / asked
         subprocess.run(["cp", "-r", finished, output], check=True)
@@ -250,7 +250,7 @@ def test_a_finished_run_does_nothing_again(finished, checkpoint, text, monkeypat
         raise AssertionError("done twice")
 
     for name in ("search", "export_checkpoint", "HeldOut"):
-        monkeypatch.setattr(f"darwinlm.pipeline.{name}", again)
+        monkeypatch.setattr(f"darwinlm.run.stages.{name}", again)
     summary = darwinlm.prune(checkpoint("llama_gqa"), data=text, output=finished, **pico.RUN).summary
     assert summary == json.loads((finished / "summary.json").read_text())
 

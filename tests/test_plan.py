@@ -14,9 +14,9 @@ import pico
 from darwinlm.cli import main
 from darwinlm.config import DatabaseConfig, RunConfig, TargetConfig, settled
 from darwinlm.errors import RequestError
-from darwinlm.planning import make_plan
-from darwinlm.recipes.prediction import predict_pruning
-from darwinlm.recipes.recipe import read_recipe
+from darwinlm.run.plan import make_plan
+from darwinlm.run.prediction import predict_pruning
+from darwinlm.run.recipe import read_recipe
 from public_models import MODELS
 
 RECIPES = Path(__file__).parent.parent / "recipes"

@@ -11,14 +11,12 @@ import pytest
 
 from darwinlm.cli import COMMANDS, main, read
 from darwinlm.config import preset_values, resolve
-from darwinlm.demonstration import DEMO_MODEL
+from darwinlm.run.demonstration import DEMO_MODEL
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCS = ROOT / "docs"
-PAGES = {
-    str(path.relative_to(DOCS)): path.read_text(encoding="utf-8") for path in sorted(DOCS.glob("**/*.md"))
-}
+PAGES = {str(path.relative_to(DOCS)): path.read_text(encoding="utf-8") for path in sorted(DOCS.glob("**/*.md"))}
 
 
 def blocks(language: str, text: str) -> list[str]:

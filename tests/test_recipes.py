@@ -22,8 +22,8 @@ from darwinlm.config.prediction import PlanConfig
 from darwinlm.database.levels import Ladder, ladders
 from darwinlm.errors import DamagedFileError, RequestError
 from darwinlm.models.source import ModelSource
-from darwinlm.recipes.arithmetic import forward_flops, pruning_flops, pruning_seconds
-from darwinlm.recipes.running import RECORD
+from darwinlm.run.arithmetic import forward_flops, pruning_flops, pruning_seconds
+from darwinlm.run.recipe_steps import RECORD
 from killing import kill_within
 
 FOLDER = Path(__file__).parent.parent / "recipes"
@@ -180,7 +180,7 @@ def test_a_finished_recipe_does_nothing_again_and_needs_no_databases(finished, r
     def again(config: Any) -> None:
         raise AssertionError("done twice")
 
-    monkeypatch.setattr("darwinlm.recipes.running.RUN", {"prune": again, "train": again})
+    monkeypatch.setattr("darwinlm.run.recipe_steps.RUN", {"prune": again, "train": again})
     assert len(darwinlm.run_recipe(recipe, output=tmp_path / "copy").steps) == 4
     shutil.rmtree(tmp_path / "copy/2-train/model")
     with pytest.raises(RequestError, match=r"Step 2-train is finished, but .* is gone"):
@@ -189,7 +189,7 @@ def test_a_finished_recipe_does_nothing_again_and_needs_no_databases(finished, r
 
 @pytest.mark.parametrize(
     ("module", "name", "call"),
-    [("darwinlm.database.store", "write_tensors", 8), ("darwinlm.recipes.running", "write_json", 2)],
+    [("darwinlm.database.store", "write_tensors", 8), ("darwinlm.run.recipe_steps", "write_json", 2)],
 )
 def test_kill_9_and_the_same_command_give_the_same_bytes(module, name, call, finished, recipe, tmp_path):
     command = ["recipe", str(recipe), "--output", str(tmp_path / "killed")]

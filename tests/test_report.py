@@ -13,8 +13,8 @@ import pytest
 import darwinlm
 import pico
 from darwinlm.cli import main
-from darwinlm.measure.compare import Cell, Comparison, save_comparison
-from darwinlm.measure.compare_pictures import draw_tradeoff
+from darwinlm.comparison.pictures import draw_tradeoff
+from darwinlm.comparison.table import Cell, Comparison, save_comparison
 from darwinlm.measure.quality import Quality
 
 SETTINGS = {

@@ -16,17 +16,17 @@ from transformers import AutoModelForCausalLM
 
 import pico
 from darwinlm.assemble import Assembler
-from darwinlm.baselines.hard_concrete import BETA, GAMMA, ZETA, at_rest, draw, openness, sample
-from darwinlm.baselines.masks import Constraints, Gates, Masks, fold, gated
-from darwinlm.baselines.orders import removal_order
-from darwinlm.baselines.sheared import (
+from darwinlm.comparison.methods.hard_concrete import BETA, GAMMA, ZETA, at_rest, draw, openness, sample
+from darwinlm.comparison.methods.masks import Constraints, Gates, Masks, fold, gated
+from darwinlm.comparison.methods.orders import removal_order
+from darwinlm.comparison.methods.sheared import (
     learn,
     nearest_levels,
     sheared,
     sheared_model,
     sheared_tokens,
 )
-from darwinlm.baselines.task import Task
+from darwinlm.comparison.methods.task import Task
 from darwinlm.config import SearchConfig, ShearedConfig
 from darwinlm.cost import generation_tokens
 from darwinlm.database.levels import Ladder
@@ -205,7 +205,7 @@ def test_units_leave_by_gate_then_norm_and_in_rounds_where_there_are_some():
 def test_the_model_left_is_the_trained_one_with_columns_zeroed(family, unit, task, monkeypatch):
     asked = task(family, unit=unit, share=0.4, learning_rate=1e-2, mask_learning_rate=0.5)
     trained, masks = learn(asked)
-    monkeypatch.setattr("darwinlm.baselines.sheared.learn", lambda _: (trained, masks))
+    monkeypatch.setattr("darwinlm.comparison.methods.sheared.learn", lambda _: (trained, masks))
     genome = sheared(asked)  # leaves `trained` with its gates folded in
     assert asked.space.totals(genome) == asked.space.targets(0.4)
     with torch.no_grad():

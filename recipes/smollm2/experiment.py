@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 import darwinlm
-from darwinlm.baselines.registry import METHODS, methods_named
+from darwinlm.comparison.methods.registry import METHODS, methods_named
 from darwinlm.config import merge
 
 HERE = Path(__file__).parent

@@ -11,7 +11,7 @@ from typing import Any
 
 from experiment import HERE, Experiment
 
-from darwinlm.baselines.registry import METHODS
+from darwinlm.comparison.methods.registry import METHODS
 
 PARAMETERS, PASSES = 1.35e8, 3
 """For what steps are expected to take: of the model; and passes of all held-out text that scoring a model costs with its start."""

@@ -82,7 +82,7 @@ def prune(
     config = _settled(Pruning, settings, model=model)
 
     from darwinlm import show
-    from darwinlm.pipeline import run_prune
+    from darwinlm.run.stages import run_prune
 
     return show.Pruned(config.model, config.path, run_prune(config, rebuild=rebuild, restart=restart))
 
@@ -106,7 +106,7 @@ def prune_family(
     config = _settled(Pruning, settings, ("target",), model=model)  # each target is checked by itself
 
     from darwinlm import show
-    from darwinlm.nested import run_family
+    from darwinlm.run.family import run_family
 
     members = run_family(config, _commas(targets), rebuild=rebuild, restart=restart)
     return show.Family(config.model, config.path / "family", members)
@@ -122,7 +122,7 @@ def build_database(model: Place = "", *, rebuild: bool = False, **settings: Unpa
     config = _settled(Pruning, settings, model=model)
 
     from darwinlm import show
-    from darwinlm.pipeline import run_database
+    from darwinlm.run.stages import run_database
 
     return show.Levels(run_database(config, rebuild=rebuild), config)
 
@@ -136,7 +136,7 @@ def check_database(output: Place = "", *, show: bool = False, **settings: Unpack
     """
     config = _settled(Continuing, settings, output=output)
 
-    from darwinlm.pipeline import check_database
+    from darwinlm.run.stages import check_database
     from darwinlm.show import Levels
 
     database, picture = check_database(config, draw=show)
@@ -153,7 +153,7 @@ def search_genome(output: Place = "", *, restart: bool = False, **settings: Unpa
     config = _settled(Continuing, settings, output=output)
 
     from darwinlm import show
-    from darwinlm.pipeline import run_search
+    from darwinlm.run.stages import run_search
 
     return show.Found(config.path, run_search(config, restart=restart))
 
@@ -167,7 +167,7 @@ def refit_genome(output: Place = "", **settings: Unpack[Continuing]) -> show.Ref
     config = _settled(Continuing, settings, output=output)
 
     from darwinlm import show
-    from darwinlm.pipeline import run_refit
+    from darwinlm.run.stages import run_refit
 
     return show.Refitted(config.path, run_refit(config))
 
@@ -200,7 +200,7 @@ def export_checkpoint(
     from darwinlm import show
     from darwinlm.export import push as hub
     from darwinlm.export.forms import Wanted
-    from darwinlm.pipeline import run_export
+    from darwinlm.run.stages import run_export
 
     if push:
         hub.check_push(push)
@@ -284,7 +284,7 @@ def evaluate(
     config = _settled(Text, settings, model=model)
 
     from darwinlm import show
-    from darwinlm.evaluation import Asked, eval_folder, run_evaluation
+    from darwinlm.measure.evaluation import Asked, eval_folder, run_evaluation
 
     asked = Asked.typed(
         os.fspath(against), tasks, os.fspath(include_path), limit, batch_size, apply_chat_template, _commas(beside)
@@ -371,7 +371,7 @@ def compare(
     config = _settled(Comparing, settings, model=model)
 
     from darwinlm import show
-    from darwinlm.comparison import asked, run_compare
+    from darwinlm.comparison.comparing import asked, run_compare
 
     wanted = asked(config, _commas(methods), _commas(levels), train_tokens, learning_rate, seeds, keep_models)
     return show.Compared(*run_compare(config, wanted))
@@ -398,8 +398,8 @@ def run_recipe(file: Place = "", **settings: Unpack[Steps]) -> show.RecipeRun:
         file: the recipe, such as recipes/llama2_7b_to_2.7b.yaml; settings go above those of every step
     """
     from darwinlm import show
-    from darwinlm.recipes.recipe import read_recipe
-    from darwinlm.recipes.running import run_recipe
+    from darwinlm.run.recipe import read_recipe
+    from darwinlm.run.recipe_steps import run_recipe
 
     if not file:
         raise RequestError("No recipe is given: a file such as recipes/llama2_7b_to_2.7b.yaml.")
@@ -426,8 +426,8 @@ def plan(model: Place = "", **settings: Unpack[Planning]) -> show.Planned:
     config = _settled(Planning, settings, model=model)
 
     from darwinlm import show
-    from darwinlm.planning import make_plan
-    from darwinlm.recipes.prediction import predict_pruning
+    from darwinlm.run.plan import make_plan
+    from darwinlm.run.prediction import predict_pruning
     from darwinlm.runtime.device import choose_device, device_name, measured_rate
 
     made, device, here = make_plan(config), choose_device("auto"), None
@@ -445,8 +445,8 @@ def plan_recipe(recipe: Place, model: Place = "", **settings: Unpack[Planning]) 
         model: takes the place of the recipe's
     """
     from darwinlm import show
-    from darwinlm.recipes.prediction import predict_recipe
-    from darwinlm.recipes.recipe import read_recipe
+    from darwinlm.run.prediction import predict_recipe
+    from darwinlm.run.recipe import read_recipe
 
     steps = read_recipe(os.fspath(recipe), _above({**settings, "model": model})).resolved()
     return show.RecipePlanned(predict_recipe(steps))
@@ -461,7 +461,7 @@ def demo(output: Place = "runs/demo", **settings: Unpack[Run]) -> show.Demonstra
     config = _settled(Run, settings, default="demo", output=output)
 
     from darwinlm import show
-    from darwinlm.demonstration import run_demo
+    from darwinlm.run.demonstration import run_demo
 
     return show.Demonstrated(config.path, run_demo(config))
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
-from darwinlm.measure import compare
+from darwinlm.comparison.table import Comparison, Row, headings, level_title, texts
 from darwinlm.measure.bench import BenchResult
 from darwinlm.measure.evaluated import Evaluation
 from darwinlm.measure.predicted import Prediction
@@ -151,12 +151,12 @@ def _title(work: Work) -> str:
 class Compared(Result):
     """Methods side by side."""
 
-    comparison: compare.Comparison
+    comparison: Comparison
     folder: Path
     """With tables, numbers and pictures."""
 
     @property
-    def rows(self) -> list[compare.Row]:
+    def rows(self) -> list[Row]:
         """Methods within levels."""
         return self.comparison.rows
 
@@ -164,11 +164,11 @@ class Compared(Result):
         """A table for each level."""
         result = self.comparison
         for level in result.budgets:
-            table = empty_table(compare.level_title(result, level), *compare.headings(result))
+            table = empty_table(level_title(result, level), *headings(result))
             table.columns[0].no_wrap = True
             for row in result.rows:
                 if row.level == level:
-                    table.add_row(*compare.texts(result, row), style="bold" if row.method == "darwinlm" else None)
+                    table.add_row(*texts(result, row), style="bold" if row.method == "darwinlm" else None)
             table.caption = f"dense: perplexity {result.dense.perplexity:.2f}; held-out text"
             yield table
         yield lies("Tables, numbers and pictures lie", self.folder)

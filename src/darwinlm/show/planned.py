@@ -9,8 +9,8 @@ from typing import Any
 
 from rich.table import Table
 
-from darwinlm.planning import Plan, SizeRow
-from darwinlm.recipes.prediction import RecipePrediction, Work
+from darwinlm.run.plan import Plan, SizeRow
+from darwinlm.run.prediction import RecipePrediction, Work
 from darwinlm.show.result import Result, count, empty_table, gigabytes
 from darwinlm.target.target import format_limit
 

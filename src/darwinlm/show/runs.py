@@ -12,12 +12,12 @@ from rich.syntax import Syntax
 
 from darwinlm.config import RunConfig, as_flags
 from darwinlm.database.store import Database
-from darwinlm.demonstration import DemoRow
 from darwinlm.models.family import place_of
 from darwinlm.models.sites import KINDS, Kind
-from darwinlm.nested import Member
 from darwinlm.refit.store import Refits
-from darwinlm.results import QUALITIES
+from darwinlm.run.demonstration import DemoRow
+from darwinlm.run.family import Member
+from darwinlm.run.results import QUALITIES
 from darwinlm.show.result import Result, empty_table, kl_cell, lies, quality_cells, taken
 
 

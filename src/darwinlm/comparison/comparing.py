@@ -1,0 +1,169 @@
+"""`darwinlm compare`: every method on one model, one database, the same budgets and the same held-out text.
+
+A comparison that was killed goes on with the first cell that is missing, within the search that was going on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from darwinlm.comparison.cells import (
+    Place,
+    Training,
+    Workbench,
+    finished_cell,
+    folder_of,
+    keep_model,
+    later_training_need,
+    require_room_for_trained,
+    require_same_cell,
+)
+from darwinlm.comparison.methods.registry import METHODS, methods_named
+from darwinlm.comparison.pictures import draw_allocations, draw_tradeoff
+from darwinlm.comparison.table import Comparison, save_comparison
+from darwinlm.config import RunConfig, TargetConfig, is_hard
+from darwinlm.cost import database_need
+from darwinlm.errors import RequestError
+from darwinlm.run.request import Run, opened
+from darwinlm.runtime import ranks
+from darwinlm.runtime.progress import log
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a comparison is to hold, beside the settings of a run."""
+
+    methods: list[str]
+    levels: list[float]
+    training: Training
+    seeds: int = 1
+    """Runs with different seeds of the methods that search."""
+    keep_models: bool = False
+    """Write every cell's model as a checkpoint, too."""
+
+    def runs(self, method: str) -> int:
+        """Runs of a method, whose mean is reported."""
+        return max(METHODS[method].seeds, self.seeds if METHODS[method].searches else 1)
+
+
+def asked(
+    config: RunConfig,
+    methods: str = "all",
+    levels: str = "",
+    train_tokens: int = 0,
+    learning_rate: float = 3e-5,
+    seeds: int = 1,
+    keep_models: bool = False,
+) -> Asked:
+    """Check what is asked.
+
+    Args:
+        config: blocks, levels and target count.
+        methods: names with commas, or `all`.
+        levels: numbers with commas, in steps of `database.levels`; by default the target's.
+        train_tokens: 0 for no post-training.
+        learning_rate: of the post-training.
+        seeds: runs of every method that searches.
+        keep_models: write every cell's model as a checkpoint, too.
+
+    Raises:
+        RequestError: it does not fit; names all that does not.
+    """
+    faults: list[str] = []
+    top, pool = config.database.levels, config.blocks.train * config.blocks.sequence_length
+    default = top / 2 if config.target.level is None else config.target.level
+    found: list[float] = []
+    for text in (levels or f"{default:g}").split(","):
+        try:
+            found.append(float(text))
+        except ValueError:
+            faults.append(f"--levels holds '{text}', which is no number.")
+    for level in found:
+        if not 0 < level < top:
+            faults.append(
+                f"--levels names {level:g}; each must lie between 0 (dense) and {top} (nothing left), both excluded."
+            )
+    if train_tokens and not 2 <= train_tokens <= pool:
+        faults.append(
+            f"--train_tokens is {train_tokens}; it must be 0, or a whole number from 2 to {pool} (blocks.train x "
+            "blocks.sequence_length). Raise blocks.train for more."
+        )
+    if not 0 < learning_rate < float("inf"):
+        faults.append(f"--learning_rate is {learning_rate:g}; it must be positive, such as 3e-5.")
+    if seeds < 1:
+        faults.append(f"--seeds is {seeds}; it must be a whole number, at least 1.")
+    try:
+        names = methods_named(methods)
+    except RequestError as fault:
+        raise RequestError(*fault.faults, *faults) from fault
+    if faults:
+        raise RequestError(*faults)
+    return Asked(names, sorted(set(found)), Training(train_tokens, learning_rate), seeds, keep_models)
+
+
+def run_compare(config: RunConfig, wanted: Asked) -> tuple[Comparison, Path]:
+    """Make the cells that are missing; returns all that were asked, and the folder with tables and pictures.
+
+    Args:
+        config: the settings of a run; `target` does not count.
+        wanted: methods, levels and post-training.
+
+    Raises:
+        RequestError: the request cannot be fulfilled, or the folder holds results of other settings.
+    """
+    if ranks.world_size() > 1:
+        raise RequestError("`darwinlm compare` runs in one process. Start it without torchrun.")
+    if is_hard(config.target) or not 0 < (config.target.level or 0) < config.database.levels:
+        config = dataclasses.replace(config, target=TargetConfig(level=wanted.levels[0]))
+    places = [
+        Place(method, level, config.seed + repeat)
+        for level in wanted.levels
+        for method in wanted.methods
+        for repeat in range(wanted.runs(method))
+    ]
+
+    def check(run: Run) -> None:
+        if any(run.space.present):
+            raise RequestError(
+                f"'{run.source.name}' is pruned already, and the methods are compared from a whole model on. Give the model "
+                "that it was pruned from; `darwinlm prune` takes pruned ones, too."
+            )
+        for method in wanted.methods:
+            if reason := METHODS[method].refusal(run.source.family):
+                raise RequestError(
+                    f"{METHODS[method].title} does not work on the family {run.source.family}: {reason}. Leave {method} out of "
+                    "--methods."
+                )
+        if any(METHODS[method].stock for method in wanted.methods):
+            run.require_stock()
+        require_room_for_trained(run, places)
+        for place in places:
+            require_same_cell(run, place, wanted.training)
+
+    needs = [database_need, *dict.fromkeys(need for m in wanted.methods if (need := METHODS[m].need))]
+    if wanted.training.tokens:
+        needs.append(later_training_need)
+    with opened(config, check=check, needs=needs) as run:
+        comparison = _compared(run, places, wanted)
+        folder = folder_of(run)
+        save_comparison(comparison, folder)
+        draw_tradeoff(comparison, folder / "tradeoff.png")
+        for level in wanted.levels:
+            draw_allocations(comparison, level, folder / f"allocations_level{level:g}.png")
+        return comparison, folder
+
+
+def _compared(run: Run, places: list[Place], wanted: Asked) -> Comparison:
+    bench, cells = Workbench(run), []
+    for number, place in enumerate(places, 1):
+        cell = finished_cell(bench, place, wanted.training)
+        cells.append(cell)
+        if wanted.keep_models:
+            keep_model(bench, place)
+        found = f"level {place.level:g}, {cell.title}: perplexity {cell.quality.perplexity:.2f}"
+        later = f", {cell.trained.perplexity:.2f} after training" if cell.trained else ""
+        log.info("Cell %d/%d: %s%s", number, len(places), found, later)
+    budgets = {level: bench.budget(level) for level in wanted.levels}
+    return Comparison(run.config.model, budgets, bench.dense_quality, cells, wanted.training.tokens)

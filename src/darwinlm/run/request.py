@@ -1,0 +1,339 @@
+"""A run, opened: everything that was asked is checked against the model and the folder before any long work."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from typing import Any
+
+import torch
+
+from darwinlm.config import RunConfig, faults, to_dict, wish_identity
+from darwinlm.cost import Work, database_bytes, database_need, nominal_module, nominal_widths, search_need
+from darwinlm.data.blocks import SPLITS, Splits, make_splits, settings_of_split
+from darwinlm.data.lineage import Lineage
+from darwinlm.data.sources import documents
+from darwinlm.database.levels import Ladder, ladders
+from darwinlm.database.store import MANIFEST, Database, damaged_files
+from darwinlm.errors import DamagedFileError, RequestError
+from darwinlm.export.huggingface import require_canonical
+from darwinlm.genome import Genome, Space, is_valid
+from darwinlm.models.blocks import BlockStream
+from darwinlm.models.check import check_streamed
+from darwinlm.models.shape import LayerWidths
+from darwinlm.models.source import ModelSource
+from darwinlm.run.plan import predicted_work
+from darwinlm.runtime import ranks
+from darwinlm.runtime.device import choose_device, choose_dtype
+from darwinlm.runtime.files import read_json, read_tensors, require_room, sha256_of, write_tensors
+from darwinlm.runtime.memory import Need, require_memory
+from darwinlm.runtime.output import pasted
+from darwinlm.runtime.progress import log
+from darwinlm.runtime.rundir import RunDirectory, require_same
+from darwinlm.runtime.seeds import python_random
+from darwinlm.search.record import SearchRecord
+from darwinlm.target.budget import Budget, uniform
+from darwinlm.target.stock import WidthsOf, stock_levels
+from darwinlm.target.target import target_of
+
+_RESTART = "Choose another --output, or add --restart to `search` or `prune` to discard that search and begin anew."
+_MAY_CHANGE = ("generations", "patience", "check_every", "continue_training")
+"""Settings of a search that a begun one may be continued with."""
+_NOT_IN_OLDER_RUNS = (("training", "cross_entropy"), ("diverse", False))
+"""Settings of a search, at values that change nothing, which older runs do not know."""
+_OTHER_OUTPUT = "Choose another --output, or ask for what is there."
+
+
+class Run:
+    """An opened run: everything that was asked has been checked, nothing long has been done.
+
+    Args:
+        config: what is asked.
+        directory: where it lies or is to lie.
+        restart: a search that lies there will be discarded, so it may be another one.
+        above: the genome of a larger model that this one's is to be nested in: no level may be below it.
+
+    Raises:
+        RequestError: the request cannot be fulfilled; raised before any long work.
+    """
+
+    def __init__(
+        self, config: RunConfig, directory: RunDirectory, *, restart: bool = False, above: Genome | None = None
+    ) -> None:
+        self.config, self.directory, self.above = config, directory, above
+        self.source = ModelSource(config.model)
+        require_canonical(self.source)
+        self.device = choose_device(config.device)
+        self.dtype = choose_dtype(config.dtype, self.device)
+        self.ladders: list[Ladder] = ladders(self.source.shape, config.database)
+        self.space = Space(tuple(self.ladders))
+        self.target = target_of(
+            config, self.source.shape, self.space, self.source.dtype.itemsize, self.device, self.dtype
+        )
+        self.target.require_reachable(self._nominal)
+        self.stream = BlockStream(self.source, self.device, self.dtype)
+        self.record = SearchRecord(directory.search, self.search_identity, self.space)
+        self.source.require_context(config.blocks.sequence_length)
+        if config.search.weights == "bfloat16" and self.dtype == torch.float32:
+            raise RequestError(
+                "search.weights is bfloat16, but the arithmetic is float32, which such weights would not compute in. Leave "
+                "search.weights at auto, or give --dtype bfloat16."
+            )
+        self._check_identity(restart)
+        self._check_room()
+        check_streamed(self.source)
+
+    def _check_identity(self, restart: bool) -> None:
+        """Compare with what the folder holds already, from the outside in."""
+        where = self.directory.path
+        if stored := self._stored_splits():
+            require_same(stored["hessian"], self.split_identity("hessian"), where, "a run", _OTHER_OUTPUT)
+        if (self.directory.database / MANIFEST).exists():
+            database = Database.open(self.directory.database)
+            require_same(database.identity, self.database_identity, where, "a database", _OTHER_OUTPUT)
+            self._require_same_steps(database)
+        if not restart and (stored := self.record.stored_identity()) is not None:
+            require_same(stored, self.search_identity, where, "a search", _RESTART)
+
+    def _require_same_steps(self, database: Database) -> None:
+        held = {ladder.name: ladder.removed for ladder in database.ladders()}
+        if other := [ladder.name for ladder in self.ladders if held.get(ladder.name, ladder.removed) != ladder.removed]:
+            raise RequestError(
+                f"The database in '{self.directory.path}' was built by an earlier DarwinLM, which gave {len(other)} modules "
+                f"({other[0]} first) other steps than this one. {_OTHER_OUTPUT}"
+            )
+
+    def _check_room(self) -> None:
+        """Room for what is still to be written."""
+        value_bytes = self.source.dtype.itemsize
+        needed = 0
+        if not self.directory.blocks.exists():
+            needed += 8 * self.config.blocks.sequence_length * sum(getattr(self.config.blocks, name) for name in SPLITS)
+        built = sum(file.stat().st_size for file in self.directory.database.glob("*.safetensors"))
+        needed += max(0, database_bytes(self.source.shape, self.ladders, value_bytes) - built)
+        if not self.directory.model.exists():
+            target = self.source.shape.with_layers(nominal_widths(self.source.shape, self.ladders, self.uniform_genome))
+            needed += int(1.1 * target.parameters * value_bytes)
+        require_room(self.directory.path, needed, "This run")
+
+    def split_identity(self, name: str) -> dict[str, Any]:
+        """What a split of the token blocks depends on; the model's weights count, so a folder belongs to one model."""
+        return {
+            "model": self.source.fingerprint[:16],
+            "data": self.config.data,
+            "seed": self.config.seed,
+            **settings_of_split(name, self.config.data, self.config.blocks),
+        }
+
+    def _stored_splits(self) -> dict[str, dict[str, Any]]:
+        """The identities of the splits that lie in the folder; empty where there are none."""
+        path = self.directory.blocks
+        if not path.exists():
+            return {}
+        _, metadata = read_tensors(path)
+        if "splits" not in metadata:
+            raise RequestError(
+                f"'{path}' does not say which text its blocks were drawn from: a training made it, or an earlier edition of "
+                f"DarwinLM, whose runs cannot be continued. {_OTHER_OUTPUT}"
+            )
+        return json.loads(metadata["splits"])
+
+    @property
+    def database_identity(self) -> dict[str, Any]:
+        """What the database depends on."""
+        chosen = {key: value for key, value in to_dict(self.config.database).items() if key != "hidden_states"}
+        settings = {f"database.{key}": value for key, value in chosen.items()}
+        if self.config.database.tensor_parallel == 1:  # changes nothing, and older databases do not know it
+            del settings["database.tensor_parallel"]
+        return {**self.split_identity("hessian"), "dtype": str(self.dtype), **settings}
+
+    @property
+    def search_identity(self) -> dict[str, Any]:
+        """What the search depends on. Not on what ends it: a finished search can go on."""
+        chosen = {key: value for key, value in to_dict(self.config.search).items() if key not in _MAY_CHANGE}
+        settings = {f"search.{key}": value for key, value in chosen.items() if (key, value) not in _NOT_IN_OLDER_RUNS}
+        target = {f"target.{key}": value for key, value in wish_identity(self.config.target).items()}
+        if self.target.times:
+            target["target.latency_table"] = sha256_of(self.target.times.as_dict())
+        if self.above is not None:
+            target["target.nested_in"] = sha256_of(self.space.named(self.above))
+        return {**self.selection_identity, **target, **settings}
+
+    @property
+    def selection_identity(self) -> dict[str, Any]:
+        """What every method depends on that trains and scores candidates from the database."""
+        return self._beside_database("select")
+
+    @property
+    def quality_identity(self) -> dict[str, Any]:
+        """What the scores on held-out text depend on, besides the model that is scored."""
+        return self._beside_database("held_out")
+
+    def _beside_database(self, split: str) -> dict[str, Any]:
+        known = self.database_identity
+        more = {name: value for name, value in self.split_identity(split).items() if name not in known}
+        return {"database": sha256_of(known), **more}
+
+    @functools.cached_property
+    def uniform_genome(self) -> Genome:
+        """`uniform` by the widths that shapes alone tell."""
+        return self.uniform(self._nominal)
+
+    def uniform(self, widths: WidthsOf) -> Genome:
+        """The same share of every module gone, as the target wants it: the baseline.
+
+        Args:
+            widths: of modules at their levels.
+        """
+        return uniform(self.target.budget(widths), python_random(self.config.seed, "start"))
+
+    def first(self, widths: WidthsOf) -> Genome:
+        """The same, but within a larger model at no level below that one's: where the search begins."""
+        return uniform(self.budget(widths), python_random(self.config.seed, "start"))
+
+    def budget(self, widths: WidthsOf) -> Budget:
+        """What every genome must keep; within a larger model, no level below that one's."""
+        return self.target.budget(widths, self.above)
+
+    def require_stock(self) -> None:
+        """Check that the model can have the stock shape.
+
+        Raises:
+            RequestError: it cannot; says why.
+        """
+        stock_levels(self.source.shape, self.space, self._nominal)
+
+    def _nominal(self, ladder: Ladder, level: int) -> LayerWidths:
+        return nominal_module(self.source.shape, ladder, level)
+
+    @functools.cached_property
+    def splits(self) -> Splits:
+        """The token blocks; made once and kept, so that a continued run reads the same. Splits whose settings changed are
+        drawn anew beside the others.
+
+        Raises:
+            RequestError: the others could not be drawn again, so that the new ones might not be disjoint from them.
+        """
+        path, asked = self.directory.blocks, {name: self.split_identity(name) for name in SPLITS}
+        if ranks.is_first() and (stored := self._stored_splits()) != asked:
+            log.info("Reading '%s'.", self.config.data)
+            config, lineage = self.config, Lineage(self.config.model)
+            splits = make_splits(config.data, config.blocks, self.source.tokenizer, config.seed, lineage)
+            tensors = splits.tensors()
+            tensors |= {name: self.source.begun(tensors[name]) for name in SPLITS}
+            known, _ = read_tensors(path) if stored else ({}, {})
+            for name in (name for name in SPLITS if name in known and stored[name] == asked[name]):
+                if not torch.equal(known[name], tensors[name]):
+                    raise RequestError(
+                        f"The text of '{self.config.data}' is not what '{self.directory.path}' was begun with, so no other blocks "
+                        "can be drawn beside those that are there. Leave the settings of blocks as they were, or choose another "
+                        "--output."
+                    )
+            write_tensors(path, tensors, {"splits": json.dumps(asked)})
+        ranks.barrier()
+        return Splits.of(read_tensors(path)[0])
+
+    def finished_database(self) -> Database:
+        """The database that lies here, whole; the first rank reads it to know that, so all must ask.
+
+        Raises:
+            RequestError: there is none, or it is not finished, or damaged.
+        """
+        folder = self.directory.database
+        hint = f"Run `darwinlm database --output {pasted(self.directory.path)}` first."
+        if not (folder / MANIFEST).exists():
+            raise RequestError(f"'{self.directory.path}' holds no database yet. {hint}")
+        database = Database.open(folder)
+        if missing := [ladder.name for ladder in self.ladders if ladder.name not in database.modules]:
+            raise RequestError(f"The database in '{folder}' lacks {len(missing)} modules, {missing[0]} first. {hint}")
+        if damaged := ranks.told_by_first(database.damaged() if ranks.is_first() else []):
+            raise damaged_files(database, damaged)
+        return database
+
+    def genome(self) -> Genome:
+        """The genome that lies here.
+
+        Raises:
+            RequestError: there is none, or it does not fit the model.
+        """
+        if not self.directory.genome.exists():
+            raise RequestError(
+                f"'{self.directory.path}' holds no genome yet. Run `darwinlm search --output {pasted(self.directory.path)}` first."
+            )
+        try:
+            genome = self.space.genome(read_json(self.directory.genome)["levels"])
+        except KeyError as fault:
+            raise DamagedFileError(f"'{self.directory.genome}' lacks {fault}. Run `darwinlm search` again.") from fault
+        if not is_valid(self.space, genome):
+            raise DamagedFileError(
+                f"'{self.directory.genome}' has levels that the database has not. Run `darwinlm search` again."
+            )
+        return genome
+
+
+@contextmanager
+def opened(
+    config: RunConfig,
+    *,
+    restart: bool = False,
+    check: Callable[[Run], None] | None = None,
+    needs: Sequence[Callable[[Work], Need]] = (),
+) -> Iterator[Run]:
+    """Check a request and open its run directory, alone.
+
+    Args:
+        config: what is asked.
+        restart: a search that lies there will be discarded.
+        check: raises what else is wrong with the request, before anything of the folder is changed.
+        needs: memory of the stages that are asked for; of those that are done it is not asked.
+
+    Raises:
+        RequestError: the request cannot be fulfilled.
+    """
+    missing = [
+        f"No {name} is given: {hint}."
+        for name, hint in (
+            ("model", "a folder or hub id"),
+            ("data", "--data with a file, folder, hub data set or stdlib"),
+            ("output", "--output with a run directory"),
+        )
+        if not getattr(config, name)
+    ]
+    if found := missing + faults(config):
+        raise RequestError(*found)
+    documents(config.data, config.blocks.text_field)
+    directory = RunDirectory(config.path)
+    source = ModelSource(config.model, weights=False)
+    ranks.join()
+    _require_memory(config, source, directory, needs, restart)  # before weights are fetched, or a folder is made
+    with directory.locked() if ranks.is_first() else nullcontext():
+        run = Run(config, directory, restart=restart)
+        if check is not None:
+            check(run)
+        run.splits  # noqa: B018  a tokenizer that does not fit and too few tokens are found now
+        if ranks.is_first():
+            directory.save_settings(to_dict(config))
+        yield run
+        ranks.barrier()
+
+
+def _require_memory(
+    config: RunConfig,
+    source: ModelSource,
+    directory: RunDirectory,
+    needs: Sequence[Callable[[Work], Need]],
+    restart: bool,
+) -> None:
+    done = []
+    with suppress(DamagedFileError, KeyError, TypeError):  # found and said later, where the files are read
+        built = read_json(directory.database / MANIFEST)["modules"]
+        done += [database_need] if len(built) == 2 * len(source.shape.layers) else []
+        state = read_json(directory.search / "state.json")
+        ended = state["generation"] >= config.search.generations or 0 < config.search.patience <= state["unbeaten"]
+        done += [search_need] if ended and not restart else []
+    if left := [need for need in needs if need not in done]:
+        device = choose_device(config.device)
+        work = predicted_work(config, source, device)
+        require_memory([need(work) for need in left], device)

@@ -1,0 +1,123 @@
+"""What a run ends with: the facts of the model card, the summary of its quality, the report."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from darwinlm.assemble import Assembler
+from darwinlm.config import described, to_dict
+from darwinlm.database.store import Database
+from darwinlm.errors import DamagedFileError
+from darwinlm.export.card import without_places
+from darwinlm.genome import Genome
+from darwinlm.measure.quality import HeldOut, Quality
+from darwinlm.measure.report import write_report
+from darwinlm.models.blocks import BlockStream
+from darwinlm.models.source import ModelSource
+from darwinlm.models.stock_form import STOCK_WIDTHS
+from darwinlm.refit.store import Refits
+from darwinlm.run.request import Run
+from darwinlm.runtime.device import peak_memory_bytes
+from darwinlm.runtime.files import read_json, sha256_of, write_json
+from darwinlm.runtime.progress import log
+
+QUALITIES = {
+    "dense": "dense",
+    "uniform": "uniform, same level",
+    "before_refit": "DarwinLM before its refit",
+    "pruned": "DarwinLM",
+}
+"""What `summary.json` holds of models on held-out text, and what tables call them."""
+
+
+def card_facts(run: Run, refits: Refits | None = None) -> dict[str, Any]:
+    """What the model card says of how the checkpoint was made."""
+    config = run.config
+    tokens, data = config.blocks.hessian * config.blocks.sequence_length, without_places(config.data)
+    before = run.source.shape.parameters / run.source.shape.whole.parameters
+    return {
+        **({"pruned before": f"to {before:.1%} of its parameters"} if any(run.space.present) else {}),
+        "target": described(config.target, config.database.levels),
+        "Hessians": f"{tokens:,} tokens of `{data}`, relative damping {config.database.rel_damp}",
+        "attention unit": config.database.attention_unit,
+        "search": f"{config.search.generations} generations of {config.search.offspring} offspring",
+        "survivors": config.search.survivors,
+        "trial training": f"{config.search.train_tokens} tokens, AdamW, learning rate {config.search.learning_rate:g}",
+        "selection": f"{config.search.select_tokens} tokens, KL to the dense model",
+        **({"refit": _told(refits)} if refits else {}),
+        "seed": config.seed,
+    }
+
+
+def _told(refits: Refits) -> str:
+    """What a refit was made on, and what it gained."""
+    changed = sum(one.damping is not None for one in refits.matrices.values())
+    before, after = refits.kl
+    return (
+        f"output matrices on the pruned model's own inputs, {refits.identity['tokens']:,} tokens; {changed} of "
+        f"{len(refits.matrices)} matrices changed; KL to the dense model {before:.4f} -> {after:.4f} on tokens it was not fitted to"
+    )
+
+
+def evaluation_stage(run: Run, database: Database, genome: Genome, refits: Refits | None = None) -> dict[str, Any]:
+    """Score dense, uniform and pruned on the held-out blocks, with and without its refit.
+
+    Returns:
+        What `summary.json` holds; one that is there already is not made again.
+    """
+    made_from = sha256_of([run.space.named(genome), run.quality_identity, *([refits.identity] if refits else [])])
+    if run.directory.summary.exists():
+        summary = read_json(run.directory.summary)
+        if summary.get("made_from") == made_from:
+            return summary
+    with run.directory.timed("evaluation"):
+        held_out = HeldOut(run.splits.held_out, run.stream)
+        assembler = Assembler(run.source, database, keep_dense=False)
+        uniform = run.uniform(assembler.module_widths)
+        exported = BlockStream(ModelSource(str(run.directory.model)), run.device, run.dtype)
+        qualities: dict[str, Quality] = {
+            "dense": held_out.dense_quality(),
+            "uniform": held_out.quality_of_model(assembler.model(uniform, run.device, run.dtype)),
+            "pruned": held_out.quality(exported),
+        }
+        if refits:
+            unrefitted = assembler.model(genome, run.device, run.dtype)
+            qualities["before_refit"] = held_out.quality_of_model(unrefitted)
+    summary = {
+        **{name: dataclasses.asdict(quality) for name, quality in qualities.items()},
+        "target": to_dict(run.config.target),
+        "achieved": _achieved(run, genome, qualities, assembler),
+        "seconds": run.directory.seconds(),
+        "peak_memory_bytes": peak_memory_bytes(run.device),
+        "settings": to_dict(run.config),
+        "made_from": made_from,
+    }
+    write_json(run.directory.summary, summary)
+    return summary
+
+
+def _achieved(run: Run, genome: Genome, qualities: dict[str, Quality], assembler: Assembler) -> dict[str, Any]:
+    shares = {
+        kind: total / sum(run.ladders[i].top for i in run.space.members(kind))
+        for kind, total in run.space.totals(genome).items()
+    }
+    levels = {f"{kind}_level": round(share * run.config.database.levels, 4) for kind, share in shares.items()}
+    found: dict[str, Any] = {
+        **levels,
+        "parameter_ratio": qualities["pruned"].parameters / qualities["dense"].parameters,
+    }
+    if any(run.space.present):  # dense is then the model as it was given
+        found["parameter_ratio_to_original"] = qualities["pruned"].parameters / run.source.shape.whole.parameters
+    if run.config.target.shape == "stock":
+        config = ModelSource(str(run.directory.model), weights=False).config
+        found["shape"] = {name: getattr(config, name) for name in STOCK_WIDTHS}
+    return {**found, "limits": run.target.achieved(genome, assembler.module_widths)}
+
+
+def report_stage(run: Run) -> None:
+    """Write `report.html`; results of other commands that lie in the folder damaged do not spoil the run's end."""
+    try:
+        write_report(run.directory.path)
+    except DamagedFileError as fault:
+        log.warning("No report: %s", fault)

@@ -1,0 +1,314 @@
+"""The stages in their order: database -> search -> refit -> export -> evaluation. Each continues where it stopped."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from darwinlm.assemble import Assembler
+from darwinlm.config import RunConfig, SearchConfig
+from darwinlm.cost import database_need, plan_memory, search_need
+from darwinlm.database.build import build_database
+from darwinlm.database.store import MANIFEST, Database, damaged_files
+from darwinlm.errors import RequestError
+from darwinlm.export.folder import discard, record_of
+from darwinlm.export.forms import Form, Wanted, check_forms, checkpoint_in, discard_forms, write_forms
+from darwinlm.export.gguf.importance import some_text
+from darwinlm.export.huggingface import export_checkpoint
+from darwinlm.genome import Genome
+from darwinlm.measure.pictures import draw_errors
+from darwinlm.measure.quality import HeldOut
+from darwinlm.refit.blocks import refit_blocks
+from darwinlm.refit.store import Refits
+from darwinlm.run.request import Run, opened
+from darwinlm.run.results import card_facts, evaluation_stage, report_stage
+from darwinlm.runtime import ranks
+from darwinlm.runtime.device import choose_device
+from darwinlm.runtime.files import sha256_of, write_json
+from darwinlm.runtime.output import pasted
+from darwinlm.runtime.placement import Placement, free_host_memory
+from darwinlm.runtime.progress import log
+from darwinlm.runtime.rundir import RunDirectory
+from darwinlm.search.evolution import finished
+from darwinlm.search.fitness import Pools, Teacher
+from darwinlm.search.loop import diverse_founders, first_parent, search
+from darwinlm.search.record import SearchState
+from darwinlm.search.samples import beginning
+from darwinlm.search.selection import TrainedFitness
+from darwinlm.target.stock import StockBudget
+
+_JUDGED_TOKENS = 32_768
+"""Tokens of blocks.select that say whether a refit helps."""
+
+
+def database_stage(run: Run, *, rebuild: bool = False) -> Database:
+    """The finished database; built as far as it is missing.
+
+    Args:
+        rebuild: make damaged modules again instead of refusing them.
+    """
+    folder = run.directory.database
+    exists = (folder / MANIFEST).exists()
+    database = Database.open(folder) if exists else Database(folder, run.database_identity)
+    if damaged := ranks.told_by_first(database.damaged(thorough=rebuild) if ranks.is_first() else []):
+        if not rebuild:
+            raise damaged_files(database, damaged)
+        for name in damaged:
+            del database.modules[name]
+    with run.directory.timed("database"):
+        build_database(database, run.ladders, run.stream, run.splits.hessian, run.config.database, _placement(run))
+    return database
+
+
+def _placement(run: Run) -> Placement:
+    """Where the hidden states of the calibration go: what the database's own work needs stays free."""
+    dense, config = run.source.shape, run.config
+    memory = plan_memory(dense, dense, config, run.source.dtype.itemsize, run.dtype, run.device.type == "cpu")
+    where = config.database.hidden_states
+    return Placement(run.device, run.directory.database, where, memory.database, ranks.local_world_size())
+
+
+def search_stage(run: Run, database: Database, *, restart: bool = False) -> Genome:
+    """The genome that the search ends with; saved as `genome.json`.
+
+    Args:
+        database: finished.
+        restart: discard a search that lies here.
+    """
+    if restart and ranks.is_first():
+        _discard_search(run)
+    ranks.barrier()
+    state = run.record.load()
+    if state is None or not finished(state, run.config.search):
+        with run.directory.timed("search"):
+            state = _search(run, Assembler(run.source, database, keep_dense=True, cache_bytes=cache_bytes()))
+    levels = run.space.named(state.parent)
+    parameters = Assembler(run.source, database, keep_dense=False).shape(state.parent).parameters
+    totals = {**run.space.totals(state.parent), "parameters": parameters}
+    if ranks.is_first():
+        write_json(run.directory.genome, {"levels": levels, "totals": totals})
+    return state.parent
+
+
+def _search(run: Run, assembler: Assembler) -> SearchState:
+    teacher = make_teacher(run, _scored(run.splits.select, run.config.search))
+    pools = Pools(run.splits.train, teacher, run.stream)
+
+    @functools.cache
+    def check(genome: Genome) -> dict[str, float]:
+        quality = held_out().quality_of_model(assembler.model(genome, run.device, run.dtype))
+        return {"kl": quality.kl or 0.0, "perplexity": quality.perplexity}
+
+    held_out = functools.cache(lambda: HeldOut(run.splits.held_out, run.stream, head=pools.teacher.head))
+    budget, config, seed = run.budget(assembler.module_widths), run.config.search, run.config.seed
+
+    if isinstance(budget, StockBudget) and len(budget.open[0]) < run.space.ladders[0].top:
+        offered = ", ".join(map(str, budget.open[0]))
+        log.info(
+            "Stock shape: attentions that stay are tried at level %s; %s takes no other number of heads.",
+            offered,
+            run.source.family.classes["causal"],
+        )
+
+    def start() -> Genome:
+        first = run.first(assembler.module_widths)
+        return first_parent(first, budget, assembler, pools, config, seed, run.record, check)
+
+    fitness = TrainedFitness(assembler, pools, config, seed, run.dtype)
+    founders = functools.partial(diverse_founders, budget, assembler, pools, config, seed) if config.diverse else None
+    return search(start, run.space, budget, fitness, config, seed, run.record, check, founders)
+
+
+def make_teacher(run: Run, tokens: Tensor | None = None) -> Teacher:
+    """The dense model on the blocks that candidates are scored on, or on others."""
+    tokens = run.splits.select if tokens is None else tokens
+    head = run.source.head().to(run.device, torch.float32)
+    return Teacher(tokens, run.stream.final_hidden(tokens), head)
+
+
+def _scored(blocks: Tensor, config: SearchConfig) -> Tensor:
+    """The blocks as far as a search looks into them."""
+    asked = (min(count, blocks.numel()) for count in (config.start_tokens, *config.select_tokens))
+    return blocks[:, : max(beginning(blocks, count, config.sequence_tokens) for count in asked)]
+
+
+def cache_bytes() -> int:
+    """Host memory for shrunk modules: a quarter of what is free, shared by the ranks of this machine."""
+    return free_host_memory() // 4 // ranks.local_world_size()
+
+
+def _discard_search(run: Run) -> None:
+    discard_forms(run.directory.model)
+    discard(run.directory.model)
+    for path in (run.directory.search, run.directory.refit):
+        shutil.rmtree(path, ignore_errors=True)
+    for path in (run.directory.genome, run.directory.summary, run.directory.report):
+        path.unlink(missing_ok=True)
+    run.directory.forget("search", "refit", "export", "evaluation")
+
+
+def refit_stage(run: Run, database: Database, genome: Genome) -> Refits | None:
+    """The genome's model refitted on its own inputs; None where that is not asked for, or has no lower KL."""
+    refits = _refitted(run, database, genome)
+    if refits is None or refits.helps:
+        return refits
+    log.warning("The refit does not lower KL (%.4f -> %.4f): the model stays as the search left it.", *refits.kl)
+    return None
+
+
+def _refitted(run: Run, database: Database, genome: Genome) -> Refits | None:
+    """The refit, completed and judged; None where it is not asked for."""
+    asked, blocks = run.config.refit.tokens, run.splits.hessian
+    if not asked:
+        return None
+    tokens = blocks[: max(2, asked // blocks.shape[1])]
+    made_from = {"genome": run.space.named(genome), "database": sha256_of(database.identity), "tokens": tokens.numel()}
+    made_from["choose_again"] = run.config.refit.choose_again
+    refits = Refits(run.directory.refit, made_from)
+    if not ranks.told_by_first(refits.finished(len(run.stream))):
+        assembler = Assembler(run.source, database, keep_dense=False)
+        with run.directory.timed("refit"):
+            block = functools.partial(assembler.block, genome, device=run.device, dtype=run.dtype)
+            kept = functools.partial(assembler.mlp_columns, genome) if run.config.refit.choose_again else None
+            refit_blocks(refits, run.stream, block, kept, tokens, run.config.database.batch_sequences, _placement(run))
+            if ranks.is_first():
+                _judge(run, assembler, genome, refits)
+    refits.kl = ranks.told_by_first(refits.kl)
+    return refits
+
+
+def _judge(run: Run, assembler: Assembler, genome: Genome, refits: Refits) -> None:
+    """Compare the whole model with and without its refit, on blocks that nothing was fitted to."""
+    blocks = run.splits.select
+    judged_on = HeldOut(blocks[: max(1, _JUDGED_TOKENS // blocks.shape[1])], run.stream)
+    model = assembler.model(genome, run.device, run.dtype)
+    before = judged_on.quality_of_model(model).kl or 0.0
+    refits.load_into(model)
+    refits.judge(before, judged_on.quality_of_model(model).kl or 0.0)
+
+
+def export_stage(run: Run, database: Database, genome: Genome, refits: Refits | None = None) -> None:
+    """Write the genome's checkpoint to `model/`, with refitted matrices where there are, unless it lies there already."""
+    known = {"genome": run.space.named(genome), "database": sha256_of(database.identity)}
+    made_from: dict[str, Any] = {**known, "generations": run.config.search.generations}  # the card says how many
+    if refits:
+        made_from["refit"] = sha256_of(refits.identity)
+    if stock := run.config.target.shape == "stock":
+        made_from["shape"] = "stock"
+    if record_of(run.directory.model) == made_from:
+        return
+    discard_forms(run.directory.model)
+    with run.directory.timed("export"):
+        assembler = Assembler(run.source, database, keep_dense=False)
+        export_checkpoint(
+            assembler, genome, run.directory.model, card_facts(run, refits), made_from, refits, stock=stock
+        )
+
+
+def run_database(config: RunConfig, *, rebuild: bool = False) -> Database:
+    """Build the level database of a run."""
+    with opened(config, needs=[database_need]) as run:
+        return database_stage(run, rebuild=rebuild)
+
+
+def check_database(config: RunConfig, *, draw: bool = False) -> tuple[Database, Path | None]:
+    """The database of a run, after all its files were found whole; the picture of its errors where that is asked.
+
+    Raises:
+        RequestError: there is none, or files are damaged; names them.
+    """
+    folder = RunDirectory(config.path).database
+    if not config.output or not (folder / MANIFEST).exists():
+        raise RequestError(f"'{config.output}' holds no database. Give the run directory with --output.")
+    database = Database.open(folder)
+    if damaged := database.damaged(thorough=True):
+        raise damaged_files(database, damaged)
+    if not draw:
+        return database, None
+    picture = folder / "errors.png"
+    draw_errors(database, picture)
+    return database, picture
+
+
+def run_search(config: RunConfig, *, restart: bool = False) -> dict[str, int]:
+    """Search on a finished database; returns {module name: level}."""
+    _require_database(config)
+    with opened(config, restart=restart, needs=[search_need]) as run:
+        return run.space.named(search_stage(run, run.finished_database(), restart=restart))
+
+
+def _require_database(config: RunConfig) -> None:
+    """Before anything is read or made: later stages stand on a database."""
+    if not config.output or not (RunDirectory(config.path).database / MANIFEST).exists():
+        raise RequestError(
+            f"'{config.output}' holds no database yet. Run `darwinlm database MODEL --data DATA --output "
+            f"{pasted(config.output or 'RUN')}` first."
+        )
+
+
+def run_refit(config: RunConfig) -> Refits:
+    """Refit the genome that a search ended with; returns what was refitted.
+
+    Raises:
+        RequestError: there is no genome yet, or `refit.tokens` is 0.
+    """
+    _require_database(config)
+    with opened(config) as run:
+        refits = _refitted(run, run.finished_database(), run.genome())
+        if refits is None:
+            raise RequestError(
+                "refit.tokens is 0, so there is nothing to do. Give --refit.tokens 131072, or leave it out."
+            )
+        return refits
+
+
+def run_export(config: RunConfig, wanted: Wanted | None = None, *, again: bool = False) -> list[Form]:
+    """Write the checkpoint of a finished search, and the other forms of it that are asked for. One rank does it all.
+
+    Args:
+        config: a run directory; or, without one, `model` is a finished checkpoint that gets other forms.
+        wanted: the other forms.
+        again: a finished checkpoint needs no other form.
+
+    Returns:
+        The forms, the canonical checkpoint first.
+    """
+    wanted = wanted or Wanted()
+    if config.model and not config.output:
+        if not wanted and not again:
+            raise RequestError(
+                f"Nothing is asked for '{config.model}': add --portable, --format gguf or --push USER/NAME."
+            )
+        source = checkpoint_in(folder := Path(config.model).expanduser())
+        check_forms(source, wanted)
+        text = some_text(config, source) if wanted.weighs_columns and config.data else None
+        return write_forms(folder, wanted, config.database.tensor_parallel, text, choose_device(config.device))
+    _require_database(config)
+    with opened(config) as run:
+        check_forms(run.source, wanted)
+        database, genome = run.finished_database(), run.genome()
+        refits = refit_stage(run, database, genome)
+        if not ranks.is_first():
+            return []
+        export_stage(run, database, genome, refits)
+        parallel, text = config.database.tensor_parallel, run.splits.hessian
+        return write_forms(run.directory.model, wanted, parallel, text, run.device)
+
+
+def run_prune(config: RunConfig, *, rebuild: bool = False, restart: bool = False) -> dict[str, Any]:
+    """All stages; returns what `summary.json` holds. Ranks other than the first leave after the refit, with nothing."""
+    with opened(config, restart=restart, needs=[database_need, search_need]) as run:
+        database = database_stage(run, rebuild=rebuild)
+        genome = search_stage(run, database, restart=restart)
+        refits = refit_stage(run, database, genome)
+        if not ranks.is_first():
+            return {}
+        export_stage(run, database, genome, refits)
+        summary = evaluation_stage(run, database, genome, refits)
+        report_stage(run)
+        return summary
