@@ -170,7 +170,7 @@ def child(config: Any, variant: str, masked: Path) -> dict:
         began = time.perf_counter()
         scores = generation(run, fitness)
         seconds = time.perf_counter() - began
-        growth = sum(ranks.gathered(memory("VmHWM") - before))
+        growth = sum(ranks.all_gather(memory("VmHWM") - before))
     if variant != "full-size":
         SECONDS["train"] -= SECONDS["optimizer"]
     ranks.leave()

@@ -25,7 +25,7 @@ from darwinlm.export.huggingface import export_checkpoint
 from darwinlm.measure.in_transformers import TransformersRival
 from darwinlm.measure.memory import peak_memory
 from darwinlm.measure.rival import Workload
-from darwinlm.measure.timing import Spread, ratios, take_turns, timed
+from darwinlm.measure.timing import Spread, interleaved, ratios, timed
 from darwinlm.measure.under_load import random_prompts, under_load
 from darwinlm.models.source import ModelSource
 from darwinlm.models.whole import load_whole
@@ -58,7 +58,7 @@ def test_rivals_take_turns_and_warm_ups_do_not_count():
 
         return run
 
-    taken = take_turns([rival("A"), rival("B")], repeats=2, warmups=1)
+    taken = interleaved([rival("A"), rival("B")], repeats=2, warmups=1)
     assert order == ["A", "B"] * 3
     assert taken == [{"seconds": [3.0, 5.0]}, {"seconds": [4.0, 6.0]}]
 
@@ -69,7 +69,7 @@ def test_a_call_is_timed():
         while end < 2000:
             end += 1
 
-    short, long = (take_turns([timed(call, pico.CPU)], repeats=3)[0]["seconds"] for call in (lambda: None, busy))
+    short, long = (interleaved([timed(call, pico.CPU)], repeats=3)[0]["seconds"] for call in (lambda: None, busy))
     assert max(short) < min(long)
 
 

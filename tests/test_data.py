@@ -19,7 +19,7 @@ from pyarrow import parquet
 
 from darwinlm.config import BlocksConfig
 from darwinlm.data import stdlib
-from darwinlm.data.blocks import SPLITS, cut, drawn_in_turn, make_splits, settings_of_split
+from darwinlm.data.blocks import SPLITS, cut, drawn_interleaved, make_splits, settings_of_split
 from darwinlm.data.sources import documents
 from darwinlm.data.stdlib import is_held_out, stdlib_documents
 from darwinlm.errors import RequestError
@@ -232,12 +232,12 @@ def test_splits_depend_on_the_seed_alone(tmp_path: Path) -> None:
 @given(st.lists(st.integers(1, 9), min_size=4, max_size=4), st.integers(0, 40), st.integers(0, 20), st.integers(1, 9))
 def test_a_split_does_not_depend_on_those_after_it(counts: list[int], pool: int, more: int, changed: int) -> None:
     there = max(pool, sum(counts)) + more
-    drawn = dict(drawn_in_turn(dict(zip(SPLITS, counts)), pool, there, seed=0))
+    drawn = dict(drawn_interleaved(dict(zip(SPLITS, counts)), pool, there, seed=0))
     assert [len(drawn[name]) for name in SPLITS] == counts
     assert len(set(torch.cat(list(drawn.values())).tolist())) == sum(counts)
     for place, name in enumerate(SPLITS[1:], 1):
         other = {**dict(zip(SPLITS, counts)), name: changed}
-        longer = dict(drawn_in_turn(other, pool, max(there, sum(other.values())), seed=0))
+        longer = dict(drawn_interleaved(other, pool, max(there, sum(other.values())), seed=0))
         assert all(torch.equal(longer[before], drawn[before]) for before in SPLITS[:place])
 
 

@@ -83,7 +83,9 @@ def test_levels_make_a_family_too(checkpoint, text, tmp_path) -> None:
 
 
 def test_an_unreachable_member_is_refused_before_the_work(checkpoint, text, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("darwinlm.run.family.database_stage", lambda *arguments, **options: pytest.fail("long work began"))
+    monkeypatch.setattr(
+        "darwinlm.run.family.database_stage", lambda *arguments, **options: pytest.fail("long work began")
+    )
     common = {"data": str(text), "output": str(tmp_path / "run"), **pico.RUN}
     with pytest.raises(RequestError, match=r"target\.parameters 1K cannot be met"):
         darwinlm.prune_family(str(checkpoint("llama_gqa")), targets="20K,1K", **common)

@@ -200,8 +200,8 @@ EXCHANGES = """
 from darwinlm.runtime import ranks
 ranks.join()
 rank, world = ranks.rank(), ranks.world_size()
-assert ranks.gathered(rank) == list(range(world))
-assert ranks.told_by_first({"best": rank, "kl": 0.5 + rank * 2**-53}) == {"best": 0, "kl": 0.5}
+assert ranks.all_gather(rank) == list(range(world))
+assert ranks.broadcast({"best": rank, "kl": 0.5 + rank * 2**-53}) == {"best": 0, "kl": 0.5}
 ranks.end_together()
 """
 
@@ -213,9 +213,9 @@ def test_ranks_exchange_and_the_first_decides(tmp_path):
 
 
 def test_a_single_process_is_one_rank():
-    assert (ranks.rank(), ranks.world_size(), ranks.gathered("x")) == (0, 1, ["x"])
-    assert ranks.told_by_first("x") == "x"
-    assert ranks.in_turn([[0, 2, 4], [1, 3]]) == [0, 1, 2, 3, 4]
+    assert (ranks.rank(), ranks.world_size(), ranks.all_gather("x")) == (0, 1, ["x"])
+    assert ranks.broadcast("x") == "x"
+    assert ranks.interleave([[0, 2, 4], [1, 3]]) == [0, 1, 2, 3, 4]
 
 
 @given(st.integers(1, 4), st.lists(st.tuples(st.integers(0, 3), st.integers(1, 50), st.integers(0, 50)), max_size=12))

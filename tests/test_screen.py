@@ -16,6 +16,7 @@ from torch.nn.functional import log_softmax
 import pico
 from darwinlm import losses
 from darwinlm.assemble import Assembler
+from darwinlm.config import SearchConfig
 from darwinlm.database.store import Database
 from darwinlm.errors import RequestError
 from darwinlm.genome import Genome
@@ -23,7 +24,9 @@ from darwinlm.losses import token_kls
 from darwinlm.models.source import ModelSource
 from darwinlm.search import fitness
 from darwinlm.search.fitness import Targets, Teacher, kls_to_teacher
+from darwinlm.search.samples import draw
 from darwinlm.search.screen import untrained_kls
+from darwinlm.search.start import ModelMeasures
 
 DRAWN = [(3, 24), (0, 24), (5, 24), (2, 9), (1, 24)]
 TOKENS = pico.random_tokens(6, 24, seed=1)
@@ -124,6 +127,26 @@ def test_small_batches_and_chunks_score_alike(checkpoint, source, database, monk
     monkeypatch.setattr(losses, "CACHED_VALUES", 1)  # 16 tokens at a time: no divisor of a batch
     truth, genomes = truth_of(checkpoint("qwen3_bias"), levels), family_of_genomes(levels, half(levels))
     assert scores_of(source("qwen3_bias"), levels, genomes) == [close(truth(genome)) for genome in genomes]
+
+
+def test_in_a_race_who_goes_on_scores_as_alone_and_the_best_does(source, database) -> None:
+    """Of 32 sequences all see 8; who stops there is told to be behind the best."""
+    dense, levels = source("llama_gqa"), database("llama_gqa", "query_head")
+    tokens, config = pico.random_tokens(32, 8, seed=2), SearchConfig(start_tokens=256, sequence_tokens=8)
+    teacher, assembler = (
+        Teacher(tokens, pico.stream(dense).final_hidden(tokens), dense.head()),
+        Assembler(dense, levels),
+    )
+    measures = ModelMeasures(assembler, pico.stream(dense), tokens, teacher, config, 0, torch.float32)
+    genomes = [(0,) * 6, *family_of_genomes(levels, half(levels)), tuple(ladder.top for ladder in levels.ladders())]
+    raced = measures.kls(genomes)
+    whole = Targets(teacher, draw(tokens, 256, 0, "start", 0, 0, 8))
+    alone = [kls.mean().item() for kls in untrained_kls(assembler, genomes, whole, torch.float32)]
+    reached = [raced[i] == close(alone[i]) for i in range(len(genomes))]
+    best = min(range(len(genomes)), key=alone.__getitem__)
+    assert reached[best]
+    assert not all(reached)
+    assert all(raced[i] >= raced[best] for i in range(len(genomes)))
 
 
 def test_layers_that_are_alike_are_made_and_run_once(source, database, monkeypatch) -> None:

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 import darwinlm
 import pico
 from darwinlm.assemble import Assembler
-from darwinlm.config import DatabaseConfig, TargetConfig, as_flags, described, wish_identity
+from darwinlm.config import DatabaseConfig, TargetConfig, as_flags, described, target_identity
 from darwinlm.cost import nominal_module
 from darwinlm.database.levels import ladders
 from darwinlm.errors import RequestError
@@ -227,8 +227,8 @@ def test_a_shape_is_a_wish_of_its_own() -> None:
     asked = TargetConfig(parameters="50%", shape="stock")
     assert described(asked, 10) == "parameters 50%, stock shape"
     assert as_flags(asked) == ["--target.parameters", "50%", "--target.shape", "stock"]
-    assert wish_identity(asked)["shape"] == "stock"
-    assert "shape" not in wish_identity(TargetConfig(parameters="50%"))  # older searches go on
+    assert target_identity(asked)["shape"] == "stock"
+    assert "shape" not in target_identity(TargetConfig(parameters="50%"))  # older searches go on
 
 
 PICO = {"database": {"multiple_of": 8}}

@@ -1,6 +1,6 @@
 """Settings: one frozen dataclass per stage, their checks, and how they are read."""
 
-from darwinlm.config.checks import faults
+from darwinlm.config.checks import violations
 from darwinlm.config.reading import (
     PRESETS,
     merge,
@@ -21,8 +21,8 @@ from darwinlm.config.settings import (
     Stage,
     TargetConfig,
 )
+from darwinlm.config.target import as_flags, asked_quantities, described, is_hard, target_identity, written
 from darwinlm.config.training import Tokens, TrainConfig
-from darwinlm.config.wishes import as_flags, asked_quantities, described, is_hard, wish_identity, written
 
 __all__ = [
     "PRESETS",
@@ -40,14 +40,14 @@ __all__ = [
     "as_flags",
     "asked_quantities",
     "described",
-    "faults",
     "is_hard",
     "merge",
     "preset_values",
     "read_yaml",
     "resolve",
     "settled",
+    "target_identity",
     "to_dict",
-    "wish_identity",
+    "violations",
     "written",
 ]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Le
 
 
 @dataclass(frozen=True)
@@ -34,11 +36,11 @@ class PlanConfig:
 
     device: Literal["A100", "H100", "H200", "L40S", "RTX4090"] | None = None
     """Kind of GPU: its peak rates and its memory. Without it hours are those of an H100, and memory that of this machine."""
-    devices: int = 8
+    devices: Annotated[int, Ge(1)] = 8
     """How many of them work together."""
-    utilisation: float = 0.4
+    utilisation: Annotated[float, Gt(0), Le(1)] = 0.4
     """Share of the peak rates that is reached: an assumption, which hours are inversely proportional to."""
-    device_tflops: float | None = None
+    device_tflops: Annotated[float, Gt(0)] | None = None
     """Peak rate of bfloat16 products in TFLOP/s, where it is not the maker's."""
 
     @property
@@ -65,15 +67,3 @@ class PlanConfig:
     def memory_bytes(self) -> int:
         """Memory of a device."""
         return int(ACCELERATORS[self.kind].memory_gb * 1e9)
-
-
-def plan_faults(plan: PlanConfig) -> list[str]:
-    """Everything that is wrong with the settings by themselves."""
-    found: list[str] = []
-    if plan.devices < 1:
-        found.append(f"plan.devices is {plan.devices}; it must be at least 1.")
-    if not 0 < plan.utilisation <= 1:
-        found.append(f"plan.utilisation is {plan.utilisation:g}; it is a share, above 0 and at most 1, such as 0.4.")
-    if plan.device_tflops is not None and not 0 < plan.device_tflops < float("inf"):
-        found.append(f"plan.device_tflops is {plan.device_tflops:g}; it must be positive, such as 989.")
-    return found

@@ -10,16 +10,24 @@ from typing import Any, Literal, get_args, get_origin
 
 import yaml
 
-from darwinlm.config.checks import faults
+from darwinlm.config.checks import violations
 from darwinlm.config.described import all_settings, did_you_mean, in_words
 from darwinlm.config.settings import RunConfig
+from darwinlm.config.target import latest_target
 from darwinlm.config.training import Tokens
-from darwinlm.config.wishes import latest_wish
 from darwinlm.errors import RequestError
 
 PRESETS = ("demo", "quick", "paper")
 _TARGET = {"target": {"parameters": "60%"}}
 """What is asked where nothing is: this much of the dense model."""
+_LIMITS = {
+    "greater_than_equal": "at least {ge:g}",
+    "greater_than": "more than {gt:g}",
+    "less_than_equal": "at most {le:g}",
+    "finite_number": "finite",
+    "too_short": "a list of at least {min_length}",
+}
+"""Constraints in words, by pydantic's names of what broke them."""
 _NO_CODE = (
     "trust_remote_code is asked for, but code that ships with a checkpoint is never run: the families that can be pruned "
     "are those of transformers itself. Take the setting out."
@@ -61,22 +69,22 @@ def resolve(*layers: Mapping[str, Any], without: Collection[str] = ()) -> RunCon
     Raises:
         RequestError: a setting is unknown, ill-typed or impossible; all of a kind are named at once.
     """
-    asked = merge(*latest_wish([_TARGET, *layers]))
+    asked = merge(*latest_target([_TARGET, *layers]))
     if asked.pop("trust_remote_code", False):  # a run of an earlier version may hold `false`
         raise RequestError(_NO_CODE)
     if found := _misnamed(asked, to_dict(RunConfig())):
         raise RequestError(*found)
     config = _typed(asked)
-    if found := faults(config, without):
+    if found := violations(config, without):
         raise RequestError(*found)
     return config
 
 
 def _typed(asked: Mapping[str, Any]) -> RunConfig:
-    """Every value in the type of its setting.
+    """Every value in the type of its setting, within its constraints.
 
     Raises:
-        RequestError: some have another one; names all of them.
+        RequestError: some are not; names all of them.
     """
     from pydantic import ValidationError
 
@@ -90,7 +98,10 @@ def _typed(asked: Mapping[str, Any]) -> RunConfig:
             value: Any = asked
             for part in name.split("."):
                 value = value[part]
-            found[name] = _ill_typed(name, value, all_settings()[name].type)
+            if words := _LIMITS.get(error["type"]):
+                found[name] = f"{name} is {value}; it must be {words.format(**error.get('ctx', {}))}."
+            else:
+                found.setdefault(name, _ill_typed(name, value, all_settings()[name].type))
         raise RequestError(*found.values()) from fault
 
 

@@ -1,38 +1,41 @@
 """Every setting of a run: one frozen dataclass per stage, gathered in `RunConfig`.
 
-Units stand in each field's docstring; the command line and `config.yaml` are derived from these classes.
+Units stand in each field's docstring, constraints in its type; command line, `config.yaml` and its schema are derived from
+these classes. What settings must hold together is in `checks`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from annotated_types import Ge, MinLen
 
 from darwinlm.config.prediction import PlanConfig
-from darwinlm.config.training import TrainConfig
+from darwinlm.config.training import Count, Natural, Positive, Share, TrainConfig, Weight
 
 
 @dataclass(frozen=True)
 class BlocksConfig:
     """Text as fixed token blocks in four disjoint splits."""
 
-    sequence_length: int = 2048
+    sequence_length: Annotated[int, Ge(2)] = 2048
     """Tokens in a block."""
-    hessian: int = 512
+    hessian: Count = 512
     """Blocks that the Hessians are accumulated on."""
-    train: int = 256
+    train: Count = 256
     """Blocks that candidates are trained on during the search."""
-    select: int = 64
+    select: Count = 64
     """Blocks that candidates are scored on during the search."""
-    held_out: int = 64
+    held_out: Count = 64
     """Blocks that only the final evaluation reads."""
     held_out_data: str | None = None
     """Separate source of the held-out blocks, read from its beginning; by default they are those of the run that the model
     comes from, where it had the same data, and else drawn from the same data."""
     text_field: str = "text"
     """Field that holds the text in rows of files and hub data sets; of several with commas, the first one there."""
-    pool_tokens: int = 8_000_000
+    pool_tokens: Count = 8_000_000
     """Tokens that are read before blocks are drawn from them at random; more are read where the splits need more."""
 
 
@@ -40,27 +43,27 @@ class BlocksConfig:
 class DatabaseConfig:
     """Second-order levels of every module."""
 
-    levels: int = 10
+    levels: Annotated[int, Ge(2)] = 10
     """Steps from dense (level 0) to a module that is gone (the last level)."""
     attention_unit: Literal["auto", "kv_group", "balanced", "query_head"] = "auto"
     """What leaves attention together; with grouped queries `auto` is kv_group, or balanced where KV groups give fewer than
     four steps and that gives more."""
     rounding: Literal["equal", "paper"] = "equal"
     """`equal`: as many equal steps as a kind of module allows; `paper`: equations 5 and 6 as printed."""
-    multiple_of: int = 32
+    multiple_of: Count = 32
     """MLP widths are multiples of this many columns."""
     experts_lose: Literal["both", "experts", "columns"] = "both"
     """What leaves a mixture of experts: whole experts, columns of each, or both in the same proportion."""
-    tensor_parallel: int = 1
+    tensor_parallel: Count = 1
     """Devices that split the heads of the pruned model: every level keeps query and KV heads in multiples of it."""
     attention_columns: list[int] | None = None
     """Explicit table: columns of the attention output matrix removed at each level, 0 first, all last."""
     mlp_columns: list[int] | None = None
     """Explicit table: columns of the MLP output matrix removed at each level, 0 first, all last."""
-    rel_damp: float | Literal["auto"] = "auto"
+    rel_damp: Positive | Literal["auto"] = "auto"
     """Damping of the Hessian, relative to the mean of its diagonal; `auto` is the best of several for each module, by
     the error on calibration blocks held back (1e-2 where there is one block)."""
-    batch_sequences: int = 8
+    batch_sequences: Count = 8
     """Blocks in one forward pass of the calibration."""
     hidden_states: Literal["auto", "device", "host", "disk"] = "auto"
     """Where the activations of all calibration blocks lie; `auto` is the first that has the room."""
@@ -85,9 +88,9 @@ class TargetConfig:
     every engine loads as it is; `free`: every module has a width of its own."""
     workload: Literal["prefill", "decode"] = "prefill"
     """What must be faster: reading the context until the first token is there, or writing tokens after it."""
-    batch: int = 1
+    batch: Count = 1
     """Sequences at once, of the workload and in the KV cache."""
-    context: int = 512
+    context: Count = 512
     """Tokens of each sequence, of the workload and in the KV cache."""
     latency_table: str | None = None
     """File that `darwinlm bench MODEL --table` made on the machine that the model is to be fast on."""
@@ -109,9 +112,9 @@ class Stage:
 class SearchConfig:
     """Evolution with training-aware selection."""
 
-    generations: int = 0
+    generations: Natural = 0
     """Generations of the evolution from the start on; 0: the start is the result."""
-    offspring: int = 16
+    offspring: Count = 16
     """Mutated candidates of a generation."""
     survivors: list[int] = field(default_factory=lambda: [8, 4, 2, 1])
     """Candidates that stay after each selection step; decreasing, the last is 1."""
@@ -121,22 +124,22 @@ class SearchConfig:
     """Tokens that each candidate is scored on, per selection step."""
     training: Literal["cross_entropy", "distillation", "refit"] = "cross_entropy"
     """What candidates are trained by: cross entropy (the paper), the KL to the dense model, or the refit, in closed form."""
-    learning_rate: float = 1e-5
+    learning_rate: Weight = 1e-5
     """AdamW's learning rate in the trial training."""
-    batch_sequences: int = 1
+    batch_sequences: Count = 1
     """Blocks in one optimizer step of the trial training."""
-    switches: int = 3
+    switches: Count = 3
     """Level switches of an offspring are min(u1, u2) with u drawn from 1 to this number."""
     diverse: bool = False
     """Let genomes of other kinds compete in the first generation: rich in attention or in MLPs, deep, wide, of front or end."""
     start: Literal["linearized", "uniform"] = "linearized"
     """The first parent: the best allocation of levels by linearized costs, or every module at the target (the paper)."""
-    start_tokens: int = 16_384
+    start_tokens: Annotated[int, Ge(2)] = 16_384
     """Tokens of blocks.train that costs are linearized on, and of blocks.select that allocations are scored on; all of the
     split where it has fewer."""
-    start_rounds: int = 8
+    start_rounds: Natural = 8
     """Most rounds of linearizing and proposing; the start ends earlier where a round finds nothing better."""
-    sequence_tokens: int = 256
+    sequence_tokens: Natural = 256
     """Tokens from the beginning of a block in that and in selection: many short texts tell more than few long ones. 0: all."""
     continue_training: bool = True
     """Keep survivors between selection steps where memory allows, instead of training them anew: the scores are equal."""
@@ -144,11 +147,11 @@ class SearchConfig:
     """Candidates' weights in trial training; bfloat16 keeps what rounding cuts off. `auto` is the run's arithmetic."""
     gradient_checkpointing: bool = False
     """Make activations again in the backward pass of the trial training: a third slower, and several times smaller."""
-    confidence: float = 0.0
+    confidence: Weight = 0.0
     """Standard errors by which a child must beat the parent in the last selection step; 0: by anything (the paper)."""
-    check_every: int = 10
+    check_every: Natural = 10
     """Generations between scores of the parent on the held-out blocks, for the eye alone; 0 never."""
-    patience: int = 0
+    patience: Natural = 0
     """Stop after this many generations without a better candidate; 0 never."""
 
     @property
@@ -161,7 +164,7 @@ class SearchConfig:
 class RefitConfig:
     """Refit of the found model's output matrices on its own inputs, toward the dense model's residual stream."""
 
-    tokens: int = 131_072
+    tokens: Natural = 131_072
     """Tokens of blocks.hessian that it is made on, at most all of them; 0 leaves it out (the paper)."""
     choose_again: bool = True
     """Choose the columns of every MLP once more, as many, by what the pruned model itself feeds it."""
@@ -171,13 +174,13 @@ class RefitConfig:
 class ShearedConfig:
     """ShearedLLaMA, one of the methods of a comparison: masks learned together with the weights."""
 
-    tokens: int = 0
+    tokens: Natural = 0
     """Tokens of its training; 0: as many as all candidates of the search are trained on."""
-    learning_rate: float = 1e-4
+    learning_rate: Weight = 1e-4
     """AdamW's learning rate for the weights; 0 leaves them as they are and learns masks alone."""
-    mask_learning_rate: float = 0.05
+    mask_learning_rate: Positive = 0.05
     """Adam's learning rate for the masks."""
-    warm_up: float = 0.5
+    warm_up: Share = 0.5
     """Part of the training in which the target goes from the dense model to the budget."""
 
 
@@ -185,17 +188,17 @@ class ShearedConfig:
 class BenchConfig:
     """Speed and memory of checkpoints that take turns."""
 
-    batch_sizes: list[int] = field(default_factory=lambda: [1])
+    batch_sizes: Annotated[list[Count], MinLen(1)] = field(default_factory=lambda: [1])
     """Sequences that are read, and then continued, at once."""
-    context_lengths: list[int] = field(default_factory=lambda: [512])
+    context_lengths: Annotated[list[Count], MinLen(1)] = field(default_factory=lambda: [512])
     """Tokens of each sequence that are read."""
-    decode_tokens: int = 32
+    decode_tokens: Count = 32
     """Tokens written after the first one, one forward pass for each."""
-    repeats: int = 9
+    repeats: Count = 9
     """Rounds that count; in each, every model reads and writes once."""
-    warmups: int = 1
+    warmups: Natural = 1
     """Rounds before them that do not count."""
-    threads: int | None = None
+    threads: Count | None = None
     """CPU threads; by default as many as torch takes."""
     engine: Literal["auto", "transformers", "llama.cpp", "vllm", "vllm-server"] = "auto"
     """What runs the models: `auto` is llama.cpp for .gguf files and else transformers; vLLM offline, or its server under load."""
@@ -206,6 +209,8 @@ class BenchConfig:
 @dataclass(frozen=True)
 class RunConfig:
     """A whole run; `config.yaml` of a run directory holds it complete, as resolved."""
+
+    __pydantic_config__ = {"allow_inf_nan": False}  # noqa: RUF012
 
     model: str = ""
     """Path or hub id of the dense model."""

@@ -75,7 +75,7 @@ def make_splits(source: str, config: BlocksConfig, tokenizer: Any, seed: int, li
             f"{needed * length:,} ({listed}). Give more text, or lower these numbers or blocks.sequence_length."
         )
     counts = {name: getattr(config, name) for name in drawn}
-    chosen = dict(drawn_in_turn(counts, config.pool_tokens // length, len(pool.blocks), seed, fitted))
+    chosen = dict(drawn_interleaved(counts, config.pool_tokens // length, len(pool.blocks), seed, fitted))
     parts = {name: pool.blocks[which] for name, which in chosen.items()}
     if scored:
         return Splits(**parts, held_out=scored.blocks, ranges=scored.ranges)
@@ -88,7 +88,7 @@ def make_splits(source: str, config: BlocksConfig, tokenizer: Any, seed: int, li
     return Splits(**parts, ranges=pool.ranges(chosen["held_out"].tolist()))
 
 
-def drawn_in_turn(
+def drawn_interleaved(
     counts: Mapping[str, int], pool: int, there: int, seed: int, fitted: Tensor | None = None
 ) -> Iterator[tuple[str, Tensor]]:
     """Which blocks each split gets, at random without replacement: no split depends on those that are drawn after it.

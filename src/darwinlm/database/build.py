@@ -61,7 +61,7 @@ def build_database(
             own += _calibrated(wanted, stream, block, hidden, tokens.numel(), config)
             if (layer + 1) % ranks.world_size() == 0 or layer == last:
                 records = [_write_module(database, waiting, config, stream) for waiting in _taken(own)]
-                everyone = [record for share in ranks.gathered(records) for record in share]
+                everyone = [record for share in ranks.all_gather(records) for record in share]
                 database.admit(everyone, save=bool(everyone) and ranks.is_first())
             advance(f"layer {layer}")
     ranks.barrier()
@@ -92,7 +92,7 @@ def _calibrated(
     for ladder in wanted:
         owner = (ladder.layer + (ladder.kind == "mlp")) % ranks.world_size()
         if ladder.columns:
-            parts = ranks.summed_at(hessians.pop(ladder.kind), owner)
+            parts = ranks.reduce_to(hessians.pop(ladder.kind), owner)
             if parts is not None:
                 yield _Waiting(ladder, block.output_matrix(ladder.kind).weight.detach(), parts)
         elif owner == ranks.rank():

@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from darwinlm.config import BenchConfig, RunConfig, faults, to_dict
+from darwinlm.config import BenchConfig, RunConfig, to_dict, violations
 from darwinlm.errors import RequestError
 from darwinlm.measure.bench_picture import draw_bench
 from darwinlm.measure.memory import peak_memory
 from darwinlm.measure.rival import Facts, Rival, Workload, engine_of, is_gguf, load_code, open_rival
-from darwinlm.measure.timing import Spread, ratios, take_turns
+from darwinlm.measure.timing import Spread, interleaved, ratios
 from darwinlm.models.source import ModelSource
 from darwinlm.runtime.device import choose_device, device_name
 from darwinlm.runtime.files import write_json
@@ -111,7 +111,7 @@ def _measure(
     title = f"{work.sequences} x {work.tokens} tokens"
     with progress(title, bench.warmups + bench.repeats) as advance:
         calls = [lambda rival=rival: rival.run(work) for rival in rivals]
-        taken = take_turns(calls, repeats=bench.repeats, warmups=bench.warmups, advance=advance)
+        taken = interleaved(calls, repeats=bench.repeats, warmups=bench.warmups, advance=advance)
     for rival, seconds, held in zip(rivals, taken, memory):
         first = rival is rivals[0]
         yield Measurement(
@@ -133,7 +133,7 @@ def _check(models: Sequence[str], config: RunConfig) -> None:
             f"{' and '.join(map(repr, models))} belong to different engines, whose speeds say nothing of the models. "
             "Give .gguf files alone, checkpoints alone, or --bench.engine llama.cpp, which makes files of checkpoints."
         )
-    if found := faults(config, ("database", "target", "search")):
+    if found := violations(config, ("database", "target", "search")):
         raise RequestError(*found)
     longest = max(config.bench.context_lengths) + config.bench.decode_tokens + 1
     for name in models:

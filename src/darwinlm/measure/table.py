@@ -28,7 +28,7 @@ from typing import TypeVar
 import torch
 import transformers
 
-from darwinlm.config import RunConfig, faults
+from darwinlm.config import RunConfig, violations
 from darwinlm.database.levels import ladders
 from darwinlm.errors import RequestError
 from darwinlm.measure.bench import with_threads
@@ -36,7 +36,7 @@ from darwinlm.measure.in_transformers import Loaded
 from darwinlm.measure.in_vllm import VllmRival, Worker
 from darwinlm.measure.probes import Probes
 from darwinlm.measure.rival import Rival, Workload, engine_of, load_code, open_rival
-from darwinlm.measure.timing import take_turns
+from darwinlm.measure.timing import interleaved
 from darwinlm.models.shape import LayerWidths, ModelShape
 from darwinlm.models.source import ModelSource
 from darwinlm.runtime.device import choose_device, choose_dtype, device_name
@@ -65,7 +65,7 @@ def measure_table(config: RunConfig) -> LatencyTable:
     """
     if not config.model:
         raise RequestError("No model is given: a folder with a config.json, or a hub id.")
-    if found := faults(config, ("target", "search")):
+    if found := violations(config, ("target", "search")):
         raise RequestError(*found)
     source = ModelSource(config.model, weights=False)
     works = [
@@ -124,7 +124,7 @@ def _measured(
         rivals = list(_rivals(config, probes, models, Path(scratch)))
         with progress(title, config.bench.warmups + config.bench.repeats) as advance:
             calls = [lambda rival=rival: rival.run(work) for rival in rivals]
-            taken = take_turns(calls, repeats=config.bench.repeats, warmups=config.bench.warmups, advance=advance)
+            taken = interleaved(calls, repeats=config.bench.repeats, warmups=config.bench.warmups, advance=advance)
     found = []
     for stage in STAGES:
         seconds = _without_drift([rounds[stage] for rounds in taken])

@@ -35,7 +35,7 @@ def now(device: torch.device) -> float:
 
 
 def timed(call: Callable[[], object], device: torch.device) -> Callable[[], dict[str, float]]:
-    """A rival for `take_turns` that is one call: its seconds are called `seconds`."""
+    """A rival for `interleaved` that is one call: its seconds are called `seconds`."""
 
     def rival() -> dict[str, float]:
         began = now(device)
@@ -45,7 +45,7 @@ def timed(call: Callable[[], object], device: torch.device) -> Callable[[], dict
     return rival
 
 
-def take_turns(
+def interleaved(
     rivals: Sequence[Callable[[], Mapping[str, float]]],
     *,
     repeats: int,

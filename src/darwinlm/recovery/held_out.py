@@ -44,7 +44,7 @@ class Watch:
             parts = [found["cross_entropy"].item(), found["kl"].item() if "kl" in found else 0.0, 1.0]
             sums += len(rows) * torch.tensor(parts, dtype=torch.float64)
         model.train()
-        entropy, kl, rows = ranks.sum_over_ranks(sums).tolist()
+        entropy, kl, rows = ranks.all_reduce(sums).tolist()
         quality = {"perplexity": math.exp(min(entropy / rows, 700.0))}
         return {**quality, "kl": kl / rows} if self.hidden is not None else quality
 

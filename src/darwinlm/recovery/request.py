@@ -7,7 +7,7 @@ import functools
 from pathlib import Path
 from typing import Any
 
-from darwinlm.config import RunConfig, faults, to_dict
+from darwinlm.config import RunConfig, to_dict, violations
 from darwinlm.data.blocks import from_the_beginning, scored_apart
 from darwinlm.data.lineage import RANGES, Lineage, Scored
 from darwinlm.data.sources import documents
@@ -253,7 +253,7 @@ def _check_given(config: RunConfig) -> None:
         missing.append(
             f"--device is '{config.device}', but a training takes cpu or cuda. Choose among GPUs by CUDA_VISIBLE_DEVICES."
         )
-    if found := missing + faults(config, WITHOUT):
+    if found := missing + violations(config, WITHOUT):
         raise RequestError(*found)
     documents(config.data, config.blocks.text_field)
 

@@ -55,7 +55,7 @@ def run_train(config: RunConfig) -> dict[str, Any]:
     with directory.locked() if ranks.is_first() else nullcontext():
         if directory.summary.exists():
             return request.finished(read_json(directory.summary)) if ranks.is_first() else {}
-        state = ranks.gathered(next(reversed(states(request.path / "train")), None))[0]
+        state = ranks.all_gather(next(reversed(states(request.path / "train")), None))[0]
         request.end_after(step_of(state))
         if request.rhythm.steps > step_of(state):
             request.check_text()
@@ -132,7 +132,7 @@ def _teacher(request: Request, compared: list[int]) -> Teacher | None:
     store = request.store
     if store is None:
         return LiveTeacher(request.teacher, train, compared, request.device, request.dtype)
-    if ranks.gathered(store.missing())[0]:
+    if ranks.all_gather(store.missing())[0]:
         live = LiveTeacher(request.teacher, train, [], request.device, request.dtype)
         fill(store, request.stream, live, request.device, train.micro_batch_sequences)
     return StoredTeacher(store, train, request.device)

@@ -118,7 +118,7 @@ def fill(store: Store, stream: PackedStream, teacher: LiveTeacher, device: torch
         device: where it computes.
         batch: blocks in a forward pass.
     """
-    todo = ranks.gathered(store.missing())[0]
+    todo = ranks.all_gather(store.missing())[0]
     log.info("The teacher's logits: %d of %d shards to compute in '%s'.", len(todo), len(store.shards), store.folder)
     blocks, place = stream.blocks(), 0
     rounds = [todo[first : first + ranks.world_size()] for first in range(0, len(todo), ranks.world_size())]
@@ -131,7 +131,7 @@ def fill(store: Store, stream: PackedStream, teacher: LiveTeacher, device: torch
                 if len(rows) < shard[1] - shard[0]:
                     raise stream.too_short((shard[0] + len(rows)) * store.length, store.blocks * store.length)
                 made[store.path(shard).name] = _write(store.path(shard), torch.stack(rows), teacher, device, batch)
-            everyone = ranks.gathered(made)
+            everyone = ranks.all_gather(made)
             if ranks.is_first():
                 store.record({name: digest for each in everyone for name, digest in each.items()})
             done("")

@@ -59,7 +59,7 @@ def refit_blocks(
     with progress("Refit", total=len(dense)) as advance:
         for layer, block in enumerate(dense.blocks()):
             ours = pruned(layer)
-            if ranks.told_by_first(layer in refits):
+            if ranks.broadcast(layer in refits):
                 dense.forward(block, streams.target, batch)
                 for name, weight in refits.read(layer).items():
                     _put(ours, name, weight)
@@ -75,7 +75,7 @@ class _Streams:
     """This rank's sequences as both models see them: those that are fitted to first, then the checked ones."""
 
     def __init__(self, dense: BlockStream, tokens: Tensor, batch: int, placement: Placement | None) -> None:
-        every, own = min(CHECKED, len(tokens)), ranks.mine(list(range(len(tokens))))
+        every, own = min(CHECKED, len(tokens)), ranks.shard(list(range(len(tokens))))
         order = sorted(own, key=lambda index: (index + 1) % every == 0)
         fitted = sum((index + 1) % every != 0 for index in own)
         edges = [*range(0, fitted, batch), *range(fitted, len(order), batch), len(order)]
@@ -126,12 +126,12 @@ class _Streams:
         sums = self._moments(block, ours, kind, change)
         ours.layer.set_submodule(module, own)
         if not ranks.is_first():
-            return ranks.told_by_first(({}, MatrixRefit(None, 0.0, 0.0)))
+            return ranks.broadcast(({}, MatrixRefit(None, 0.0, 0.0)))
         if columns is None or change is None:
             new, damping = best_matrix(weight, *sums, self.dtype)
             before, after = (self._error(sums[1], one - weight) for one in (weight, new.to(weight)))
-            return ranks.told_by_first(({name: new.cpu()}, MatrixRefit(damping, before, after)))
-        return ranks.told_by_first(self._chosen_again(block, weight, columns, sums, name))
+            return ranks.broadcast(({name: new.cpu()}, MatrixRefit(damping, before, after)))
+        return ranks.broadcast(self._chosen_again(block, weight, columns, sums, name))
 
     def _chosen_again(
         self, block: Block, weight: Tensor, columns: Tensor, sums: tuple[Moments, Moments], name: str
@@ -169,8 +169,8 @@ class _Streams:
             lacks, inputs = self._lacks(block, ours, kind, part)
             root = token_weights(lacks if change is None else lacks - inputs.float() @ change.float().T).sqrt()
             (check if checks else fit).add(root * inputs, root * lacks)
-        fit.sum_over_ranks()
-        check.sum_over_ranks()
+        fit.all_reduce()
+        check.all_reduce()
         return fit, check
 
     def _lacks(self, block: Block, ours: Block, kind: Kind, part: slice) -> tuple[Tensor, Tensor]:

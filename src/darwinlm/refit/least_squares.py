@@ -47,10 +47,10 @@ class Moments:
         for total, part in ((self.inputs, x.T @ x), (self.cross, e.T @ x), (self.lack, e.square().sum())):
             total += part.to(total.device)
 
-    def sum_over_ranks(self) -> None:
+    def all_reduce(self) -> None:
         """Add up the sums of all ranks."""
         for total in (self.inputs, self.cross, self.lack):
-            ranks.sum_over_ranks(total)
+            ranks.all_reduce(total)
 
     def behind(self, change: Tensor, columns: Tensor) -> Moments:
         """Of the matrix as changed by `change` (H, C), for `columns` (k,) alone of its inputs."""

@@ -15,7 +15,7 @@ from darwinlm.assemble import Assembler
 from darwinlm.config import RunConfig
 from darwinlm.database.store import Database
 from darwinlm.measure.quality import HeldOut
-from darwinlm.measure.timing import take_turns, timed
+from darwinlm.measure.timing import interleaved, timed
 from darwinlm.refit.store import Refits
 from darwinlm.run.request import Run, opened
 from darwinlm.run.results import evaluation_stage, report_stage
@@ -79,7 +79,7 @@ def tokens_per_second(models: list[Any], tokens: Tensor, rounds: int = 7) -> lis
         here = tokens.to(model.device)
         return timed(lambda: model(input_ids=here, use_cache=False, logits_to_keep=1), model.device)
 
-    taken = take_turns([reader(model) for model in models], repeats=rounds)
+    taken = interleaved([reader(model) for model in models], repeats=rounds)
     return [tokens.numel() / statistics.median(seconds["seconds"]) for seconds in taken]
 
 

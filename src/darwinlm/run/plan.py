@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from darwinlm.config import RunConfig, described, faults
+from darwinlm.config import RunConfig, described, violations
 from darwinlm.cost import (
     MemoryPlan,
     Work,
@@ -85,7 +85,7 @@ def make_plan(config: RunConfig) -> Plan:
     """
     if not config.model:
         raise RequestError("No model is given: a folder with a config.json, or a hub id.")
-    if found := faults(config):
+    if found := violations(config):
         raise RequestError(*found)
     source = ModelSource(config.model, weights=False)
     device = _device(config)

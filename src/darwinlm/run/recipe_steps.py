@@ -42,7 +42,7 @@ def run_recipe(recipe: Recipe) -> list[dict[str, Any]]:
     if missing := [f"'{recipe.path}': no data is given: add --data." for step in steps[:1] if not step.config.data]:
         raise RequestError(*missing)
     record = recipe.output / RECORD
-    done = ranks.gathered(read_json(record) if record.exists() else {})[0]
+    done = ranks.all_gather(read_json(record) if record.exists() else {})[0]
     for step in steps:
         _check_same(done, step, recipe.output)
     log.info("%d steps in '%s': %s.", len(steps), recipe.output, ", ".join(step.name for step in steps))

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from darwinlm.config import RunConfig, faults, to_dict, wish_identity
+from darwinlm.config import RunConfig, target_identity, to_dict, violations
 from darwinlm.cost import Work, database_bytes, database_need, nominal_module, nominal_widths, search_need
 from darwinlm.data.blocks import SPLITS, Splits, make_splits, settings_of_split
 from darwinlm.data.lineage import Lineage
@@ -154,7 +154,7 @@ class Run:
         """What the search depends on. Not on what ends it: a finished search can go on."""
         chosen = {key: value for key, value in to_dict(self.config.search).items() if key not in _MAY_CHANGE}
         settings = {f"search.{key}": value for key, value in chosen.items() if (key, value) not in _NOT_IN_OLDER_RUNS}
-        target = {f"target.{key}": value for key, value in wish_identity(self.config.target).items()}
+        target = {f"target.{key}": value for key, value in target_identity(self.config.target).items()}
         if self.target.times:
             target["target.latency_table"] = sha256_of(self.target.times.as_dict())
         if self.above is not None:
@@ -248,7 +248,7 @@ class Run:
         database = Database.open(folder)
         if missing := [ladder.name for ladder in self.ladders if ladder.name not in database.modules]:
             raise RequestError(f"The database in '{folder}' lacks {len(missing)} modules, {missing[0]} first. {hint}")
-        if damaged := ranks.told_by_first(database.damaged() if ranks.is_first() else []):
+        if damaged := ranks.broadcast(database.damaged() if ranks.is_first() else []):
             raise damaged_files(database, damaged)
         return database
 
@@ -301,7 +301,7 @@ def opened(
         )
         if not getattr(config, name)
     ]
-    if found := missing + faults(config):
+    if found := missing + violations(config):
         raise RequestError(*found)
     documents(config.data, config.blocks.text_field)
     directory = RunDirectory(config.path)

@@ -55,7 +55,7 @@ def database_stage(run: Run, *, rebuild: bool = False) -> Database:
     folder = run.directory.database
     exists = (folder / MANIFEST).exists()
     database = Database.open(folder) if exists else Database(folder, run.database_identity)
-    if damaged := ranks.told_by_first(database.damaged(thorough=rebuild) if ranks.is_first() else []):
+    if damaged := ranks.broadcast(database.damaged(thorough=rebuild) if ranks.is_first() else []):
         if not rebuild:
             raise damaged_files(database, damaged)
         for name in damaged:
@@ -170,7 +170,7 @@ def _refitted(run: Run, database: Database, genome: Genome) -> Refits | None:
     made_from = {"genome": run.space.named(genome), "database": sha256_of(database.identity), "tokens": tokens.numel()}
     made_from["choose_again"] = run.config.refit.choose_again
     refits = Refits(run.directory.refit, made_from)
-    if not ranks.told_by_first(refits.finished(len(run.stream))):
+    if not ranks.broadcast(refits.finished(len(run.stream))):
         assembler = Assembler(run.source, database, keep_dense=False)
         with run.directory.timed("refit"):
             block = functools.partial(assembler.block, genome, device=run.device, dtype=run.dtype)
@@ -178,7 +178,7 @@ def _refitted(run: Run, database: Database, genome: Genome) -> Refits | None:
             refit_blocks(refits, run.stream, block, kept, tokens, run.config.database.batch_sequences, _placement(run))
             if ranks.is_first():
                 _judge(run, assembler, genome, refits)
-    refits.kl = ranks.told_by_first(refits.kl)
+    refits.kl = ranks.broadcast(refits.kl)
     return refits
 
 

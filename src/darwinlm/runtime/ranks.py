@@ -105,21 +105,21 @@ def barrier() -> None:
         dist.barrier()
 
 
-def sum_over_ranks(tensor: Tensor) -> Tensor:
+def all_reduce(tensor: Tensor) -> Tensor:
     """Add up a tensor over all ranks, in place."""
     if dist.is_initialized():
         dist.all_reduce(tensor)
     return tensor
 
 
-def summed_at(tensor: Tensor, owner: int) -> Tensor | None:
+def reduce_to(tensor: Tensor, owner: int) -> Tensor | None:
     """The sum of a tensor over all ranks, in its memory, for one of them; None on the others, where it is spoilt."""
     if dist.is_initialized():
         dist.reduce(tensor, dst=owner)
     return tensor if rank() == owner else None
 
 
-def gathered(value: T) -> list[T]:
+def all_gather(value: T) -> list[T]:
     """The value of every rank, in their order, on every rank."""
     if not dist.is_initialized():
         return [value]
@@ -128,7 +128,7 @@ def gathered(value: T) -> list[T]:
     return values
 
 
-def told_by_first(value: T) -> T:
+def broadcast(value: T) -> T:
     """The first rank's value, on every rank: for whatever is decided from floats.
 
     Sums may differ in their last bit from rank to rank (another GPU, another number of threads), so a decision that each
@@ -141,13 +141,13 @@ def told_by_first(value: T) -> T:
     return told[0]
 
 
-def mine(items: list[T]) -> list[T]:
+def shard(items: list[T]) -> list[T]:
     """This rank's share of a list that all ranks hold: every world_size-th item."""
     return items[rank() :: world_size()]
 
 
-def in_turn(shares: list[list[T]]) -> list[T]:
-    """Put the shares of all ranks, each as `mine` dealt them, back into one list."""
+def interleave(shares: list[list[T]]) -> list[T]:
+    """Put the shares of all ranks, each as `shard` dealt them, back into one list."""
     longest = max(map(len, shares), default=0)
     return [share[i] for i in range(longest) for share in shares if i < len(share)]
 

@@ -82,7 +82,7 @@ class Evolution:
         if step.last:
             winner = survivors[0] if self._leads(of[survivors[0]], of[step.parent]) else step.parent
             self._advance(winner, of[winner].mean().item())
-        decided = ranks.told_by_first((self._candidates, self.state, self.line))  # not by each from its own floats
+        decided = ranks.broadcast((self._candidates, self.state, self.line))  # not by each from its own floats
         self._candidates, self.state, self.line = decided
 
     def _begin(self) -> None:

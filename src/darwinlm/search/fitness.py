@@ -56,7 +56,7 @@ class Targets:
 
     def __init__(self, teacher: Teacher, drawn: list[tuple[int, int]]) -> None:
         self.teacher = teacher
-        self.batches = batches(drawn, max(1, SCORING_TOKENS // teacher.tokens.shape[1]))
+        self.batches = batches(drawn, max(1, SCORING_TOKENS // max(length for _, length in drawn)))
         """(blocks, tokens of each): what one forward pass sees."""
         self.count = sum(length for _, length in drawn)
         self._keep = self.count * teacher.head.vocabulary * 4 <= KEPT_BYTES

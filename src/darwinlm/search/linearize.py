@@ -104,7 +104,7 @@ def level_moves(
     walk, own = _Walk(assembler, stream, genome, batch), slice(share, None, world)
     moves = walk.back(walk.forward(tokens[own], seeds[own], None if dense is None else dense[own]))
     place = torch.cat([torch.arange(len(tokens))[rank::world] for rank in range(world)]).argsort()
-    return [torch.cat(parts)[place] for parts in zip(*ranks.gathered(moves))]
+    return [torch.cat(parts)[place] for parts in zip(*ranks.all_gather(moves))]
 
 
 class _Walk:

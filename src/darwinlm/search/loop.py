@@ -54,7 +54,7 @@ def search(
     """
     state = record.load()
     if state is None:
-        state = SearchState(0, ranks.told_by_first(start()), math.inf, 0.0)
+        state = SearchState(0, ranks.broadcast(start()), math.inf, 0.0)
         record.save(state)
     if finished(state, config):
         return state
@@ -106,4 +106,4 @@ def diverse_founders(
     """Genomes of other kinds than the first parent, by costs linearized there; arguments as of `first_parent`."""
     measures = ModelMeasures(assembler, pools.stream, pools.train, pools.teacher, config, seed, pools.stream.dtype)
     estimate = measures.estimate(parent, 0.0, config.start_rounds)
-    return ranks.told_by_first([*diverse(estimate.costs, budget, assembler.space.ladders).values()])
+    return ranks.broadcast([*diverse(estimate.costs, budget, assembler.space.ladders).values()])

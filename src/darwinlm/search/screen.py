@@ -64,7 +64,7 @@ def untrained_kls(
 
     Arguments as in `final_hidden`; genomes may be equal.
     """
-    own, head = list(dict.fromkeys(ranks.mine(list(genomes)))), targets.teacher.head
+    own, head = list(dict.fromkeys(ranks.shard(list(genomes)))), targets.teacher.head
     found: dict[Genome, Tensor] = {}
     if own:
         ends = final_hidden(assembler, own, targets, dtype, title)
@@ -72,5 +72,5 @@ def untrained_kls(
             for genome, hidden in ends:
                 found[genome] = targets.sequence_kls(hidden, head)
                 advance("")
-    everything = {genome: kls for share in ranks.gathered(found) for genome, kls in share.items()}
+    everything = {genome: kls for share in ranks.all_gather(found) for genome, kls in share.items()}
     return [everything[genome] for genome in genomes]

@@ -110,7 +110,7 @@ class TrainedFitness:
         parts = text.parts[: self._ends.index(stage.train_tokens) + 1]
         if self._room is None:
             self._room = self._spare_memory(candidates)
-        share = ranks.told_by_first(ranks.share_out([self._costs(genome, parts) for genome in candidates]))
+        share = ranks.broadcast(ranks.share_out([self._costs(genome, parts) for genome in candidates]))
         own = [genome for genome, rank in zip(candidates, share) if rank == ranks.rank()]
         going_on = {genome: self._survivors[genome] for genome in own if genome in self._survivors}
         self._survivors, found = {}, dict[Genome, Tensor]()
@@ -201,7 +201,7 @@ class TrainedFitness:
         kept = {genome: survivor.parts for genome, survivor in self._survivors.items()}
         everything: dict[Genome, Tensor] = {}
         self._known = {}
-        for rank, (theirs, survivors) in enumerate(ranks.gathered((found, kept))):
+        for rank, (theirs, survivors) in enumerate(ranks.all_gather((found, kept))):
             everything |= theirs
             self._known |= {genome: (rank, seen) for genome, seen in survivors.items()}
         return everything

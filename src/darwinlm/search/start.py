@@ -7,6 +7,7 @@ again. The first round linearizes the dense model, where single modules are told
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,6 +36,11 @@ GAIN = 0.003
 """Share of the KL that a round must win for another one to follow."""
 CORRECTIONS = 3
 """Times that the scores of a round may correct its costs."""
+HEAT_SEQUENCES = 8
+"""Least sequences that tell who leaves a race."""
+BEHIND = 2.0
+"""Standard errors of the paired difference to the best by which a genome must be behind to leave it."""
+_TITLE = "Start, proposals"
 
 
 class Measures(Protocol):
@@ -129,7 +135,7 @@ def linearized_start(
     def score(genomes: list[Genome]) -> None:
         new = [genome for genome in genomes if genome not in known]
         if new:
-            found = dict(zip(new, ranks.told_by_first(measures.kls(new))))
+            found = dict(zip(new, ranks.broadcast(measures.kls(new))))
             known.update(found)
             record.add(found)
         scores.update((genome, known[genome]) for genome in genomes)
@@ -142,7 +148,7 @@ def linearized_start(
         estimate = measures.estimate(at, scores.get(at, 0.0), round_)
         for correction in range(1 + CORRECTIONS * (round_ > 0)):
             corrected = estimate.corrected(scores) if round_ else estimate
-            new = [genome for genome in ranks.told_by_first(proposals(corrected, budget)) if genome not in scores]
+            new = [genome for genome in ranks.broadcast(proposals(corrected, budget)) if genome not in scores]
             lowest = min(scores.values())
             score(new)
             if not new or (correction and min(scores.values()) >= lowest):
@@ -181,7 +187,8 @@ class ModelMeasures:
         asked, length = self.config.start_tokens, self.config.sequence_tokens
         pools = ((self.teacher.tokens, "start"), (self.tokens, "linearize"))
         scored, passed = (draw(p, min(asked, p.numel()), self.seed, purpose, 0, 0, length) for p, purpose in pools)
-        self._targets = Targets(self.teacher, scored)
+        heat = len(scored) // 4 if len(scored) >= 4 * HEAT_SEQUENCES else len(scored)
+        self._targets = [Targets(self.teacher, part) for part in (scored[:heat], scored[heat:]) if part]
         self._tokens = torch.stack([self.tokens[block, :had] for block, had in passed if had == passed[0][1]])
         self._dense: torch.Tensor | None = None
 
@@ -194,9 +201,27 @@ class ModelMeasures:
         found = linearize(
             self.assembler, self.stream, genome, self._tokens, labels, dense=None if is_dense else self._dense
         )
-        return Estimate(genome, kl, ranks.told_by_first(found.costs), ranks.told_by_first(found.doubts))
+        return Estimate(genome, kl, ranks.broadcast(found.costs), ranks.broadcast(found.doubts))
 
     def kls(self, genomes: list[Genome]) -> list[float]:
-        """On `search.start_tokens` of the blocks that candidates are scored on."""
-        found = untrained_kls(self.assembler, genomes, self._targets, self.dtype, "Start, proposals")
-        return [kls.mean().item() for kls in found]
+        """On `search.start_tokens` of the blocks that candidates are scored on, as a race.
+
+        All are scored on a quarter of them. Whoever is behind the best by more than two standard errors of the paired
+        difference stops there, and is told by how far that was: the best one's KL on all of them and the difference.
+        """
+        heat, *rest = self._targets
+        kls = torch.stack(untrained_kls(self.assembler, genomes, heat, self.dtype, _TITLE))
+        found = kls.mean(1)
+        if not rest:
+            return found.tolist()
+        leader = int(found.argmin())
+        behind = kls - kls[leader]
+        errors = behind.std(1) / math.sqrt(kls.shape[1])
+        going = ranks.broadcast([i for i, d in enumerate(behind.mean(1)) if d <= BEHIND * errors[i]])
+        there = [genomes[i] for i in going]
+        ends = torch.stack(untrained_kls(self.assembler, there, rest[0], self.dtype, _TITLE)).mean(1)
+        share = heat.count / (heat.count + rest[0].count)
+        found[going] = share * found[going] + (1 - share) * ends
+        out = [i for i in range(len(genomes)) if i not in going]
+        found[out] = found[leader] + behind[out].mean(1)
+        return found.tolist()

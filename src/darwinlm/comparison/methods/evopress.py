@@ -50,7 +50,7 @@ def best_of_random(task: Task, share: float) -> Genome:
     found = untrained_kls(
         task.assembler, [in_levels(task.space, genome) for genome in drawn], task.targets(), task.dtype
     )
-    kls = ranks.told_by_first([kl.mean().item() for kl in found])
+    kls = ranks.broadcast([kl.mean().item() for kl in found])
     return drawn[kls.index(min(kls))]
 
 

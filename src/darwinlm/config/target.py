@@ -13,7 +13,7 @@ HARD: tuple[Unit, ...] = ("parameters", "memory", "speedup")
 _ASKS = ("level", *HARD)
 
 
-def latest_wish(layers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def latest_target(layers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Layers of settings in which the last one that names a target takes the place of what lower ones ask.
 
     So a target that is typed does not have to hold beside the one of a preset, or of the run that lies there.
@@ -51,7 +51,7 @@ def is_hard(target: TargetConfig) -> bool:
     return any(getattr(target, name) is not None for name in HARD)
 
 
-def wish_faults(target: TargetConfig, levels: int) -> list[str]:
+def target_violations(target: TargetConfig, levels: int) -> list[str]:
     """What is wrong with a target by itself.
 
     Args:
@@ -86,7 +86,7 @@ def wish_faults(target: TargetConfig, levels: int) -> list[str]:
     return found
 
 
-def wish_identity(target: TargetConfig) -> dict[str, Any]:
+def target_identity(target: TargetConfig) -> dict[str, Any]:
     """What a search depends on: only settings that count, however they were written."""
     found: dict[str, Any] = {"level": target.level}
     for name, asked in asked_quantities(target).items():
