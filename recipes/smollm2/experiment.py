@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import functools
 import json
 from collections.abc import Iterator
@@ -53,13 +54,18 @@ class Experiment:
 
     @functools.cached_property
     def levels(self) -> dict[int, str]:
-        """{percent of the parameters: level of the uniform model of that size}."""
+        """{percent of the parameters: least level, in twentieths, whose uniform model has no more}."""
         common = {key: self.values["settings"][key] for key in ("blocks", "database") if key in self.values["settings"]}
-        asked = {
-            p: darwinlm.plan(str(self.dense), target={"parameters": f"{p}%"}, **common).plan
-            for p in self.values["sizes"]
-        }
-        return {percent: f"{plan.target.level:.4f}".rstrip("0").rstrip(".") for percent, plan in asked.items()}
+        common["plan"] = {"device": "H100"}  # whichever: only sizes are asked
+
+        @functools.cache
+        def share(twentieths: int) -> float:
+            plan = darwinlm.plan(str(self.dense), target={"level": twentieths / 20}, **common).plan
+            return 100 * plan.target.parameters / plan.dense.parameters
+
+        last = 20 * common.get("database", {}).get("levels", 10) - 1
+        found = {p: bisect.bisect_left(range(1, last), -p, key=lambda n: -share(n)) + 1 for p in self.values["sizes"]}
+        return {percent: f"{twentieths / 20:g}" for percent, twentieths in found.items()}
 
     def budget(self, percent: int) -> int:
         """Parameters that every method may leave: those of the uniform model."""
