@@ -146,7 +146,7 @@ def test_post_training_is_adamw_on_cross_entropy(finished, checkpoint):
         ("darwinlm.comparison.cells", "write_json", 6),
         ("darwinlm.search.selection", "kls_to_teacher", 17),
         ("darwinlm.search.record", "write_json", 3),
-        ("darwinlm.comparison", "draw_tradeoff", 1),
+        ("darwinlm.comparison.comparing", "draw_tradeoff", 1),
     ],
 )
 def test_kill_9_and_the_same_command_give_the_same_cells(module, name, call, finished, checkpoint, text, tmp_path):
@@ -211,7 +211,7 @@ def test_a_sheared_model_keeps_what_it_was_trained_to(finished):
 
 
 def test_trained_models_need_room_only_where_they_are_missing(finished, monkeypatch):
-    monkeypatch.setattr("darwinlm.run.require_room", lambda *arguments: None)
+    monkeypatch.setattr("darwinlm.run.request.require_room", lambda *arguments: None)
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000})())
     with pytest.raises(RequestError, match=r"What sheared trains needs .* MB"):
         darwinlm.compare(output=str(finished), methods="sheared", levels="1,3")
