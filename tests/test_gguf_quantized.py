@@ -15,9 +15,9 @@ from transformers import AutoModelForCausalLM
 import darwinlm
 import pico
 from darwinlm.cli import main
-from darwinlm.export.gguf import quantizer
 from darwinlm.export.gguf.file import write_gguf
 from darwinlm.export.gguf.importance import importance
+from darwinlm.formats import llama_cpp as quantizer
 from darwinlm.models.source import ModelSource
 from llama_cpp import Engine
 

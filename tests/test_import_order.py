@@ -14,7 +14,7 @@ import darwinlm
 
 ROOT = Path(darwinlm.__file__).parent
 ORDER = (
-    "errors, keywords | config | runtime | models | data, losses | database | genome | assemble, cost | refit"
+    "errors, keywords | config | runtime | formats | models | data, losses | database | genome | assemble, cost | refit"
     " | target | search | export, serving | foreign | recovery | measure | run | comparison | show | cli"
 )
 RANKS = {room: rank for rank, group in enumerate(ORDER.split(" | ")) for room in group.split(", ")}

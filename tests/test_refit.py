@@ -57,7 +57,7 @@ def test_the_damping_with_the_least_error_elsewhere_is_taken():
     fit, check = moments(weight, x[:20], e[:20]), moments(weight, x[20:], e[20:])
     dampings = (10.0, 1.0, 0.1, 1e-2, 1e-3)
     errors = {d: check.error(refit_matrix(weight, fit, d) - weight) for d in dampings}
-    new, chosen = best_matrix(weight, fit, check, torch.float32, dampings)
+    new, chosen = best_matrix(weight, fit, check, torch.Tensor.float, dampings=dampings)
     assert chosen == min(errors, key=errors.__getitem__)
     assert torch.equal(new, refit_matrix(weight, fit, chosen).float())
 
@@ -79,7 +79,7 @@ def test_where_nothing_lacks_every_token_counts():
 def test_a_matrix_that_no_refit_improves_stays():
     weight, x, e = random_problem()
     fit, check = moments(weight, x, e), moments(weight, x, -e)
-    new, damping = best_matrix(weight, fit, check, torch.bfloat16)
+    new, damping = best_matrix(weight, fit, check, torch.Tensor.bfloat16)
     assert damping is None
     assert torch.equal(new, weight.bfloat16())
 

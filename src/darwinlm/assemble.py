@@ -1,12 +1,13 @@
 """Genome + database -> a really smaller model.
 
 A candidate takes kept rows of the matrices in front from the dense weights and refitted output matrices from the
-database; absent modules are not there at all. Its logits equal those of the dense model with the same parts zeroed.
+database; absent modules are not there at all. Its logits equal those of the dense model with the same parts zeroed. A module
+in a format has what an engine reads back of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,13 +16,15 @@ from torch import Tensor
 
 from darwinlm.database.levels import Ladder
 from darwinlm.database.store import Database
+from darwinlm.formats.rounding import rounded
 from darwinlm.genome import Genome, Space
 from darwinlm.models.attention import AttentionLayout, heads_of_columns, lay_out
+from darwinlm.models.head import Head
 from darwinlm.models.heterogeneous import build_empty, fill, heterogeneous_config, modeling
 from darwinlm.models.mapped import MappedTensors
 from darwinlm.models.shape import LayerWidths, ModelShape
 from darwinlm.models.shrink import shrink_attention, shrink_mlp
-from darwinlm.models.sites import Site, framed, held, layer_of, layer_prefix
+from darwinlm.models.sites import Kind, Site, framed, held, layer_of, layer_prefix
 from darwinlm.models.source import ModelSource
 from darwinlm.models.stock import Block
 from darwinlm.runtime.cache import ByteCache
@@ -35,13 +38,24 @@ class Assembler:
         database: its levels.
         keep_dense: keep the checkpoint's files mapped (a search builds many models), else read them when needed.
         cache_bytes: memory for shrunk modules that were made before: the models of a search differ in few of them.
+        formats: types of ggml that modules can be in, beside the checkpoint's own.
+        embedding_format: of embedding and head; empty for the checkpoint's own.
     """
 
     def __init__(
-        self, source: ModelSource, database: Database, *, keep_dense: bool = False, cache_bytes: int = 0
+        self,
+        source: ModelSource,
+        database: Database,
+        *,
+        keep_dense: bool = False,
+        cache_bytes: int = 0,
+        formats: Sequence[str] = (),
+        embedding_format: str = "",
     ) -> None:
         self.source, self.database = source, database
-        self.space = Space(tuple(database.ladders()))
+        self.embedded = source.embedded_in(embedding_format)
+        """The checkpoint with embedding and head as candidates have them."""
+        self.space = Space.of(database.ladders(), formats)
         self._dense = MappedTensors(source.files) if keep_dense else None
         self._names: list[dict[str, str]] = [{} for _ in source.shape.layers]
         for full in source.files:
@@ -67,7 +81,7 @@ class Assembler:
             new = ladder.mlp(level)
             return replace(widths, intermediate=new.intermediate, experts=new.experts)
         now = self.source.shape.layers[ladder.layer]
-        if level <= ladder.present:  # padding included
+        if ladder.level(level) <= ladder.level(ladder.present):  # padding included
             return replace(widths, heads=now.heads, kv_heads=now.kv_heads, padding=now.padding)
         layout = self._layout(ladder, level)
         return replace(widths, heads=layout.heads, kv_heads=layout.kv_heads, padding=layout.padding)
@@ -79,7 +93,14 @@ class Assembler:
     def tensors(self, genome: Genome) -> Iterator[tuple[str, Tensor]]:
         """(full name, tensor) of a genome's model, layer by layer, in the checkpoint's dtype."""
         layers = (self._layer(genome, layer) for layer in range(len(self.source.shape.layers)))
-        return framed(self._tensor, self.source.shape.tied, layers)
+        read = self._tensor if self.embedded is self.source else self.embedded.outside
+        return framed(read, self.source.shape.tied, layers)
+
+    def head(self, dense: Head) -> Head:
+        """The head of candidates, where the dense one is `dense`."""
+        if self.embedded is self.source:
+            return dense
+        return self.embedded.head().to(dense.device, torch.float32)
 
     def model(self, genome: Genome, device: torch.device, dtype: torch.dtype = torch.float32) -> Any:
         """A genome's model with weights of its own, ready to be trained."""
@@ -102,10 +123,13 @@ class Assembler:
             if level == ladder.present:
                 continue
             output = self._site(ladder).output
-            weight, bias = torch.zeros_like(tensors[f"{output}.weight"]), f"{output}.bias"
+            dense, bias = tensors[f"{output}.weight"], f"{output}.bias"
+            weight = torch.zeros_like(dense)
             if level < ladder.top:
-                kept = self.database.kept(ladder.name, level)
-                weight[:, kept] = self.database.weight(ladder.name, level).to(weight)
+                tensors |= self.in_front(ladder, ladder.format(level))
+                found, kept = self.output(ladder, level)
+                weight = weight.to(found.dtype)
+                weight[:, kept] = found
             elif bias in tensors:
                 tensors[bias] = torch.zeros_like(tensors[bias])
             tensors[f"{output}.weight"] = weight
@@ -113,8 +137,38 @@ class Assembler:
 
     def mlp_columns(self, genome: Genome, layer: int) -> Tensor:
         """(k,) columns of a layer's MLP, as it is now, that the genome keeps."""
-        (place,) = (i for i, ladder in enumerate(self.space.ladders) if (ladder.layer, ladder.kind) == (layer, "mlp"))
-        return self.database.kept(self.space.ladders[place].name, genome[place])
+        ladder, rung = self._module_of(genome, layer, "mlp")
+        return self.database.kept(ladder.name, ladder.level(rung))
+
+    def in_format(self, genome: Genome, layer: int, kind: Kind) -> tuple[str, Tensor]:
+        """The format of a module, and its output matrix as it was before it was stored in that."""
+        ladder, rung = self._module_of(genome, layer, kind)
+        level = ladder.level(rung) * len(ladder.formats)
+        return ladder.format(rung), self._module(ladder, level)[f"{self._site(ladder).output}.weight"]
+
+    def _module_of(self, genome: Genome, layer: int, kind: Kind) -> tuple[Ladder, int]:
+        return next((ladder, rung) for ladder, rung in self._of_layer(genome, layer) if ladder.kind == kind)
+
+    def in_front(self, ladder: Ladder, format_: str) -> dict[str, Tensor]:
+        """The matrices of a module but the output matrix, whole, in a format, by their names within the layer."""
+        output, dense = f"{self._site(ladder).output}.weight", held(self._site(ladder), self._dense_layer(ladder.layer))
+        found = {name: tensor for name, tensor in dense.items() if tensor.ndim == 2 and name != output}
+        if not format_:
+            return found
+        return self._modules.get((ladder.name, format_), lambda: {n: rounded(t, format_) for n, t in found.items()})
+
+    def output(self, ladder: Ladder, rung: int) -> tuple[Tensor, Tensor]:
+        """(R, k) and (k,): the output matrix of a rung that is not gone, in its format, and the columns that it keeps."""
+        level, format_ = ladder.level(rung), ladder.format(rung)
+        kept = self.database.kept(ladder.name, level)
+        if format_:
+            as_it_was, key = level * len(ladder.formats), (ladder.name, "output", rung)
+            made = self._modules.get(key, lambda: {"": rounded(self.output(ladder, as_it_was)[0], format_)})
+            return made[""], kept
+        dense, _ = self.output_matrix(ladder)
+        return dense if level == ladder.level(ladder.present) else self.database.weight(ladder.name, level).to(
+            dense
+        ), kept
 
     def output_matrix(self, ladder: Ladder) -> tuple[Tensor, Tensor | None]:
         """Weight (R, C) and bias (R,) of a module's output matrix as they are now."""
@@ -147,16 +201,23 @@ class Assembler:
             return held(self._site(ladder), self._dense_layer(ladder.layer))
         return self._modules.get((ladder.name, level), lambda: self._shrunk(ladder, level))
 
-    def _shrunk(self, ladder: Ladder, level: int) -> dict[str, Tensor]:
+    def _shrunk(self, ladder: Ladder, rung: int) -> dict[str, Tensor]:
         site, before = self._site(ladder), self.source.shape.layers[ladder.layer]
-        dense = held(site, self._dense_layer(ladder.layer))
-        kept = self.database.kept(ladder.name, level)
-        output = self.database.weight(ladder.name, level).to(dense[f"{site.output}.weight"])
-        if ladder.kind == "mlp":
-            return shrink_mlp(site, dense, before, kept, output)
-        return shrink_attention(site, dense, before, self._layout(ladder, level), kept, output)
+        level, format_ = ladder.level(rung), ladder.format(rung)
+        dense = held(site, self._dense_layer(ladder.layer)) | self.in_front(ladder, format_)
+        found = dense
+        if level > ladder.level(ladder.present):
+            kept = self.database.kept(ladder.name, level)
+            output = self.database.weight(ladder.name, level).to(dense[f"{site.output}.weight"])
+            if ladder.kind == "mlp":
+                found = shrink_mlp(site, dense, before, kept, output)
+            else:
+                found = shrink_attention(site, dense, before, self._layout(ladder, rung), kept, output)
+        matrix = f"{site.output}.weight"
+        return found | {matrix: rounded(found[matrix], format_)} if format_ else found
 
-    def _layout(self, ladder: Ladder, level: int) -> AttentionLayout:
+    def _layout(self, ladder: Ladder, rung: int) -> AttentionLayout:
+        level = ladder.level(rung)
         if (ladder.name, level) not in self._layouts:
             widths = self.source.shape.layers[ladder.layer]
             heads = heads_of_columns(self.database.kept(ladder.name, level).tolist(), self.source.shape.head_dim)

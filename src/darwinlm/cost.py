@@ -38,7 +38,7 @@ def nominal_module(shape: ModelShape, ladder: Ladder, level: int) -> LayerWidths
         return ladder.mlp(level)
     kept = ladder.columns - ladder.removed[level] * ladder.group_size
     now, heads = shape.layers[ladder.layer], kept // shape.head_dim
-    if level <= ladder.present:  # as it is, padding included
+    if ladder.level(level) <= ladder.level(ladder.present):  # as it is, padding included
         return now.without({"mlp"})
     whole_groups = ladder.group_size == shape.head_dim * (now.heads // now.kv_heads)
     return LayerWidths(heads, kept // ladder.group_size if whole_groups else now.kv_heads * (heads > 0), 0)
@@ -126,7 +126,8 @@ def plan_memory(
 
 
 def streamed_memory(shape: ModelShape, config: RunConfig) -> int:
-    """Bytes of one block at work in a linearization, in float32: weights, all levels of its modules, activations, logits.
+    """Bytes of one block at work in a linearization, in float32: weights, all levels of its modules, each in all formats,
+    activations, logits.
 
     Whatever the depth: inputs and gradients of all blocks wait in host memory.
     """
@@ -135,7 +136,8 @@ def streamed_memory(shape: ModelShape, config: RunConfig) -> int:
     widest = max(shape.layers, key=lambda w: w.heads * shape.head_dim + w.columns)
     columns = widest.heads * shape.head_dim + widest.columns
     levels = columns * shape.hidden * 4 * config.database.levels // 2
-    return 2 * block + levels + 3 * _activations(shape, widest, tokens, 4) + 4 * CHUNK_VALUES * 4
+    formats = 1 + len(config.target.formats)
+    return (1 + formats) * block + formats * levels + 3 * _activations(shape, widest, tokens, 4) + 4 * CHUNK_VALUES * 4
 
 
 def database_need(work: Work) -> Need:

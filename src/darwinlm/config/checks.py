@@ -19,6 +19,11 @@ def violations(config: RunConfig, without: Collection[str] = ()) -> list[str]:
     """
     blocks, search = config.blocks, config.search
     found = [] if "target" in without else target_violations(config.target, config.database.levels)
+    if config.target.formats and search.generations and any(search.train_tokens):
+        found.append(
+            "target.formats is for candidates that are not trained, since training leaves no format as it is. Set "
+            "search.train_tokens to zeros, or search.generations to 0."
+        )
     if config.data and blocks.held_out_data == config.data:
         found.append(
             f"blocks.held_out_data is the same as data, '{config.data}', so it would be scored on what it was fitted to. "

@@ -15,6 +15,9 @@ from annotated_types import Ge, MinLen
 from darwinlm.config.prediction import PlanConfig
 from darwinlm.config.training import Count, Natural, Positive, Share, TrainConfig, Weight
 
+Format = Literal["q8_0", "q6_k", "q5_1", "q5_0", "q5_k", "q4_1", "q4_0", "iq4_nl", "q4_k", "q3_k", "q2_k"]
+"""Types of ggml that weights can be stored in beside whole numbers."""
+
 
 @dataclass(frozen=True)
 class BlocksConfig:
@@ -82,7 +85,13 @@ class TargetConfig:
     speedup: str | float | None = None
     """Least speed-up for the workload, such as `2.0x`, predicted by the latency table."""
     memory: str | float | None = None
-    """Most memory: `8GB`, `6GiB`, or `60%` of the dense model's. Weights and KV cache, in the checkpoint's dtype."""
+    """Most memory: `8GB`, `6GiB`, or `60%` of the dense model's. Weights and KV cache, in the checkpoint's dtype; with formats
+    the whole GGUF file, and the KV cache as llama.cpp has it, in f16."""
+    formats: list[Format] = field(default_factory=list)
+    """Formats that every module may have at every width, beside the checkpoint's own, such as [q8_0, q4_0]: what is searched
+    is then width and format of each at once, within `memory`. Those of llama.cpp with a k or iq in their names need it."""
+    embedding_format: Format | None = None
+    """Format of embedding and head; by default the checkpoint's own."""
     shape: Literal["free", "stock"] = "free"
     """`stock`: layers are dropped whole and all others alike, so that the result is a model of the family's stock class, which
     every engine loads as it is; `free`: every module has a width of its own."""
@@ -90,8 +99,8 @@ class TargetConfig:
     """What must be faster: reading the context until the first token is there, or writing tokens after it."""
     batch: Count = 1
     """Sequences at once, of the workload and in the KV cache."""
-    context: Count = 512
-    """Tokens of each sequence, of the workload and in the KV cache."""
+    context: Natural = 512
+    """Tokens of each sequence, of the workload and in the KV cache; with formats 0 leaves the KV cache out."""
     latency_table: str | None = None
     """File that `darwinlm bench MODEL --table` made on the machine that the model is to be fast on."""
 

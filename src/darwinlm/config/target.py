@@ -73,16 +73,32 @@ def target_violations(target: TargetConfig, levels: int) -> list[str]:
                 quantity(typed, name)
         except ValueError as fault:
             found.append(f"target.{name} {fault}.")
-    found += [
-        f"target.{name} is {getattr(target, name)}; it must be at least 1."
-        for name in ("batch", "context")
-        if getattr(target, name) < 1
-    ]
+    if target.context == 0 and (target.speedup is not None or not target.formats):
+        found.append(
+            "target.context is 0; it must be at least 1. Only with target.formats may it leave the KV cache out."
+        )
+    found += _format_violations(target)
     if target.speedup is not None and not target.latency_table:
         found.append(
             "target.speedup needs a latency table of this machine. Make one by `darwinlm bench MODEL --table --output FOLDER` "
             "and give it by --target.latency_table FOLDER/latency.json."
         )
+    return found
+
+
+def _format_violations(target: TargetConfig) -> list[str]:
+    if not target.formats:
+        wrong = target.embedding_format is not None
+        return ["target.embedding_format counts with target.formats alone. Give both, or neither."] if wrong else []
+    found = []
+    if target.memory is None:
+        found.append(
+            "target.formats needs target.memory: only bytes tell formats apart. Give the size of the file, such as 60MB."
+        )
+    if target.level is not None:
+        found.append("target.level counts levels alone, whatever their format. With target.formats give target.memory.")
+    if target.shape != "free":
+        found.append("target.shape is stock, but target.formats gives every module a format of its own. Leave one out.")
     return found
 
 
@@ -99,6 +115,8 @@ def target_identity(target: TargetConfig) -> dict[str, Any]:
         found |= {"batch": target.batch, "context": target.context}
     if target.shape != "free":  # which older runs do not know
         found["shape"] = target.shape
+    if target.formats:
+        found |= {"formats": sorted(set(target.formats)), "embedding_format": target.embedding_format}
     return found
 
 
@@ -112,6 +130,7 @@ def described(target: TargetConfig, levels: int) -> str:
     }
     parts = [] if target.level is None else [f"level {target.level:g} of {levels}"]
     shape = [] if target.shape == "free" else [f"{target.shape} shape"]
+    shape += [f"formats {', '.join(target.formats)}"] if target.formats else []
     return ", ".join([*parts, *(f"{n} {v}{notes[n]}" for n, v in written(target)), *shape])
 
 
@@ -119,6 +138,9 @@ def as_flags(target: TargetConfig) -> list[str]:
     """The flags that ask for the same."""
     words = [] if target.level is None else ["--target.level", f"{target.level:g}"]
     words += [word for name, value in written(target) for word in (f"--target.{name}", value)]
+    if target.formats:
+        words += ["--target.formats", f"[{','.join(target.formats)}]"]
+        words += ["--target.embedding_format", target.embedding_format] if target.embedding_format else []
     return words if target.shape == "free" else [*words, "--target.shape", target.shape]
 
 

@@ -15,6 +15,7 @@ from itertools import pairwise
 from darwinlm.config import DatabaseConfig
 from darwinlm.database.rungs import expert_rungs
 from darwinlm.errors import RequestError
+from darwinlm.formats.types import by_size
 from darwinlm.models.family import Family
 from darwinlm.models.shape import LayerWidths, ModelShape
 from darwinlm.models.sites import Kind
@@ -43,6 +44,8 @@ class Ladder:
     """(experts, columns of each) at each level, where the module is a mixture of experts; `columns` are those of all."""
     present: int = 0
     """The level that the module has now, with its weights as they are; those below it are closed."""
+    formats: tuple[str, ...] = ("",)
+    """Types of ggml that each level can be stored in, the largest first; an empty name is that of the checkpoint."""
 
     @property
     def open_counts(self) -> tuple[int, ...]:
@@ -65,6 +68,28 @@ class Ladder:
     def top(self) -> int:
         """The last level: the module is gone."""
         return len(self.removed) - 1
+
+    def stored_in(self, formats: Sequence[str]) -> Ladder:
+        """The same with every level but the last in each of these formats, beside the checkpoint's own: level by level, the
+        largest format first. What else is said of levels is then said of these rungs."""
+        formats = ("", *by_size(formats))
+        count = len(formats)
+        removed, rungs = (
+            tuple(one for one in each[:-1] for _ in range(count)) + each[-1:] for each in (self.removed, self.rungs)
+        )
+        return replace(self, removed=removed, rungs=rungs, present=self.present * count, formats=formats)
+
+    def rung(self, level: int, format_: str) -> int:
+        """The rung of a level in a format."""
+        return level * len(self.formats) + self.formats.index(format_)
+
+    def level(self, rung: int) -> int:
+        """The level of a rung."""
+        return rung // len(self.formats)
+
+    def format(self, rung: int) -> str:
+        """The format of a rung; empty for that of the checkpoint, and where the module is gone."""
+        return self.formats[rung % len(self.formats)]
 
 
 def ladders(shape: ModelShape, config: DatabaseConfig) -> list[Ladder]:

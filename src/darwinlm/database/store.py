@@ -126,6 +126,8 @@ class Database:
         if not save:
             return
         modules = [dataclasses.asdict(self.modules[name]) for name in sorted(self.modules, key=place_of)]
+        for module in modules:
+            del module["ladder"]["formats"]  # the levels are the same in every one
         write_json(self.folder / MANIFEST, {"format": FORMAT, "identity": self.identity, "modules": modules})
 
     def damaged(self, *, thorough: bool = False) -> list[str]:

@@ -71,7 +71,7 @@ def export_checkpoint(
     if stock:
         kept = kept_layers(shape)
         config, tensors = stock_config(shape, shape.layers[kept[0]], kept), renumbered(tensors, kept)
-    card = model_card(source, shape, assembler.space.named(genome), facts, stock=config if stock else None)
+    card = model_card(source, shape, assembler.space.levels_of(genome), facts, stock=config if stock else None)
     write_checkpoint(folder, source, config, tensors, card=card, made_from=made_from)
 
 

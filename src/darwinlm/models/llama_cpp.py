@@ -19,7 +19,7 @@ from torch import Tensor
 
 from darwinlm.models.family import Family
 from darwinlm.models.shape import ModelShape
-from darwinlm.models.sites import Part, Site, attention, mlp
+from darwinlm.models.sites import Kind, Part, Site, attention, mlp
 from darwinlm.models.source import ModelSource
 from darwinlm.models.stock import Stock
 from darwinlm.models.stubs import stubbed, stubbed_layer
@@ -166,6 +166,14 @@ def _of_site(
     if site.kind == "attention" and rope.scale != 1.0:  # q k^T takes the scale of both rotations
         found |= {name: found[name].float() * rope.scale**2 for name in found if name.startswith("attn_q.")}
     return found
+
+
+def module_of(name: str) -> tuple[int, Kind] | None:
+    """Layer and kind of the module that a tensor of llama.cpp's belongs to; None outside of the layers."""
+    if not name.startswith("blk."):
+        return None
+    _, layer, part, _ = name.split(".")
+    return int(layer), "attention" if part.startswith("attn") else "mlp"
 
 
 def fed_alike(family: Family) -> dict[str, list[str]]:

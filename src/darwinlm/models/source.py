@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Iterable
 from dataclasses import replace
@@ -13,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from darwinlm.errors import DamagedFileError, RequestError
+from darwinlm.formats.rounding import rounded
 from darwinlm.models import weights as stored_weights
 from darwinlm.models.configuration import read_config, reason, try_out, unreadable
 from darwinlm.models.family import Family
@@ -43,6 +45,8 @@ class ModelSource:
 
     def __init__(self, name: str, *, weights: bool = True) -> None:
         self.name = name
+        self._outside: dict[str, Tensor] = {}
+        """Of embedding and head, what takes the place of the stored numbers."""
         self.folder, on_hub = locate(name, config_alone=not weights)
         self.family: Family
         self.family, self.config = read_config(self.folder, name)
@@ -173,7 +177,21 @@ class ModelSource:
         }
 
     def _one(self, name: str, meta: bool) -> Tensor:
+        if not meta and name in self._outside:
+            return self._outside[name]
         return self._outline(name)[""] if meta else self.tensors([name])[name]
+
+    def embedded_in(self, format_: str) -> ModelSource:
+        """The same checkpoint with embedding and head as a type of ggml leaves them; itself where the name is empty."""
+        if not format_:
+            return self
+        twin, names = copy.copy(self), (EMBEDDING,) if self.shape.tied else (EMBEDDING, HEAD)
+        twin._outside = {name: rounded(self._one(name, meta=False), format_) for name in names}
+        return twin
+
+    def outside(self, name: str) -> Tensor:
+        """A tensor that belongs to no layer, by its full name."""
+        return self._one(name, meta=False)
 
     def embedding(self, *, meta: bool = False) -> Tensor:
         """(vocabulary, hidden): the token embedding."""

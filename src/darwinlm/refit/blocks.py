@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from darwinlm.errors import CalibrationError
+from darwinlm.formats.rounding import rounded_in_order
 from darwinlm.models.blocks import BlockStream
 from darwinlm.models.shrink import shrink_mlp
 from darwinlm.models.sites import Kind, layer_prefix
@@ -29,6 +30,8 @@ from darwinlm.runtime.progress import progress
 
 CHECKED = 8
 """Every so many-th sequence is not fitted to: it chooses the damping, and whether the matrix changes at all."""
+ROUNDING_DAMPING = 1e-2
+"""Of the second moments that rounding goes by, as a part of their mean diagonal."""
 
 
 def refit_blocks(
@@ -39,6 +42,8 @@ def refit_blocks(
     tokens: Tensor,
     batch: int,
     placement: Placement | None = None,
+    embedded: BlockStream | None = None,
+    in_format: Callable[[int, Kind], tuple[str, Tensor]] | None = None,
 ) -> None:
     """Complete the refits of a model, block by block; finished blocks are run but not fitted again.
 
@@ -51,11 +56,14 @@ def refit_blocks(
         tokens: (S, T) calibration blocks, the same on all ranks, at least 2.
         batch: sequences in a forward pass.
         placement: where hidden states lie; by default in host memory.
+        embedded: gives the embeddings of the pruned model where they are not the dense ones.
+        in_format: layer and kind of a module -> the type of ggml that it is stored in, and its output matrix as it was before
+            that. It is rounded anew, by what the pruned model feeds it, and keeps its columns.
 
     Raises:
         CalibrationError: the calibration does not determine a matrix; names it.
     """
-    streams = _Streams(dense, tokens, batch, placement)
+    streams = _Streams(dense, embedded or dense, tokens, batch, placement, in_format)
     with progress("Refit", total=len(dense)) as advance:
         for layer, block in enumerate(dense.blocks()):
             ours = pruned(layer)
@@ -74,14 +82,23 @@ def refit_blocks(
 class _Streams:
     """This rank's sequences as both models see them: those that are fitted to first, then the checked ones."""
 
-    def __init__(self, dense: BlockStream, tokens: Tensor, batch: int, placement: Placement | None) -> None:
+    def __init__(
+        self,
+        dense: BlockStream,
+        embedded: BlockStream,
+        tokens: Tensor,
+        batch: int,
+        placement: Placement | None,
+        in_format: Callable[[int, Kind], tuple[str, Tensor]] | None,
+    ) -> None:
         every, own = min(CHECKED, len(tokens)), ranks.shard(list(range(len(tokens))))
         order = sorted(own, key=lambda index: (index + 1) % every == 0)
         fitted = sum((index + 1) % every != 0 for index in own)
         edges = [*range(0, fitted, batch), *range(fitted, len(order), batch), len(order)]
         self.parts = [(slice(begin, end), begin >= fitted) for begin, end in pairwise(edges)]
         self.checked = len(tokens) // every * tokens.shape[1]
-        self.target, self.hidden = (dense.embed(tokens[order], placement) for _ in range(2))
+        self.target, self.hidden = (stream.embed(tokens[order], placement) for stream in (dense, embedded))
+        self.in_format = in_format
         self.dense, self.batch, self.dtype = dense, batch, dense.source.dtype
         self.branch = dense.source.family.branch(dense.source.config)
 
@@ -100,9 +117,11 @@ class _Streams:
         found: dict[str, MatrixRefit] = {}
         for kind in ours.kinds:
             name = f"{ours.family.site(kind).output}.weight"
-            columns = kept(layer) if kind == "mlp" and kept else None
+            format_, before = self.in_format(layer, kind) if self.in_format else ("", None)
+            columns = kept(layer) if kind == "mlp" and kept and not format_ else None
+            rounding = (format_, before) if format_ and before is not None else None
             try:
-                changed, found[layer_prefix(layer) + name] = self._changed(block, ours, kind, name, columns)
+                changed, found[layer_prefix(layer) + name] = self._changed(block, ours, kind, name, columns, rounding)
             except CalibrationError as fault:
                 raise CalibrationError(f"{layer_prefix(layer)}{name}: {fault}") from fault
             weights |= changed
@@ -111,7 +130,13 @@ class _Streams:
         return weights, found
 
     def _changed(
-        self, block: Block, ours: Block, kind: Kind, name: str, columns: Tensor | None
+        self,
+        block: Block,
+        ours: Block,
+        kind: Kind,
+        name: str,
+        columns: Tensor | None,
+        rounding: tuple[str, Tensor] | None,
     ) -> tuple[dict[str, Tensor], MatrixRefit]:
         """The refit of one module, as the first rank finds it."""
         weight, dense = ours.output_matrix(kind).weight, block.output_matrix(kind).weight
@@ -128,7 +153,10 @@ class _Streams:
         if not ranks.is_first():
             return ranks.broadcast(({}, MatrixRefit(None, 0.0, 0.0)))
         if columns is None or change is None:
-            new, damping = best_matrix(weight, *sums, self.dtype)
+            if rounding:
+                new, damping = _rounded_anew(weight, *sums, *rounding)
+            else:
+                new, damping = best_matrix(weight, *sums, self._stored)
             before, after = (self._error(sums[1], one - weight) for one in (weight, new.to(weight)))
             return ranks.broadcast(({name: new.cpu()}, MatrixRefit(damping, before, after)))
         return ranks.broadcast(self._chosen_again(block, weight, columns, sums, name))
@@ -141,7 +169,7 @@ class _Streams:
         columns = columns.to(dense.device)
         old = _change(dense, weight, columns)
         fit, check = (one.behind(old, columns) for one in sums)
-        new, damping = best_matrix(weight, fit, check, self.dtype)
+        new, damping = best_matrix(weight, fit, check, self._stored)
         others, theirs = choose_again(dense, sums[0], len(columns), damping or DAMPINGS[0], self.dtype)
         before, own, again = (
             self._error(sums[1], one) for one in (old, _change(dense, new, columns), _change(dense, theirs, others))
@@ -154,6 +182,9 @@ class _Streams:
         exchanged = len(columns) - int(torch.isin(others, columns).sum())
         stored = {n: t.detach().to("cpu", self.dtype) for n, t in shrunk.items()}
         return stored, MatrixRefit(damping or DAMPINGS[0], before, again, exchanged)
+
+    def _stored(self, matrix: Tensor) -> Tensor:
+        return matrix.to(self.dtype)
 
     def _error(self, check: Moments, change: Tensor) -> float:
         return check.error(change.to(check.cross)) / self.checked
@@ -203,6 +234,20 @@ def _run(block: Block, hidden: Tensor, kind: Kind) -> tuple[Tensor, Tensor, Tens
     finally:
         hook.remove()
     return seen[0], seen[1], end
+
+
+def _rounded_anew(
+    weight: Tensor, fit: Moments, check: Moments, format_: str, before: Tensor
+) -> tuple[Tensor, float | None]:
+    """The refit of the matrix `before` it was rounded to `weight`, rounded to the same format in second order."""
+    before = before.to(fit.cross)
+    every, change = torch.arange(before.shape[1], device=before.device), before - weight.to(before)
+    hessian = fit.inputs.clone()
+    hessian.diagonal().add_(ROUNDING_DAMPING * hessian.diagonal().mean())
+    if not (before != 0).any(0).all():  # padding stays zero
+        return weight, None
+    fit, check = (one.behind(change, every) for one in (fit, check))
+    return best_matrix(before, fit, check, lambda matrix: rounded_in_order(matrix, hessian, format_), weight)
 
 
 def _change(dense: Tensor, matrix: Tensor, columns: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ residual stream lacks behind it, against the dense model:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -106,7 +106,12 @@ def refit_matrix(weight: Tensor, moments: Moments, damping: float) -> Tensor:
 
 
 def best_matrix(
-    weight: Tensor, fit: Moments, check: Moments, dtype: torch.dtype, dampings: Sequence[float] = DAMPINGS
+    weight: Tensor,
+    fit: Moments,
+    check: Moments,
+    stored: Callable[[Tensor], Tensor],
+    as_it_was: Tensor | None = None,
+    dampings: Sequence[float] = DAMPINGS,
 ) -> tuple[Tensor, float | None]:
     """The refit with the least error on tokens that it was not fitted to, rounded as stored; at worst the matrix as it was.
 
@@ -114,16 +119,18 @@ def best_matrix(
         weight: (H, C).
         fit: of the tokens that are fitted to.
         check: of others, which choose.
-        dtype: of a stored weight.
+        stored: what is left of a matrix where it is stored.
+        as_it_was: what was left of `weight`, where that is not its own.
         dampings: to choose from.
 
     Returns:
         The matrix and its damping; None where it stays.
     """
     old = weight.to(check.cross)
-    best = (check.error(torch.zeros_like(old)), None, weight.to(dtype))
+    change = torch.zeros_like(old) if as_it_was is None else as_it_was.to(old) - old
+    best = (check.error(change), None, stored(weight) if as_it_was is None else as_it_was)
     for damping in dampings if weight.any() else ():
-        new = refit_matrix(weight, fit, damping).to(dtype)
+        new = stored(refit_matrix(weight, fit, damping))
         best = min(best, (check.error(new.double() - old), damping, new), key=lambda one: one[0])
     return best[2], best[1]
 

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from darwinlm.assemble import Assembler
 from darwinlm.config import RunConfig
 from darwinlm.database.store import Database
 from darwinlm.measure.quality import HeldOut
@@ -56,7 +55,7 @@ def run_demo(config: RunConfig) -> list[DemoRow]:
 
 
 def _compare(run: Run, database: Database, genome: tuple[int, ...], refits: Refits | None) -> list[DemoRow]:
-    assembler = Assembler(run.source, database, keep_dense=True)
+    assembler = run.assembler(database, keep_dense=True)
     genomes = {"dense": (0,) * len(genome), "uniform": run.uniform_genome, "DarwinLM": genome}
     models = {name: assembler.model(wanted, run.device) for name, wanted in genomes.items()}
     if refits:

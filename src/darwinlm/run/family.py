@@ -132,7 +132,7 @@ def run_family(config: RunConfig, typed: str, *, rebuild: bool = False, restart:
             above = search_stage(member, database, restart=restart)
             refits = refit_stage(member, database, above)
             summary = _finished(member, database, above, refits)
-            members.append(Member(name, directory.path, run.space.named(above), summary))
+            members.append(Member(name, directory.path, run.space.levels_of(above), summary))
         if ranks.is_first():
             _save(run.directory.path / "family", members)
     return members

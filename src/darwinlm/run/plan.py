@@ -168,12 +168,12 @@ def _memory_there(config: RunConfig, device: torch.device) -> tuple[str, int | N
 def planned_target(
     config: RunConfig, shape: ModelShape, space: Space, value_bytes: int, device: torch.device, dtype: torch.dtype
 ) -> tuple[Genome, dict[str, dict[str, float]]]:
-    """The uniform genome that meets the target, and how its limits are met.
+    """The levels of the uniform genome that meets the target, and how its limits are met.
 
     Args:
         config: target and seed count.
         shape: the model that is pruned.
-        space: its modules.
+        space: its modules, in one format.
         value_bytes: of a stored weight.
         device: that a run would compute on.
         dtype: arithmetic of the run.
@@ -181,6 +181,7 @@ def planned_target(
     Raises:
         RequestError: the target cannot be reached.
     """
+    space = Space.of(space.ladders, config.target.formats)
     target = target_of(config, shape, space, value_bytes, device, dtype)
 
     def widths(ladder: Ladder, level: int) -> LayerWidths:
@@ -188,7 +189,7 @@ def planned_target(
 
     target.require_reachable(widths)
     found = uniform(target.budget(widths), python_random(config.seed, "start"))
-    return found, target.achieved(found, widths)
+    return tuple(space.levels_of(found).values()), target.achieved(found, widths)
 
 
 def _steps(space: Space) -> dict[str, int]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from darwinlm.assemble import Assembler
 from darwinlm.config import RunConfig, target_identity, to_dict, violations
 from darwinlm.cost import Work, database_bytes, database_need, nominal_module, nominal_widths, search_need
 from darwinlm.data.blocks import SPLITS, Splits, make_splits, settings_of_split
@@ -18,10 +19,13 @@ from darwinlm.data.sources import documents
 from darwinlm.database.levels import Ladder, ladders
 from darwinlm.database.store import MANIFEST, Database, damaged_files
 from darwinlm.errors import DamagedFileError, RequestError
+from darwinlm.export.gguf.file import formats_record, header_bytes
 from darwinlm.export.huggingface import require_canonical
+from darwinlm.formats.rounding import require_formats
 from darwinlm.genome import Genome, Space, is_valid
 from darwinlm.models.blocks import BlockStream
 from darwinlm.models.check import check_streamed
+from darwinlm.models.llama_cpp import rope_of
 from darwinlm.models.shape import LayerWidths
 from darwinlm.models.source import ModelSource
 from darwinlm.run.plan import predicted_work
@@ -68,10 +72,9 @@ class Run:
         self.device = choose_device(config.device)
         self.dtype = choose_dtype(config.dtype, self.device)
         self.ladders: list[Ladder] = ladders(self.source.shape, config.database)
-        self.space = Space(tuple(self.ladders))
-        self.target = target_of(
-            config, self.source.shape, self.space, self.source.dtype.itemsize, self.device, self.dtype
-        )
+        self.space = Space.of(self.ladders, config.target.formats)
+        shape, stored = self.source.shape, self.source.dtype.itemsize
+        self.target = target_of(config, shape, self.space, stored, self.device, self.dtype, self._file_header())
         self.target.require_reachable(self._nominal)
         self.stream = BlockStream(self.source, self.device, self.dtype)
         self.record = SearchRecord(directory.search, self.search_identity, self.space)
@@ -84,6 +87,48 @@ class Run:
         self._check_identity(restart)
         self._check_room()
         check_streamed(self.source)
+
+    def _file_header(self) -> int:
+        """Bytes of a GGUF file before the numbers; 0 where no formats are asked.
+
+        Raises:
+            RequestError: llama.cpp does not compute such models, or what rounds to a format is missing.
+        """
+        target = self.config.target
+        if not target.formats:
+            return 0
+        require_formats({*target.formats, *([target.embedding_format] if target.embedding_format else [])})
+        if rope_of(self.source).scale != 1.0:
+            raise RequestError(
+                "target.formats is for models whose queries a file holds as they are, but those of this one are scaled there "
+                f"for RoPE of type '{self.source.config.rope_parameters['rope_type']}'. Leave it out, and quantize afterwards."
+            )
+        return header_bytes(self.source)
+
+    def assembler(self, database: Database, *, keep_dense: bool = False, cache_bytes: int = 0) -> Assembler:
+        """What builds the models of genomes, in the formats that are asked for."""
+        return Assembler(
+            self.source,
+            database,
+            keep_dense=keep_dense,
+            cache_bytes=cache_bytes,
+            formats=self.config.target.formats,
+            embedding_format=self.config.target.embedding_format or "",
+        )
+
+    def made_from(self, genome: Genome, database: Database) -> dict[str, Any]:
+        """What a genome's model is made from."""
+        known = {"genome": self.space.named(genome), "database": sha256_of(database.identity)}
+        if not self.config.target.formats:
+            return known
+        embedding, levels = self.config.target.embedding_format or "", self.space.levels_of(genome)
+        return {
+            **known,
+            "genome": levels,
+            "formats": formats_record(
+                self.source, self.space.formats_of(genome), embedding, stubs=self.space.formats[-1]
+            ),
+        }
 
     def _check_identity(self, restart: bool) -> None:
         """Compare with what the folder holds already, from the outside in."""
@@ -114,8 +159,9 @@ class Run:
         built = sum(file.stat().st_size for file in self.directory.database.glob("*.safetensors"))
         needed += max(0, database_bytes(self.source.shape, self.ladders, value_bytes) - built)
         if not self.directory.model.exists():
-            target = self.source.shape.with_layers(nominal_widths(self.source.shape, self.ladders, self.uniform_genome))
-            needed += int(1.1 * target.parameters * value_bytes)
+            widths = nominal_widths(self.source.shape, self.space.ladders, self.uniform_genome)
+            each = 4 if self.config.target.formats else value_bytes  # what formats leave is kept in float32
+            needed += int(1.1 * self.source.shape.with_layers(widths).parameters * each)
         require_room(self.directory.path, needed, "This run")
 
     def split_identity(self, name: str) -> dict[str, Any]:
@@ -263,8 +309,9 @@ class Run:
                 f"'{self.directory.path}' holds no genome yet. Run `darwinlm search --output {pasted(self.directory.path)}` first."
             )
         try:
-            genome = self.space.genome(read_json(self.directory.genome)["levels"])
-        except KeyError as fault:
+            saved = read_json(self.directory.genome)
+            genome = self.space.genome_of(saved["levels"], saved.get("formats", {}))
+        except (KeyError, ValueError) as fault:
             raise DamagedFileError(f"'{self.directory.genome}' lacks {fault}. Run `darwinlm search` again.") from fault
         if not is_valid(self.space, genome):
             raise DamagedFileError(

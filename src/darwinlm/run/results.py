@@ -14,6 +14,7 @@ from darwinlm.genome import Genome
 from darwinlm.measure.quality import HeldOut, Quality
 from darwinlm.measure.report import write_report
 from darwinlm.models.blocks import BlockStream
+from darwinlm.models.sites import TITLES
 from darwinlm.models.source import ModelSource
 from darwinlm.models.stock_form import STOCK_WIDTHS
 from darwinlm.refit.store import Refits
@@ -31,7 +32,7 @@ QUALITIES = {
 """What `summary.json` holds of models on held-out text, and what tables call them."""
 
 
-def card_facts(run: Run, refits: Refits | None = None) -> dict[str, Any]:
+def card_facts(run: Run, genome: Genome, refits: Refits | None = None) -> dict[str, Any]:
     """What the model card says of how the checkpoint was made."""
     config = run.config
     tokens, data = config.blocks.hessian * config.blocks.sequence_length, without_places(config.data)
@@ -39,6 +40,7 @@ def card_facts(run: Run, refits: Refits | None = None) -> dict[str, Any]:
     return {
         **({"pruned before": f"to {before:.1%} of its parameters"} if any(run.space.present) else {}),
         "target": described(config.target, config.database.levels),
+        **({"formats": _told_formats(run, genome)} if config.target.formats else {}),
         "Hessians": f"{tokens:,} tokens of `{data}`, relative damping {config.database.rel_damp}",
         "attention unit": config.database.attention_unit,
         "search": f"{config.search.generations} generations of {config.search.offspring} offspring",
@@ -48,6 +50,24 @@ def card_facts(run: Run, refits: Refits | None = None) -> dict[str, Any]:
         **({"refit": _told(refits)} if refits else {}),
         "seed": config.seed,
     }
+
+
+def _told_formats(run: Run, genome: Genome) -> str:
+    """Which modules are in which format, and how the checkpoint holds them."""
+    held: dict[str, dict[str, list[int]]] = {}
+    for ladder, rung in zip(run.space.ladders, genome):
+        if format_ := ladder.format(rung):
+            held.setdefault(format_, {}).setdefault(TITLES[ladder.kind], []).append(ladder.layer)
+    parts = []
+    for format_, kinds in held.items():
+        listed = "; ".join(f"{kind} {', '.join(map(str, layers))}" for kind, layers in kinds.items())
+        parts.append(f"{format_} ({listed})")
+    embedding = run.config.target.embedding_format
+    parts += [f"{embedding} (embedding and head)"] if embedding else []
+    return (
+        f"{', '.join(parts) or 'none but the dense model has'}. The weights here are, in float32, what these formats leave; "
+        "`darwinlm export --format gguf` stores them in that space, with the same numbers"
+    )
 
 
 def _told(refits: Refits) -> str:
@@ -66,14 +86,17 @@ def evaluation_stage(run: Run, database: Database, genome: Genome, refits: Refit
     Returns:
         What `summary.json` holds; one that is there already is not made again.
     """
-    made_from = sha256_of([run.space.named(genome), run.quality_identity, *([refits.identity] if refits else [])])
+    known = [run.space.named(genome), run.quality_identity, *([refits.identity] if refits else [])]
+    if run.config.target.formats:
+        known.append(run.made_from(genome, database))
+    made_from = sha256_of(known)
     if run.directory.summary.exists():
         summary = read_json(run.directory.summary)
         if summary.get("made_from") == made_from:
             return summary
     with run.directory.timed("evaluation"):
         held_out = HeldOut(run.splits.held_out, run.stream)
-        assembler = Assembler(run.source, database, keep_dense=False)
+        assembler = run.assembler(database)
         uniform = run.uniform(assembler.module_widths)
         exported = BlockStream(ModelSource(str(run.directory.model)), run.device, run.dtype)
         qualities: dict[str, Quality] = {

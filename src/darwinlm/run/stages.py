@@ -23,6 +23,7 @@ from darwinlm.export.huggingface import export_checkpoint
 from darwinlm.genome import Genome
 from darwinlm.measure.pictures import draw_errors
 from darwinlm.measure.quality import HeldOut
+from darwinlm.models.blocks import BlockStream
 from darwinlm.refit.blocks import refit_blocks
 from darwinlm.refit.store import Refits
 from darwinlm.run.request import Run, opened
@@ -86,12 +87,13 @@ def search_stage(run: Run, database: Database, *, restart: bool = False) -> Geno
     state = run.record.load()
     if state is None or not finished(state, run.config.search):
         with run.directory.timed("search"):
-            state = _search(run, Assembler(run.source, database, keep_dense=True, cache_bytes=cache_bytes()))
-    levels = run.space.named(state.parent)
-    parameters = Assembler(run.source, database, keep_dense=False).shape(state.parent).parameters
+            state = _search(run, run.assembler(database, keep_dense=True, cache_bytes=cache_bytes()))
+    levels, formats = run.space.levels_of(state.parent), run.space.formats_of(state.parent)
+    parameters = run.assembler(database).shape(state.parent).parameters
     totals = {**run.space.totals(state.parent), "parameters": parameters}
     if ranks.is_first():
-        write_json(run.directory.genome, {"levels": levels, "totals": totals})
+        in_formats = {"formats": formats} if run.config.target.formats else {}
+        write_json(run.directory.genome, {"levels": levels, **in_formats, "totals": totals})
     return state.parent
 
 
@@ -167,15 +169,17 @@ def _refitted(run: Run, database: Database, genome: Genome) -> Refits | None:
     if not asked:
         return None
     tokens = blocks[: max(2, asked // blocks.shape[1])]
-    made_from = {"genome": run.space.named(genome), "database": sha256_of(database.identity), "tokens": tokens.numel()}
+    made_from = {**run.made_from(genome, database), "tokens": tokens.numel()}
     made_from["choose_again"] = run.config.refit.choose_again
     refits = Refits(run.directory.refit, made_from)
     if not ranks.broadcast(refits.finished(len(run.stream))):
-        assembler = Assembler(run.source, database, keep_dense=False)
+        assembler, batch = run.assembler(database), run.config.database.batch_sequences
         with run.directory.timed("refit"):
             block = functools.partial(assembler.block, genome, device=run.device, dtype=run.dtype)
             kept = functools.partial(assembler.mlp_columns, genome) if run.config.refit.choose_again else None
-            refit_blocks(refits, run.stream, block, kept, tokens, run.config.database.batch_sequences, _placement(run))
+            in_format = functools.partial(assembler.in_format, genome) if run.config.target.formats else None
+            embedded = BlockStream(assembler.embedded, run.device, run.dtype)
+            refit_blocks(refits, run.stream, block, kept, tokens, batch, _placement(run), embedded, in_format)
             if ranks.is_first():
                 _judge(run, assembler, genome, refits)
     refits.kl = ranks.broadcast(refits.kl)
@@ -194,8 +198,9 @@ def _judge(run: Run, assembler: Assembler, genome: Genome, refits: Refits) -> No
 
 def export_stage(run: Run, database: Database, genome: Genome, refits: Refits | None = None) -> None:
     """Write the genome's checkpoint to `model/`, with refitted matrices where there are, unless it lies there already."""
-    known = {"genome": run.space.named(genome), "database": sha256_of(database.identity)}
-    made_from: dict[str, Any] = {**known, "generations": run.config.search.generations}  # the card says how many
+    made_from = run.made_from(genome, database) | {
+        "generations": run.config.search.generations
+    }  # the card says how many
     if refits:
         made_from["refit"] = sha256_of(refits.identity)
     if stock := run.config.target.shape == "stock":
@@ -204,10 +209,8 @@ def export_stage(run: Run, database: Database, genome: Genome, refits: Refits | 
         return
     discard_forms(run.directory.model)
     with run.directory.timed("export"):
-        assembler = Assembler(run.source, database, keep_dense=False)
-        export_checkpoint(
-            assembler, genome, run.directory.model, card_facts(run, refits), made_from, refits, stock=stock
-        )
+        facts = card_facts(run, genome, refits)
+        export_checkpoint(run.assembler(database), genome, run.directory.model, facts, made_from, refits, stock=stock)
 
 
 def run_database(config: RunConfig, *, rebuild: bool = False) -> Database:
@@ -239,7 +242,7 @@ def run_search(config: RunConfig, *, restart: bool = False) -> dict[str, int]:
     """Search on a finished database; returns {module name: level}."""
     _require_database(config)
     with opened(config, restart=restart, needs=[search_need]) as run:
-        return run.space.named(search_stage(run, run.finished_database(), restart=restart))
+        return run.space.levels_of(search_stage(run, run.finished_database(), restart=restart))
 
 
 def _require_database(config: RunConfig) -> None:

@@ -7,7 +7,8 @@ model rises by
 
 with g the gradient of the log-probability of a label that is sampled from the model itself: its second moment is the Fisher
 information, which is the curvature of the KL (Amari 1998; Martens, arXiv 1412.1193). Blocks stream through the device twice:
-forward, leaving their inputs, and back, each made again and differentiated alone. So device memory holds one block.
+forward, leaving their inputs, and back, each made again and differentiated alone. So device memory holds one block. Where
+modules can be in several formats, each runs once more in every other one, so that delta is what it really puts out there.
 
 Letters: S = sequences, T = tokens in a sequence, H = hidden size, M = modules, V = vocabulary.
 """
@@ -21,6 +22,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.functional import log_softmax, nll_loss
 
 from darwinlm.assemble import Assembler
@@ -116,21 +118,21 @@ class _Walk:
 
     def forward(self, tokens: Tensor, seeds: Tensor, dense: Tensor | None) -> Tensor:
         """Gradients of the loss (2, S, T, H) at the last block's outputs: of the KL, and of sampled labels' NLL."""
-        hidden = self.stream.embed(tokens)
+        hidden = BlockStream(self.assembler.embedded, self.stream.device, self.stream.dtype).embed(tokens)
         with progress("Linearization, forward", total=len(self.stream)) as advance:
             for layer in range(len(self.stream)):
                 self.inputs.append(hidden.clone())
                 self.stream.forward(self._block(layer), hidden, self.batch)
                 advance(f"layer {layer}")
         device = self.stream.device
-        head = self.stream.source.head().to(device, torch.float32)
-        norm = self.stream.norm()
+        dense_head = self.stream.source.head().to(device, torch.float32)
+        head, norm = self.assembler.head(dense_head), self.stream.norm()
         found = torch.zeros(2, *hidden.shape)
         for s, seed in enumerate(seeds.tolist()):
             target = None if dense is None else dense[s].to(device)
             generator = torch.Generator().manual_seed(seed)
             for part in torch.arange(hidden.shape[1]).split(chunk_tokens(head.vocabulary, device)):
-                teacher = None if target is None else log_softmax(head.logits(target[part].to(head.weight)), -1)
+                teacher = None if target is None else _log_softmax(dense_head, target[part])
                 draws = torch.rand(len(part), 1, generator=generator).to(device)
                 for k, grad in enumerate(_head_gradients(hidden[s, part].to(device), norm, head, teacher, draws)):
                     found[k, s, part] = grad.cpu()
@@ -165,6 +167,7 @@ class _Walk:
         passes: list[tuple[Tensor, ...]] = []
         went_in: dict[int, Tensor] = {}
         came_out: dict[int, Tensor] = {}
+        called: list[Any] = [module.called() for module in levels]
 
         def note(place: int, inputs: Tensor | None, output: Tensor | None) -> None:
             if inputs is not None:
@@ -181,8 +184,9 @@ class _Walk:
                 passes.append(torch.autograd.grad(outputs, sources, gradient.to(outputs), retain_graph=order == 0))
         for hook in hooks:
             hook.remove()
+        fed = [module.in_formats(went_in[place], called[place]) for place, module in enumerate(levels)]
         first, curved = (
-            [module.moves(went_in[place], grads[1 + place].float()) for place, module in enumerate(levels)]
+            [module.moves(fed[place], grads[1 + place].float()) for place, module in enumerate(levels)]
             for grads in passes
         )
         return first, curved, torch.stack([grads[0].float().cpu() for grads in passes])
@@ -199,17 +203,24 @@ class _Levels:
     """
 
     def __init__(self, assembler: Assembler, place: int, level: int, block: Block) -> None:
-        self.ladder, self.level, database = assembler.space.ladders[place], level, assembler.database
+        self.ladder, self.level = assembler.space.ladders[place], level
         self.linear: Any = block.output_matrix(self.ladder.kind)
         post_norm = block.family.site(self.ladder.kind).post_norm
         self.norm = block.layer.get_submodule(post_norm) if post_norm else None
         """What the outputs pass through on their way into the residual stream; changes are counted behind it."""
-        weight, self.bias = assembler.output_matrix(self.ladder)
-        dense = weight.to(self.linear.weight)
-        self.weights = {self.ladder.present: (dense, torch.arange(dense.shape[1], device=dense.device))}
-        for number in range(self.ladder.present + 1, self.ladder.top):
-            weight = database.weight(self.ladder.name, number).to(dense)
-            self.weights[number] = (weight, database.kept(self.ladder.name, number).to(dense.device))
+        _, self.bias = assembler.output_matrix(self.ladder)
+        self.weights: dict[int, tuple[Tensor, Tensor]] = {}
+        for rung in range(self.ladder.present, self.ladder.top):
+            weight, kept = assembler.output(self.ladder, rung)
+            self.weights[rung] = (weight.to(self.linear.weight), kept.to(self.linear.weight.device))
+        name = block.family.site(self.ladder.kind).module
+        self.module = block.layer.get_submodule(name)
+        self.fronts: dict[str, dict[str, Tensor]] = {self.ladder.format(level): {}}
+        """Of each format the matrices in front of the output matrix, by their names within the module; none of the present one."""
+        for format_ in self.ladder.formats:
+            if format_ not in self.fronts:
+                matrices = assembler.in_front(self.ladder, format_).items()
+                self.fronts[format_] = {n.removeprefix(f"{name}."): t.to(self.linear.weight) for n, t in matrices}
 
     def watched(self, note: Callable[[Tensor | None, Tensor | None], None]) -> list[Any]:
         """Hooks that tell of the output matrix's inputs, and of what the module puts out."""
@@ -217,26 +228,54 @@ class _Levels:
         put_out: Callable[..., None] = lambda _, x, y: note(None, y)  # noqa: E731
         return [fed, self.norm.register_forward_hook(put_out)] if self.norm else [fed]
 
-    def moves(self, inputs: Tensor, gradient: Tensor) -> Tensor:
-        """(s, T, C) inputs and (s, T, R) gradient at the outputs -> (s, T, levels): gradient . (output at a level - output now)."""
+    def called(self) -> list[tuple[Any, Any]]:
+        """Where the arguments of the module will be, once it was called; the list that comes back is filled once."""
+        found: list[tuple[Any, Any]] = []
+
+        def note(_: nn.Module, args: Any, kwargs: Any) -> None:
+            found.append((args, kwargs))
+            hook.remove()
+
+        hook = self.module.register_forward_pre_hook(note, with_kwargs=True)
+        return found
+
+    def in_formats(self, inputs: Tensor, called: list[tuple[Any, Any]]) -> dict[str, Tensor]:
+        """(s, T, C) inputs of the output matrix as they are, and as they were if the module were in another format."""
+        found = {format_: inputs for format_, changed in self.fronts.items() if not changed}
+        fed: list[Tensor] = []
+        hook = self.linear.register_forward_pre_hook(lambda _, x: fed.append(x[0]))
+        for format_, changed in self.fronts.items():
+            if changed:
+                functional_call(self.module, changed, *called[0])
+                found[format_] = fed[-1].detach()
+        hook.remove()
+        return found
+
+    def moves(self, fed: dict[str, Tensor], gradient: Tensor) -> Tensor:
+        """Inputs (s, T, C) by format and (s, T, R) gradient at the outputs -> (s, T, levels): gradient . (output at a level -
+        output now)."""
         if self.norm is not None:
-            return self._moves_behind(self.norm, inputs, gradient)
+            return self._moves_behind(self.norm, fed, gradient)
         found = gradient.new_zeros(*gradient.shape[:2], self.ladder.top + 1)  # what is gone puts out nothing
         for number, (weight, kept) in self.weights.items():
-            back = gradient.to(weight) @ weight
+            back, inputs = gradient.to(weight) @ weight, fed[self.ladder.format(number)]
             found[..., number] = (back * inputs.index_select(-1, kept)).sum(-1, dtype=torch.float32)
             if self.bias is not None:
                 found[..., number] += gradient @ self.bias.to(gradient)
         return found - found[..., self.level, None]
 
-    def _moves_behind(self, norm: nn.Module, inputs: Tensor, gradient: Tensor) -> Tensor:
+    def _moves_behind(self, norm: nn.Module, fed: dict[str, Tensor], gradient: Tensor) -> Tensor:
         """The same behind a norm, which does not see how large its inputs are: each level's outputs go through it."""
         found = gradient.new_zeros(*gradient.shape[:2], self.ladder.top + 1)
         for number, (weight, kept) in self.weights.items():
-            outputs = inputs.index_select(-1, kept).to(weight) @ weight.T
+            outputs = fed[self.ladder.format(number)].index_select(-1, kept).to(weight) @ weight.T
             outputs = norm(outputs if self.bias is None else outputs + self.bias.to(outputs))
             found[..., number] = (gradient.to(outputs) * outputs).sum(-1, dtype=torch.float32)
         return found - found[..., self.level, None]
+
+
+def _log_softmax(head: Head, hidden: Tensor) -> Tensor:
+    return log_softmax(head.logits(hidden.to(head.weight)), -1)
 
 
 def _head_gradients(

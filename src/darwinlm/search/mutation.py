@@ -13,7 +13,8 @@ ATTEMPTS = 100
 
 
 def level_switch(genome: Genome, budget: Budget, rng: random.Random) -> Genome:
-    """One module goes up a step and another that it may exchange with (`Budget.exchanges`) goes down a step.
+    """One module goes up a step and another that it may exchange with (`Budget.exchanges`) goes down a step; a step is a
+    level, or a format where there are several.
 
     Under a level target these are the modules of its kind, whose sum of levels is conserved. A group of modules is drawn
     in proportion to its size, one without such a pair never; where none has one, the genome comes back as it is. In the stock
@@ -36,8 +37,9 @@ def level_switch(genome: Genome, budget: Budget, rng: random.Random) -> Genome:
     receiver = rng.choice([i for i in up if set(down) - {i}])
     donor = rng.choice([i for i in down if i != receiver])
     levels = list(genome)
-    levels[receiver] += 1
-    levels[donor] -= 1
+    for module, way in ((receiver, 1), (donor, -1)):
+        ways = budget.beside(module, genome[module], way)
+        levels[module] = ways[0] if len(ways) == 1 else rng.choice(ways or [genome[module]])
     return tuple(levels)
 
 

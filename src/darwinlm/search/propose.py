@@ -181,7 +181,8 @@ class Estimate:
 
 
 def proposals(estimate: Estimate, budget: Budget) -> list[Genome]:
-    """Allocations that are cheapest if costs add up: by steps of one or two levels and any, of all modules and of few.
+    """Allocations that are cheapest if costs add up: by steps of one or two levels and any, in any format, of all modules
+    and of few.
 
     No module goes in them that is not gone already, since its absence is not to be told from a distance; but in one more
     proposal any may: its score tells what that really costs.
@@ -197,8 +198,10 @@ def proposals(estimate: Estimate, budget: Budget) -> list[Genome]:
     for radius in RADII:
         near = [
             [
-                cost if abs(level - now) <= radius and level in (now, *range(top)) else FORBIDDEN
-                for level, cost in enumerate(row)
+                cost
+                if abs(budget.level(rung) - budget.level(now)) <= radius and rung in (now, *range(top))
+                else FORBIDDEN
+                for rung, cost in enumerate(row)
             ]
             for row, now, top in zip(estimate.costs, genome, tops)
         ]
@@ -221,7 +224,10 @@ def diverse(costs: Costs, budget: Budget, ladders: Sequence[Ladder]) -> dict[str
         found[name] = [[factor * cost for cost in row] for factor, row in zip(factors, costs)]
     for name, kinds in WHOLE.items():
         found[name] = [
-            [cost if ladder.kind not in kinds or level in (0, top) else FORBIDDEN for level, cost in enumerate(row)]
+            [
+                cost if ladder.kind not in kinds or budget.level(rung) == 0 or rung == top else FORBIDDEN
+                for rung, cost in enumerate(row)
+            ]
             for ladder, row, top in zip(ladders, costs, budget.tops())
         ]
     genomes = {name: allocate(bent, budget) for name, bent in found.items()}

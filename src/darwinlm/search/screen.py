@@ -32,7 +32,7 @@ def final_hidden(
         title: of the progress.
     """
     source, device = assembler.source, targets.teacher.head.device
-    stream, ladders = BlockStream(source, device, dtype), assembler.space.ladders
+    stream, ladders = BlockStream(assembler.embedded, device, dtype), assembler.space.ladders
     embedded = [stream.embed(ids).to(device) for ids in targets.tokens()]
     states: dict[Genome, list[Tensor]] = {(): embedded}
     prefixes: dict[Genome, Genome] = dict.fromkeys(genomes, ())
@@ -64,7 +64,7 @@ def untrained_kls(
 
     Arguments as in `final_hidden`; genomes may be equal.
     """
-    own, head = list(dict.fromkeys(ranks.shard(list(genomes)))), targets.teacher.head
+    own, head = list(dict.fromkeys(ranks.shard(list(genomes)))), assembler.head(targets.teacher.head)
     found: dict[Genome, Tensor] = {}
     if own:
         ends = final_hidden(assembler, own, targets, dtype, title)

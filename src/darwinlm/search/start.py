@@ -194,7 +194,7 @@ class ModelMeasures:
 
     def estimate(self, genome: Genome, kl: float, round_: int) -> Estimate:
         """By one forward and one backward pass."""
-        is_dense = genome == self.assembler.space.present
+        is_dense = genome == self.assembler.space.present and self.assembler.embedded is self.stream.source
         if not is_dense and self._dense is None:
             self._dense = self.stream.final_hidden(self._tokens)
         labels = torch_generator(self.seed, "labels", round_)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from darwinlm.database.levels import Kind
 from darwinlm.genome import Genome, Space
@@ -50,6 +50,9 @@ class Budget:
     limits: tuple[Limit, ...]
     lowest: Genome
     """The lowest open level of every module; the last level is open always."""
+    formats: int = field(default=1, kw_only=True)
+    """Formats of every level but the last. Where there are several, levels are rungs (`Ladder.stored_in`): the limits have
+    a cost for each, and a step is to the same format of the next level, or to the next format."""
 
     def exchanges(self) -> tuple[tuple[int, ...], ...]:
         """Modules that may give to each other: those that spend the same limits."""
@@ -74,17 +77,38 @@ class Budget:
         """The least that can be left."""
         return self.tops()
 
-    def at_share(self, share: float) -> Genome:
-        """The same share of every module gone, to the whole step toward dense; 1: the smallest."""
-        return tuple(min(top, low + int(share * top + 1e-9)) for low, top in zip(self.lowest, self.tops(), strict=True))
+    def level(self, rung: int) -> int:
+        """The level of a rung."""
+        return rung // self.formats
+
+    def at_share(self, share: float, place: int = 0) -> Genome:
+        """The same share of every module gone, to the whole step toward dense; 1: the smallest. `place`: the format."""
+        found = []
+        for low, top in zip(self.lowest, self.tops(), strict=True):
+            level = self.level(low) + int(share * self.level(top) + 1e-9)
+            found.append(min(top, max(low, level * self.formats + place)))
+        return tuple(found)
+
+    def beside(self, module: int, rung: int, way: int) -> list[int]:
+        """Open levels a step from one of a module: -1 is toward dense, 1 away."""
+        top, each = len(self.limits[0].costs[module]) - 1 if self.limits else rung, self.formats
+        if way < 0:
+            found = [rung - 1] if rung == top else [rung - each, *([rung - 1] if rung % each else [])]
+        else:
+            found = [] if rung == top else [min(rung + each, top), *([rung + 1] if rung % each < each - 1 else [])]
+        return [new for new in found if self.lowest[module] <= new]
 
     def wider(self, genome: Genome) -> list[Step]:
-        """Steps toward dense: one level of one module."""
-        return [((i, level, level - 1),) for i, level in enumerate(genome) if level > self.lowest[i]]
+        """Steps toward dense: one level, or one format, of one module."""
+        if self.formats == 1:
+            return [((i, level, level - 1),) for i, level in enumerate(genome) if level > self.lowest[i]]
+        return [((i, rung, new),) for i, rung in enumerate(genome) for new in self.beside(i, rung, -1)]
 
     def narrower(self, genome: Genome) -> list[Step]:
-        """Steps away from dense: one level of one module."""
-        return [((i, level, level + 1),) for i, (level, top) in enumerate(zip(genome, self.tops())) if level < top]
+        """Steps away from dense: one level, or one format, of one module."""
+        if self.formats == 1:
+            return [((i, level, level + 1),) for i, (level, top) in enumerate(zip(genome, self.tops())) if level < top]
+        return [((i, rung, new),) for i, rung in enumerate(genome) for new in self.beside(i, rung, 1)]
 
     def affordable(self, genome: Genome) -> list[Step]:
         """Steps toward dense after which a genome is within every limit."""
@@ -171,7 +195,8 @@ def level_budget(space: Space, share: float) -> Budget:
 
 
 def uniform(budget: Budget, rng: random.Random) -> Genome:
-    """The largest model within a budget of whose modules the same share goes, filled up to the limits at random.
+    """The largest model within a budget of whose modules the same share goes, filled up to the limits at random; where there
+    are several formats, all in the largest in which nothing must go, or in the smallest.
 
     Args:
         budget: that can be kept; of a model that is pruned already, the same share of every module goes further.
@@ -180,9 +205,11 @@ def uniform(budget: Budget, rng: random.Random) -> Genome:
     tops = budget.tops()
     order = rng.sample(range(len(tops)), len(tops))
     rank = {module: place for place, module in enumerate(order)}
-    genome = budget.lowest
-    for share in sorted({level / top for top in set(tops) if top for level in range(top + 1)}):
-        genome = budget.at_share(share)
+    genome, last = budget.lowest, budget.formats - 1
+    steps = {budget.level(top) for top in tops} - {0}
+    shares = sorted({level / top for top in steps for level in range(top + 1)})
+    for share, place in [*((0.0, place) for place in range(last)), *((share, last) for share in shares)]:
+        genome = budget.at_share(share, place)
         if budget.within(genome):
             break
 

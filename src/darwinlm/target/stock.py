@@ -85,7 +85,7 @@ class StockBudget(Budget):
         levels = self.levels(self.tops())
         return self.genome(levels, [next(i for i in range(len(self.layers)) if self.may_keep(i, levels))])
 
-    def at_share(self, share: float) -> Genome:
+    def at_share(self, share: float, place: int = 0) -> Genome:
         """Every layer that may stay at the first open levels by which the share is gone; 1: the smallest."""
         if share >= 1:
             return self.smallest()

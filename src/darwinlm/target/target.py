@@ -6,7 +6,7 @@ A level is a limit like parameters, memory or time: the steps that are left to e
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,9 +14,11 @@ import torch
 from darwinlm.config import RunConfig, TargetConfig, asked_quantities, written
 from darwinlm.config.quantities import Quantity, Unit
 from darwinlm.errors import RequestError
+from darwinlm.formats.types import WHOLE
 from darwinlm.genome import Genome, Space
 from darwinlm.models.shape import LayerWidths, ModelShape
 from darwinlm.target.budget import Budget, Limit, level_limits
+from darwinlm.target.file_bytes import FileBytes
 from darwinlm.target.latency import PICOSECONDS, StageTimes, times_for
 from darwinlm.target.stock import StockBudget, WidthsOf, layers_of, stock_levels
 
@@ -32,6 +34,7 @@ class Target:
         space: its modules.
         value_bytes: of a stored weight, and of a number in the KV cache.
         times: of its modules, where a speed-up is asked.
+        file: its sizes, where modules can be in several formats.
     """
 
     asked: TargetConfig
@@ -40,6 +43,7 @@ class Target:
     space: Space
     value_bytes: int
     times: StageTimes | None = None
+    file: FileBytes | None = None
 
     def budget(self, widths: WidthsOf, lowest: Genome | None = None) -> Budget:
         """The limits on genomes.
@@ -50,7 +54,7 @@ class Target:
         """
         limits, lowest = tuple(self._limits(widths)), lowest or self.space.present
         if self.asked.shape == "free":
-            return Budget(limits, lowest)
+            return Budget(limits, lowest, formats=len(self.space.formats))
         return StockBudget(limits, lowest, layers_of(self.space), stock_levels(self.shape, self.space, widths))
 
     def require_reachable(self, widths: WidthsOf) -> None:
@@ -109,6 +113,8 @@ class Target:
     def _hard_limit(self, name: Unit, asked: Quantity, widths: WidthsOf) -> Limit:
         if name == "speedup":
             return self._latency_limit(asked.value, widths)
+        if name == "memory" and self.file:
+            return self._file_limit(self.file, asked, widths)
         count = self._parameters if name == "parameters" else self._bytes
         shared = self.shape.shared_parameters  # belongs to no module alone, so it counts in any case
         outside = self.shape.parameters - self.shape.layer_parameters + shared
@@ -118,6 +124,19 @@ class Target:
         costs = self._costs(widths, count)
         dense = base + sum(map(count, self.shape.layers))
         return Limit(name, asked.of(dense), base, costs)
+
+    def _file_limit(self, file: FileBytes, asked: Quantity, widths: WidthsOf) -> Limit:
+        """Of the whole file, and the KV cache in f16."""
+
+        def taken(held: LayerWidths, format_: str) -> int:
+            return file.module(held, format_) + WHOLE["f16"] * self._cached(held)
+
+        costs = tuple(
+            tuple(taken(widths(ladder, rung), ladder.format(rung)) for rung in range(ladder.top + 1))
+            for ladder in self.space.ladders
+        )
+        dense = replace(file, embedding=file.stored).outside + sum(taken(held, "") for held in self.shape.layers)
+        return Limit("memory", asked.of(dense), file.outside, costs)
 
     def _latency_limit(self, speedup: float, widths: WidthsOf) -> Limit:
         times = self.times
@@ -136,12 +155,21 @@ class Target:
 
     def _bytes(self, widths: LayerWidths) -> int:
         """Weights, and keys and values of every token of every sequence."""
-        cached = 2 * widths.kv_heads * self.shape.head_dim * self.asked.batch * self.asked.context
-        return (self._parameters(widths) + cached) * self.value_bytes
+        return (self._parameters(widths) + self._cached(widths)) * self.value_bytes
+
+    def _cached(self, widths: LayerWidths) -> int:
+        """Numbers in the KV cache."""
+        return 2 * widths.kv_heads * self.shape.head_dim * self.asked.batch * self.asked.context
 
 
 def target_of(
-    config: RunConfig, shape: ModelShape, space: Space, value_bytes: int, device: torch.device, dtype: torch.dtype
+    config: RunConfig,
+    shape: ModelShape,
+    space: Space,
+    value_bytes: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    header: int = 0,
 ) -> Target:
     """What a run asks for.
 
@@ -152,12 +180,16 @@ def target_of(
         value_bytes: of a stored weight.
         device: that the run computes on.
         dtype: arithmetic of the run.
+        header: bytes of a GGUF file before its tensors, where formats are asked.
 
     Raises:
         RequestError: the latency table does not fit the run.
     """
-    times = times_for(config.target, shape, device, dtype)
-    return Target(config.target, share_of(config), shape, space, value_bytes, times)
+    times, file = times_for(config.target, shape, device, dtype), None
+    if config.target.formats:
+        stored = next(name for name in WHOLE if WHOLE[name] == value_bytes)
+        file = FileBytes(shape, stored, config.target.embedding_format or stored, space.formats[-1], header)
+    return Target(config.target, share_of(config), shape, space, value_bytes, times, file)
 
 
 def share_of(config: RunConfig) -> float | None:

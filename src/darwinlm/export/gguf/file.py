@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-import math
 import re
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,16 +14,20 @@ import torch
 
 from darwinlm.errors import RequestError
 from darwinlm.export.card import told_by
-from darwinlm.export.gguf import quantizer
-from darwinlm.export.gguf.mixture import MIXTURES, SMALLER_BLOCKS, type_of
+from darwinlm.export.folder import record_of
+from darwinlm.export.gguf.mixture import MIXTURES, type_of
 from darwinlm.export.gguf.vocabulary import Vocabulary, vocabulary
-from darwinlm.models.llama_cpp import architecture, llama_cpp_faults, outlines, rope_of, tensors
+from darwinlm.formats.llama_cpp import library
+from darwinlm.formats.rounding import packed, require_formats
+from darwinlm.formats.types import SMALLER_BLOCKS, fitting, ggml_type, stored_bytes
+from darwinlm.models.llama_cpp import architecture, llama_cpp_faults, module_of, outlines, rope_of, tensors
 from darwinlm.models.source import ModelSource
 from darwinlm.models.stubs import stubbed
 from darwinlm.runtime.files import require_room, written_whole
 
 DTYPES = ("f32", "f16", "bf16", "q8_0", *MIXTURES)
-_BY_LLAMA_CPP = {*SMALLER_BLOCKS, *SMALLER_BLOCKS.values()} - {"Q8_0"}
+MIXED = "mixed"
+"""In place of a dtype: a type for each module, of a checkpoint that was searched with formats."""
 _STORED_AS = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
 
 
@@ -32,7 +36,7 @@ def check_gguf(source: ModelSource, dtype: str = "") -> Vocabulary:
 
     Args:
         source: a checkpoint, pruned or dense.
-        dtype: one of `DTYPES`, or empty.
+        dtype: one of `DTYPES`, `MIXED`, or empty.
 
     Returns:
         Its tokenizer in llama.cpp's terms.
@@ -41,7 +45,9 @@ def check_gguf(source: ModelSource, dtype: str = "") -> Vocabulary:
         RequestError: it would not, or a package is missing; names everything that stands in the way.
     """
     if dtype in MIXTURES:
-        quantizer.library()
+        library()
+    if dtype == MIXED:
+        require_formats({*formats_of(source)["modules"].values(), *filter(None, [formats_of(source)["embedding"]])})
     if importlib.util.find_spec("gguf") is None:
         raise RequestError("GGUF files need the package gguf. Install it with: pip install 'darwinlm[gguf]'")
     if found := llama_cpp_faults(source):
@@ -50,8 +56,52 @@ def check_gguf(source: ModelSource, dtype: str = "") -> Vocabulary:
 
 
 def default_dtype(source: ModelSource) -> str:
-    """The dtype that a checkpoint is stored in, as GGUF names it."""
-    return _STORED_AS.get(source.dtype, "f16")
+    """The dtype that a checkpoint is stored in, as GGUF names it; `MIXED` where modules have formats of their own."""
+    return MIXED if formats_of(source) else _STORED_AS.get(source.dtype, "f16")
+
+
+def formats_of(source: ModelSource) -> dict[str, Any]:
+    """What a checkpoint says of its formats, as `formats_record` made it; empty where it was searched without."""
+    return (record_of(source.folder) or {}).get("formats", {})
+
+
+def formats_record(source: ModelSource, modules: Mapping[str, str], embedding: str, stubs: str) -> dict[str, Any]:
+    """What a checkpoint that is cut from `source` remembers of its formats.
+
+    Args:
+        source: the dense model.
+        modules: module -> format, of those that have one.
+        embedding: format of embedding and head; empty for the checkpoint's own.
+        stubs: format of what stands for modules that are gone.
+    """
+    stored = _STORED_AS.get(source.dtype, "f16")
+    return {"modules": dict(modules), "embedding": embedding, "stubs": stubs, "stored": stored}
+
+
+def header_bytes(source: ModelSource) -> int:
+    """Bytes of a file of this model, or of one that is cut from it, before the numbers; they lie within a kilobyte.
+
+    Raises:
+        RequestError: llama.cpp would not compute what such a model computes.
+    """
+    words, shapes = check_gguf(source), outlines(source)
+    import gguf
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "header.gguf"
+        writer = gguf.GGUFWriter(path, architecture(source))
+        try:
+            _describe(
+                writer,
+                source,
+                words,
+                "f16",
+                shapes,
+                {name: _type(source, name, shapes[name], "f16") for name in shapes},
+            )
+        finally:
+            writer.close()
+        return path.stat().st_size
 
 
 def write_gguf(
@@ -62,7 +112,7 @@ def write_gguf(
     Args:
         source: a checkpoint, pruned or dense.
         path: the file; one that lies there is replaced.
-        dtype: one of `DTYPES`, for matrices; norms and biases are float32 always.
+        dtype: one of `DTYPES`, for matrices, or `MIXED`; norms and biases are float32 always.
         importance: of the columns of matrices, by llama.cpp's names; K-quants alone read it.
 
     Returns:
@@ -76,24 +126,22 @@ def write_gguf(
     import gguf
 
     shapes = outlines(source)
-    kinds = {name: _kind(source, name, shape, dtype) for name, shape in shapes.items()}
-    require_room(path.parent, sum(_bytes(shape, kinds[name]) for name, shape in shapes.items()), "This GGUF file")
+    types = {name: _type(source, name, shape, dtype) for name, shape in shapes.items()}
+    require_room(path.parent, sum(stored_bytes(shape, types[name]) for name, shape in shapes.items()), "This GGUF file")
     with written_whole(path) as partial:
         writer = gguf.GGUFWriter(partial, architecture(source))
         try:
-            _name(writer, source)
-            _metadata(writer, source, dtype)
-            _tokenizer(writer, words)
-            _write_tensors(writer, source, shapes, kinds, importance or {})
+            _describe(writer, source, words, dtype, shapes, types)
+            _write_tensors(writer, source, types, importance or {})
         finally:
             writer.close()
-    return [*words.notes, *_unusual(kinds, dtype)]
+    return [*words.notes, *_unusual(types, dtype)]
 
 
-def _unusual(kinds: Mapping[str, Any], dtype: str) -> list[str]:
+def _unusual(types: Mapping[str, str], dtype: str) -> list[str]:
     """Matrices whose rows do not split into the blocks of their type."""
-    odd = [name for name, kind in kinds.items() if kind.name == "F16" and dtype in ("q8_0", *MIXTURES)]
-    small = [name for name, kind in kinds.items() if kind.name in SMALLER_BLOCKS.values() and dtype in MIXTURES]
+    odd = [name for name, type_ in types.items() if type_ == "f16" and dtype in ("q8_0", *MIXTURES)]
+    small = [name for name, type_ in types.items() if type_ in SMALLER_BLOCKS.values() and dtype in MIXTURES]
     told = [(odd, "are f16", 32)] if odd else []
     told += [(small, "have a type of smaller blocks", 256)] if small else []
     return [
@@ -102,54 +150,53 @@ def _unusual(kinds: Mapping[str, Any], dtype: str) -> list[str]:
     ]
 
 
-def _write_tensors(
+def _describe(
     writer: Any,
     source: ModelSource,
-    shapes: dict[str, tuple[int, ...]],
-    kinds: dict[str, Any],
-    importance: Mapping[str, np.ndarray],
+    words: Vocabulary,
+    dtype: str,
+    shapes: Mapping[str, tuple[int, ...]],
+    types: Mapping[str, str],
 ) -> None:
-    """Announce all tensors, then stream them; a name that comes out of turn would land in another's place."""
-    import gguf
-
+    """All that comes before the numbers."""
+    _name(writer, source)
+    _metadata(writer, source, dtype)
+    _tokenizer(writer, words)
     for name, shape in shapes.items():
-        writer.add_tensor_info(name, shape, np.dtype(np.float32), _bytes(shape, kinds[name]), kinds[name])
+        size = stored_bytes(shape, types[name])
+        writer.add_tensor_info(name, shape, np.dtype(np.float32), size, ggml_type(types[name]))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    for expected, (name, tensor) in zip(shapes, tensors(source), strict=True):
+
+
+def _write_tensors(
+    writer: Any, source: ModelSource, types: Mapping[str, str], importance: Mapping[str, np.ndarray]
+) -> None:
+    """Stream the tensors that were announced; a name that comes out of turn would land in another's place."""
+    for expected, (name, tensor) in zip(types, tensors(source), strict=True):
         if name != expected:
             raise RuntimeError(f"tensor {name} came where {expected} was announced")
-        kind = kinds[name]
-        if kind.name in _BY_LLAMA_CPP:
-            writer.write_tensor_data(quantizer.quantize(tensor.numpy(), kind, importance.get(name)))
-            continue
-        with np.errstate(over="ignore"):  # told below
-            values = gguf.quants.quantize(tensor.numpy(), kind)
+        values = packed(tensor.numpy(), types[name], importance.get(name))
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             raise RequestError(f"'{source.name}' has weights beyond the range of f16. Choose --dtype bf16 or f32.")
         writer.write_tensor_data(values)
 
 
-def _kind(source: ModelSource, name: str, shape: tuple[int, ...], dtype: str) -> Any:
+def _type(source: ModelSource, name: str, shape: tuple[int, ...], dtype: str) -> str:
     """The type of one tensor: vectors stay float32, rows that do not split into blocks stay float16."""
-    import gguf
-
-    kinds = gguf.GGMLQuantizationType
     if len(shape) == 1:
-        return kinds.F32
+        return "f32"
     if dtype in MIXTURES:
-        return kinds[type_of(name, shape[-1], len(source.shape.layers), dtype, tied=source.shape.tied)]
-    kind = kinds[dtype.upper()]
-    block, _ = gguf.GGML_QUANT_SIZES[kind]
-    return kind if shape[-1] % block == 0 else kinds.F16
-
-
-def _bytes(shape: tuple[int, ...], kind: Any) -> int:
-    import gguf
-
-    block, size = gguf.GGML_QUANT_SIZES[kind]
-    return math.prod(shape) // block * size
+        return type_of(name, shape[-1], len(source.shape.layers), dtype, tied=source.shape.tied)
+    if dtype == MIXED:
+        held, place = formats_of(source), module_of(name)
+        format_ = held["embedding"]
+        if place:
+            there = source.shape.layers[place[0]].has(place[1])
+            format_ = held["modules"].get(source.family.module(*place)) if there else held["stubs"]
+        dtype = format_ or held["stored"]
+    return fitting(dtype, shape[-1])
 
 
 def name_of(source: ModelSource) -> str:
@@ -196,7 +243,8 @@ def _metadata(writer: Any, source: ModelSource, dtype: str) -> None:
     import gguf
 
     config, shape = source.config, stubbed(source.shape)
-    writer.add_file_type(gguf.LlamaFileType["ALL_F32" if dtype == "f32" else f"MOSTLY_{dtype.upper()}"])
+    named = {"f32": "ALL_F32", MIXED: "GUESSED"}.get(dtype, f"MOSTLY_{dtype.upper()}")
+    writer.add_file_type(gguf.LlamaFileType[named])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_vocab_size(shape.vocabulary)
     writer.add_context_length(config.max_position_embeddings)

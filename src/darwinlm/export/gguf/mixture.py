@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from darwinlm.formats.types import fitting
+
 Layers = Callable[[int, int], bool]
 """Whether a layer, of so many, is one of those that a rule is for."""
 
@@ -32,29 +34,27 @@ def _spread(layer: int, layers: int) -> bool:
 _VALUES, _DOWN, _OUT = ("attn_v", "attn_qkv"), ("ffn_down",), ("attn_output",)
 _Rule = tuple[tuple[str, ...], str, Layers]
 MIXTURES: Mapping[str, tuple[str, tuple[_Rule, ...]]] = {
-    "q3_k_s": ("Q3_K", ()),
+    "q3_k_s": ("q3_k", ()),
     "q3_k_m": (
-        "Q3_K",
+        "q3_k",
         (
-            (_VALUES, "Q5_K", _before(2)),
-            (_DOWN, "Q5_K", _first(16)),
-            (_VALUES + _DOWN + _OUT, "Q4_K", _all),
+            (_VALUES, "q5_k", _before(2)),
+            (_DOWN, "q5_k", _first(16)),
+            (_VALUES + _DOWN + _OUT, "q4_k", _all),
         ),
     ),
-    "q3_k_l": ("Q3_K", ((_VALUES + _DOWN + _OUT, "Q5_K", _all),)),
-    "q4_k_s": ("Q4_K", ((_VALUES, "Q5_K", _before(4)), (_DOWN, "Q5_K", _first(8)))),
-    "q4_k_m": ("Q4_K", ((_VALUES + _DOWN, "Q6_K", _spread),)),
-    "q5_k_s": ("Q5_K", ()),
-    "q5_k_m": ("Q5_K", ((_VALUES + _DOWN, "Q6_K", _spread),)),
-    "q6_k": ("Q6_K", ()),
+    "q3_k_l": ("q3_k", ((_VALUES + _DOWN + _OUT, "q5_k", _all),)),
+    "q4_k_s": ("q4_k", ((_VALUES, "q5_k", _before(4)), (_DOWN, "q5_k", _first(8)))),
+    "q4_k_m": ("q4_k", ((_VALUES + _DOWN, "q6_k", _spread),)),
+    "q5_k_s": ("q5_k", ()),
+    "q5_k_m": ("q5_k", ((_VALUES + _DOWN, "q6_k", _spread),)),
+    "q6_k": ("q6_k", ()),
 }
 """Name of a file's type -> the type of its matrices, and the rules for some, of which the first that fits counts."""
-SMALLER_BLOCKS = {"Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
-"""Blocks of 256 columns -> of 32."""
 
 
 def type_of(name: str, columns: int, layers: int, dtype: str, *, tied: bool) -> str:
-    """The type of a matrix, by ggml's name.
+    """The type of a matrix.
 
     Args:
         name: llama.cpp's, such as `blk.3.attn_v.weight`.
@@ -65,12 +65,8 @@ def type_of(name: str, columns: int, layers: int, dtype: str, *, tied: bool) -> 
     """
     kind, rules = MIXTURES[dtype]
     if name == "output.weight" or (tied and name == "token_embd.weight"):
-        return "Q6_K" if columns % 256 == 0 else _fitting("Q8_0", columns)
+        return fitting("q6_k", columns)
     if name.startswith("blk."):
         _, layer, part, _ = name.split(".")
         kind = next((k for parts, k, which in rules if part in parts and which(int(layer), layers)), kind)
-    return kind if columns % 256 == 0 else _fitting(SMALLER_BLOCKS[kind], columns)
-
-
-def _fitting(kind: str, columns: int) -> str:
-    return kind if columns % 32 == 0 else "F16"
+    return fitting(kind, columns)

@@ -1,0 +1,249 @@
+"""Width and format in one search: candidates, costs, bytes and files against stock models with matrices of the package gguf."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+import darwinlm
+import pico
+from darwinlm.assemble import Assembler
+from darwinlm.config import RunConfig, TargetConfig
+from darwinlm.errors import RequestError
+from darwinlm.export.gguf.file import MIXED, formats_record, header_bytes, write_gguf
+from darwinlm.export.huggingface import export_checkpoint
+from darwinlm.genome import Genome, Space
+from darwinlm.models.source import ModelSource
+from darwinlm.search.linearize import level_moves
+from darwinlm.search.mutation import offspring
+from darwinlm.search.propose import allocate
+from darwinlm.target.budget import Budget, Limit, uniform
+from darwinlm.target.target import target_of
+from test_genome import space_of
+
+gguf = pytest.importorskip("gguf")
+FORMATS = ("q8_0", "q4_0")
+WIDE = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
+TOKENS = pico.random_tokens(4, 12)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Callable[[str], Assembler]:
+    """Family -> its levels in all formats; embedding and head in q8_0."""
+
+    def make(family: str) -> Assembler:
+        folder = tmp_path_factory.mktemp(f"bits_{family}")
+        source = ModelSource(str(pico.make_checkpoint(folder / "dense", family, **WIDE)))
+        levels = pico.make_database(folder / "levels", source, "kv_group", levels=4, multiple_of=32)
+        return Assembler(source, levels, keep_dense=True, formats=FORMATS, embedding_format="q8_0")
+
+    known: dict[str, Assembler] = {}
+    return lambda family: known.setdefault(family, known.get(family) or make(family))
+
+
+def some_genome(space: Space, seed: int) -> Genome:
+    rng = random.Random(seed)
+    return tuple(rng.randint(ladder.present, ladder.top) for ladder in space.ladders)
+
+
+def read_back(matrix: Tensor, name: str) -> Tensor:
+    if not name:
+        return matrix
+    kind = gguf.GGMLQuantizationType[name.upper()]
+    stored = gguf.quants.quantize(np.ascontiguousarray(matrix.detach().float().numpy()), kind)
+    return torch.tensor(gguf.quants.dequantize(stored, kind)).view(matrix.shape)
+
+
+@torch.no_grad()
+def truth(assembler: Assembler, genome: Genome) -> Any:
+    """The stock dense model whose matrices are what a file holds, with zeros where columns are gone."""
+    model = AutoModelForCausalLM.from_pretrained(assembler.source.folder, dtype=torch.float32).eval()
+    for ladder, rung in zip(assembler.space.ladders, genome, strict=True):
+        level, name, levels = ladder.level(rung), ladder.format(rung), assembler.database
+        for path, matrix in model.get_submodule(ladder.name).named_modules():
+            if not isinstance(matrix, torch.nn.Linear):
+                continue
+            if path not in ("o_proj", "down_proj"):
+                matrix.weight.copy_(read_back(matrix.weight, name))
+                continue
+            kept = levels.kept(ladder.name, level)
+            whole = rung == ladder.top or level == 0
+            compact = read_back(matrix.weight[:, kept] if whole else levels.weight(ladder.name, level).float(), name)
+            matrix.weight.zero_()
+            matrix.weight[:, kept] = compact
+    embedding = model.get_input_embeddings()
+    embedding.weight.copy_(read_back(embedding.weight, "q8_0"))
+    if not model.config.tie_word_embeddings:
+        model.lm_head.weight.copy_(read_back(model.lm_head.weight, "q8_0"))
+    return model
+
+
+@pytest.mark.parametrize("family", ["llama_gqa", "qwen3_tied", "phi3"])
+def test_candidates_compute_what_an_engine_reads_back(family: str, made) -> None:
+    assembler = made(family)
+    for seed in range(4):
+        genome = some_genome(assembler.space, seed)
+        with torch.no_grad():
+            wanted = truth(assembler, genome)(TOKENS, use_cache=False).logits
+            found = assembler.model(genome, pico.CPU)(TOKENS, use_cache=False).logits
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
+        hidden = torch.randn(2, 6, 64, generator=torch.Generator().manual_seed(seed))
+        for layer in range(3):
+            whole, masked = (
+                make(genome, layer, pico.CPU, torch.float32) for make in (assembler.block, assembler.masked_block)
+            )
+            torch.testing.assert_close(whole(hidden), masked(hidden), rtol=0, atol=1e-4)
+    dense = assembler.space.present
+    assert torch.equal(dict(assembler.tensors(dense))["model.norm.weight"], assembler.source.final_norm())
+
+
+@pytest.mark.parametrize("family", ["llama_gqa", "phi3"])
+def test_the_first_order_of_a_format_is_the_derivative_of_the_kl(family: str, made) -> None:
+    """Of a module whose output goes a part of the way to what it is at another rung, on the same inputs."""
+    assembler, step = made(family), 2e-3
+    genome = some_genome(assembler.space, 8)
+    stream = pico.stream(assembler.source)
+    dense = AutoModelForCausalLM.from_pretrained(assembler.source.folder, dtype=torch.float64).eval()
+    moves = level_moves(assembler, stream, genome, TOKENS, torch.Generator(), dense=stream.final_hidden(TOKENS))
+    for module, ladder in enumerate(assembler.space.ladders):
+        for rung in random.Random(module).sample(range(ladder.top + 1), 3):
+            moved = (*genome[:module], rung, *genome[module + 1 :])
+            between, end = (truth(assembler, each).double() for each in (genome, moved))
+            there, part = end.get_submodule(ladder.name), [0.0]
+
+            def mixed(_: Any, args: Any, kwargs: Any, output: Any, there: Any = there, part: Any = part) -> Any:
+                goal = there(*args, **kwargs)
+                if isinstance(output, tuple):
+                    return (output[0] + part[0] * (goal[0] - output[0]), *output[1:])
+                return output + part[0] * (goal - output)
+
+            between.get_submodule(ladder.name).register_forward_hook(mixed, with_kwargs=True)
+            kls = []
+            for part[0] in (step, -step):
+                with torch.no_grad():
+                    log_p, log_q = (model(TOKENS, use_cache=False).logits.log_softmax(-1) for model in (dense, between))
+                kls.append(float((log_p.exp() * (log_p - log_q)).sum(-1).mean()))
+            slope = (kls[0] - kls[1]) / (2 * step)
+            assert moves[module][:, 0, rung].mean().item() == pytest.approx(slope, rel=2e-2, abs=2e-5)
+
+
+@pytest.mark.parametrize("family", ["llama_gqa", "qwen3_tied"])
+def test_budgets_count_the_bytes_of_the_file_and_it_holds_the_numbers_of_the_checkpoint(family, made, tmp_path) -> None:
+    assembler = made(family)
+    source, space = assembler.source, assembler.space
+    asked = TargetConfig(memory="50%", formats=list(FORMATS), embedding_format="q8_0", context=0)
+    config, device = RunConfig(target=asked), torch.device("cpu")
+    target = target_of(config, source.shape, space, 4, device, torch.float32, header_bytes(source))
+    budget = target.budget(assembler.module_widths)
+    for seed in range(4):
+        genome, folder = some_genome(space, seed), tmp_path / str(seed)
+        record = {"formats": formats_record(source, space.formats_of(genome), "q8_0", "q4_0")}
+        export_checkpoint(assembler, genome, folder, {}, record)
+        write_gguf(ModelSource(str(folder)), folder.with_suffix(".gguf"), MIXED)
+        size = folder.with_suffix(".gguf").stat().st_size
+        assert size <= budget.limits[0].spent(genome) <= size + 1024 + 32 * 60
+        held = {
+            t.name: gguf.dequantize(t.data, t.tensor_type) for t in gguf.GGUFReader(folder.with_suffix(".gguf")).tensors
+        }
+        stored = load_file(folder / "model.safetensors")
+        assert np.array_equal(held["token_embd.weight"], stored["model.embed_tokens.weight"].numpy())
+        for layer in range(3):
+            for ours, theirs in (
+                ("self_attn.o_proj", "attn_output"),
+                ("mlp.down_proj", "ffn_down"),
+                ("mlp.up_proj", "ffn_up"),
+            ):
+                name = f"model.layers.{layer}.{ours}.weight"
+                if name in stored:
+                    assert np.array_equal(held[f"blk.{layer}.{theirs}.weight"], stored[name].numpy())
+
+
+@given(st.integers(0, 2**32))
+@settings(max_examples=30)
+def test_allocations_are_exact_and_full_where_bytes_and_costs_are_ordered_otherwise(seed: int) -> None:
+    rng, bits = random.Random(seed), (16, 8.5, 4.5)
+    space = Space.of(space_of([2, 2], [3]).ladders, FORMATS)
+    sizes, costs = [], []
+    for ladder in space.ladders:
+        levels = ladder.level(ladder.top)
+        scale, worse = rng.randint(1, 9), sorted(rng.random() for _ in range(levels))
+        coarse = [0.0, *sorted(rng.random() / 2 for _ in range(2))]
+        sizes.append(tuple(int(scale * (levels - l) * b * 10) for l in range(levels) for b in bits) + (0,))
+        costs.append([worse[l] + c * rng.choice((1, 1)) for l in range(levels) for c in coarse] + [2.0])
+    limit = Limit("memory", rng.randint(0, sum(row[0] for row in sizes)), 0, tuple(sizes))
+    budget = Budget((limit,), space.present, formats=len(bits))
+    every = [g for g in itertools.product(*(range(l.top + 1) for l in space.ladders)) if budget.within(g)]
+    total = lambda genome: sum(row[rung] for row, rung in zip(costs, genome))  # noqa: E731
+    found = allocate(costs, budget)
+    assert found is not None
+    assert total(found) == pytest.approx(min(map(total, every)), abs=1e-9)
+    for genome in (found, uniform(budget, rng), *offspring(found, 4, budget, 3, rng)):
+        assert budget.within(genome)
+        assert budget.is_full(genome)
+        for place, ladder in enumerate(
+            space.ladders
+        ):  # neither a wider module in this format fits, nor a larger format
+            level, name = ladder.level(genome[place]), ladder.format(genome[place])
+            finer = [ladder.rung(level, name) - 1] if name else []
+            wider = [ladder.rung(level - 1, name)] if 0 < level < ladder.level(ladder.top) else []
+            assert not any(budget.within((*genome[:place], rung, *genome[place + 1 :])) for rung in finer + wider)
+
+
+def test_a_run_keeps_to_the_bytes_and_llama_cpp_computes_what_was_scored(text, tmp_path) -> None:
+    folder = pico.make_checkpoint(tmp_path / "dense", "llama_gqa", **WIDE)
+    settings_ = {**pico.RUN, "search": {"start_rounds": 2, "start_tokens": 256}, "refit": {"tokens": 512}}
+    settings_ |= {
+        "database": {"levels": 4, "multiple_of": 32},
+        "target": {"memory": "115KB", "formats": [*FORMATS], "embedding_format": "q8_0", "context": 0},
+    }
+    run = tmp_path / "run"
+    summary = darwinlm.prune(str(folder), data=str(text), output=str(run), **settings_).summary
+    genome = json.loads((run / "genome.json").read_text())
+    assert set(genome["formats"].values()) <= set(FORMATS)
+    assert genome["formats"]
+    file = darwinlm.export_checkpoint(output=str(run), format="gguf").forms[1].path
+    limit = summary["achieved"]["limits"]["memory"]
+    assert file.stat().st_size <= limit["got"] <= limit["asked"] == 115_000
+    stored = load_file(run / "model/model.safetensors")
+    for name, matrix in stored.items():
+        if name.endswith("down_proj.weight") and (
+            kind := genome["formats"].get(name.removesuffix(".down_proj.weight"))
+        ):
+            assert torch.equal(read_back(matrix, kind), matrix)
+    assert "q8_0 (embedding and head)" in (run / "model/README.md").read_text()
+    from llama_cpp import Engine
+
+    model = AutoModelForCausalLM.from_pretrained(run / "model", trust_remote_code=True, dtype=torch.float64).eval()
+    tokens = pico.random_tokens(1, 24, seed=3)[0].tolist()
+    with torch.no_grad():
+        wanted = model(torch.tensor([tokens])).logits[0, -1].log_softmax(-1)
+    told = Engine(file).log_probabilities(tokens, pico.VOCABULARY).double()
+    assert float((wanted.exp() * (wanted - told)).sum()) < 1e-2  # llama.cpp rounds activations to 8 bits
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        ({"level": 2.0}, "target.formats needs target.memory"),
+        ({"memory": "50%", "shape": "stock"}, "target.shape is stock"),
+        ({"memory": "1KB", "context": 0}, "cannot be met"),
+    ],
+)
+def test_what_cannot_be_is_said_before_any_work(target: dict[str, Any], said: str, text: Path, tmp_path: Path) -> None:
+    folder = pico.make_checkpoint(tmp_path / "dense", "llama_gqa", **WIDE)
+    asked = {**pico.RUN, "search": {}, "target": {"formats": ["q4_0"], **target}}
+    with pytest.raises(RequestError, match=said):
+        darwinlm.prune(str(folder), data=str(text), output=str(tmp_path / "run"), **asked)
