@@ -20,12 +20,14 @@ import argparse
 import dataclasses
 import json
 import tempfile
+import urllib.request
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import xllamacpp
 
 from darwinlm.assemble import Assembler
 from darwinlm.config import settled
@@ -48,6 +50,8 @@ from darwinlm.search.start import ModelMeasures, StartRecord, linearized_start
 from darwinlm.target.budget import Budget, uniform
 
 RESULTS = Path(__file__).parent / "results"
+STRIDE = 16
+"""Tokens between places at which llama.cpp is asked."""
 METHODS = {
     "uniform": "uniform format, dense",
     "structure": "structure searched, then quantized",
@@ -225,18 +229,35 @@ class Bench:
 
 @torch.no_grad()
 def engine_kl(model: Any, file: Path, blocks: torch.Tensor) -> float:
-    """KL of llama.cpp's distributions to those of the checkpoint in transformers, per token."""
-    import llama_cpp
-
-    engine = llama_cpp.Llama(str(file), n_ctx=blocks.shape[1], logits_all=True, n_threads=1, verbose=False)
-    found = []
+    """KL of llama.cpp's distributions to those of the checkpoint in transformers, after every `STRIDE` tokens of the blocks."""
+    params = xllamacpp.CommonParams()
+    params.model.path, params.n_ctx, params.n_parallel = str(file), blocks.shape[1] + 8, 1
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
+    params.warmup, params.fit_params, params.verbosity = False, False, 0
+    params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+    params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    server, found = xllamacpp.Server(params), []
+    asked = {"n_predict": 1, "temperature": 0, "cache_prompt": True, "logit_bias": [[_plain_token(server), 1000]]}
     for block in blocks:
-        engine.reset()
-        engine.eval(block.tolist())
-        told = torch.tensor(engine.scores[: len(block)]).log_softmax(-1)
-        truth = model(block[None]).logits[0].float().log_softmax(-1)
-        found.append((truth.exp() * (truth - told)).sum(-1).mean().item())
+        truths = model(block[None]).logits[0].float().log_softmax(-1)
+        for end in range(STRIDE, len(block), STRIDE):
+            truth, told = truths[end - 1], torch.full_like(truths[0], float("nan"))
+            answer = _post(server, "/completion", {**asked, "prompt": block[:end].tolist(), "n_probs": len(truth)})
+            for entry in answer["completion_probabilities"][0]["top_logprobs"]:
+                told[entry["id"]] = entry["logprob"]
+            found.append(float((truth.exp() * (truth - told)).sum()))
     return sum(found) / len(found)
+
+
+def _plain_token(server: Any) -> int:
+    """One that ends no text and is whole UTF-8: what is written does not matter, and must not be cut."""
+    return _post(server, "/tokenize", {"content": "a", "add_special": False})["tokens"][-1]
+
+
+def _post(server: Any, path: str, request: dict[str, Any]) -> Any:
+    body, header = json.dumps(request).encode(), {"Content-Type": "application/json"}
+    with urllib.request.urlopen(urllib.request.Request(server.listening_address + path, body, header)) as answer:
+        return json.load(answer)
 
 
 if __name__ == "__main__":
