@@ -240,6 +240,7 @@ def test_a_run_keeps_to_the_bytes_and_llama_cpp_computes_what_was_scored(text, t
         ({"level": 2.0}, "target.formats needs target.memory"),
         ({"memory": "50%", "shape": "stock"}, "target.shape is stock"),
         ({"memory": "1KB", "context": 0}, "cannot be met"),
+        ({"memory": "50%", "formats": ["q4_1", "q9"]}, "a list of q8_0, q6_k, .* or q2_k"),
     ],
 )
 def test_what_cannot_be_is_said_before_any_work(target: dict[str, Any], said: str, text: Path, tmp_path: Path) -> None:

@@ -76,6 +76,8 @@ def in_words(kind: Any) -> str:
             told = ["text"] if float not in inside else ["a number, with its unit where it has one"]
         return " or ".join(told)
     if inside and isinstance(origin, type) and issubclass(origin, Sequence):
+        if get_origin(inside[0]) is Literal:
+            return f"a list of {listed(get_args(inside[0]))}"
         return "a list of words, such as [a, b]" if str in inside else "a list of whole numbers, such as [1, 2]"
     return _WORDS.get(kind, "text")
 
