@@ -218,11 +218,11 @@ def test_a_run_keeps_to_the_bytes_and_llama_cpp_computes_what_was_scored(text, t
     limit = summary["achieved"]["limits"]["memory"]
     assert file.stat().st_size <= limit["got"] <= limit["asked"] == 115_000
     stored = load_file(run / "model/model.safetensors")
-    for name, matrix in stored.items():
-        if name.endswith("down_proj.weight") and (
-            kind := genome["formats"].get(name.removesuffix(".down_proj.weight"))
-        ):
+    for name, matrix in stored.items():  # those of the refit, too
+        if matrix.ndim == 2 and (kind := genome["formats"].get(name.rpartition(".weight")[0].rpartition(".")[0])):
             assert torch.equal(read_back(matrix, kind), matrix)
+    refitted = [name for path in (run / "refit").glob("layer-*.safetensors") for name in load_file(path)]
+    assert {"mlp.up_proj.weight", "mlp.down_proj.weight"} & {*refitted}
     assert "q8_0 (embedding and head)" in (run / "model/README.md").read_text()
     from llama_cpp import Engine
 

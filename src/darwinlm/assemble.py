@@ -140,11 +140,12 @@ class Assembler:
         ladder, rung = self._module_of(genome, layer, "mlp")
         return self.database.kept(ladder.name, ladder.level(rung))
 
-    def in_format(self, genome: Genome, layer: int, kind: Kind) -> tuple[str, Tensor]:
-        """The format of a module, and its output matrix as it was before it was stored in that."""
+    def in_format(self, genome: Genome, layer: int, kind: Kind) -> tuple[str, dict[str, Tensor]]:
+        """The format of a module, and its matrices as they were before they were stored in that, by their names within the
+        layer."""
         ladder, rung = self._module_of(genome, layer, kind)
-        level = ladder.level(rung) * len(ladder.formats)
-        return ladder.format(rung), self._module(ladder, level)[f"{self._site(ladder).output}.weight"]
+        whole = self._module(ladder, ladder.rung(ladder.level(rung), ""))
+        return ladder.format(rung), {name: tensor for name, tensor in whole.items() if tensor.ndim == 2}
 
     def _module_of(self, genome: Genome, layer: int, kind: Kind) -> tuple[Ladder, int]:
         return next((ladder, rung) for ladder, rung in self._of_layer(genome, layer) if ladder.kind == kind)

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from darwinlm.errors import CalibrationError
-from darwinlm.formats.rounding import rounded_in_order
 from darwinlm.models.blocks import BlockStream
 from darwinlm.models.shrink import shrink_mlp
 from darwinlm.models.sites import Kind, layer_prefix
 from darwinlm.models.stock import Block
 from darwinlm.models.widths import LayerWidths
 from darwinlm.refit.least_squares import DAMPINGS, Moments, best_matrix, choose_again, token_weights
+from darwinlm.refit.rounding import InFormat, fronts_anew, refit_anew
 from darwinlm.refit.store import MatrixRefit, Refits
 from darwinlm.runtime import ranks
 from darwinlm.runtime.placement import Placement
@@ -30,8 +30,6 @@ from darwinlm.runtime.progress import progress
 
 CHECKED = 8
 """Every so many-th sequence is not fitted to: it chooses the damping, and whether the matrix changes at all."""
-ROUNDING_DAMPING = 1e-2
-"""Of the second moments that rounding goes by, as a part of their mean diagonal."""
 
 
 def refit_blocks(
@@ -43,7 +41,7 @@ def refit_blocks(
     batch: int,
     placement: Placement | None = None,
     embedded: BlockStream | None = None,
-    in_format: Callable[[int, Kind], tuple[str, Tensor]] | None = None,
+    in_format: InFormat | None = None,
 ) -> None:
     """Complete the refits of a model, block by block; finished blocks are run but not fitted again.
 
@@ -57,8 +55,8 @@ def refit_blocks(
         batch: sequences in a forward pass.
         placement: where hidden states lie; by default in host memory.
         embedded: gives the embeddings of the pruned model where they are not the dense ones.
-        in_format: layer and kind of a module -> the type of ggml that it is stored in, and its output matrix as it was before
-            that. It is rounded anew, by what the pruned model feeds it, and keeps its columns.
+        in_format: layer and kind of a module -> the type of ggml that it is stored in, and its matrices as they were before
+            that. They are rounded anew, by what the pruned model feeds them, and the output matrix keeps its columns.
 
     Raises:
         CalibrationError: the calibration does not determine a matrix; names it.
@@ -69,8 +67,7 @@ def refit_blocks(
             ours = pruned(layer)
             if ranks.broadcast(layer in refits):
                 dense.forward(block, streams.target, batch)
-                for name, weight in refits.read(layer).items():
-                    _put(ours, name, weight)
+                _put(ours, refits.read(layer))
             else:
                 weights, found = streams.refit(block, ours, layer, kept)
                 refits.write(layer, weights, found)
@@ -89,7 +86,7 @@ class _Streams:
         tokens: Tensor,
         batch: int,
         placement: Placement | None,
-        in_format: Callable[[int, Kind], tuple[str, Tensor]] | None,
+        in_format: InFormat | None,
     ) -> None:
         every, own = min(CHECKED, len(tokens)), ranks.shard(list(range(len(tokens))))
         order = sorted(own, key=lambda index: (index + 1) % every == 0)
@@ -117,16 +114,19 @@ class _Streams:
         found: dict[str, MatrixRefit] = {}
         for kind in ours.kinds:
             name = f"{ours.family.site(kind).output}.weight"
-            format_, before = self.in_format(layer, kind) if self.in_format else ("", None)
+            format_, before = self.in_format(layer, kind) if self.in_format else ("", {})
             columns = kept(layer) if kind == "mlp" and kept and not format_ else None
-            rounding = (format_, before) if format_ and before is not None else None
+            rounding = (format_, before[name]) if format_ else None
             try:
+                if format_:
+                    fitted = (self.hidden[part] for part, checks in self.parts if not checks)
+                    fronts = {n: t for n, t in before.items() if n != name}
+                    changed = fronts_anew(ours, fronts, format_, fitted, self.dense.device)
+                    weights |= _put(ours, changed)
                 changed, found[layer_prefix(layer) + name] = self._changed(block, ours, kind, name, columns, rounding)
             except CalibrationError as fault:
                 raise CalibrationError(f"{layer_prefix(layer)}{name}: {fault}") from fault
-            weights |= changed
-            for changed_name, weight in changed.items():
-                _put(ours, changed_name, weight)
+            weights |= _put(ours, changed)
         return weights, found
 
     def _changed(
@@ -154,7 +154,7 @@ class _Streams:
             return ranks.broadcast(({}, MatrixRefit(None, 0.0, 0.0)))
         if columns is None or change is None:
             if rounding:
-                new, damping = _rounded_anew(weight, *sums, *rounding)
+                new, damping = refit_anew(weight, *sums, *rounding)
             else:
                 new, damping = best_matrix(weight, *sums, self._stored)
             before, after = (self._error(sums[1], one - weight) for one in (weight, new.to(weight)))
@@ -236,29 +236,17 @@ def _run(block: Block, hidden: Tensor, kind: Kind) -> tuple[Tensor, Tensor, Tens
     return seen[0], seen[1], end
 
 
-def _rounded_anew(
-    weight: Tensor, fit: Moments, check: Moments, format_: str, before: Tensor
-) -> tuple[Tensor, float | None]:
-    """The refit of the matrix `before` it was rounded to `weight`, rounded to the same format in second order."""
-    before = before.to(fit.cross)
-    every, change = torch.arange(before.shape[1], device=before.device), before - weight.to(before)
-    hessian = fit.inputs.clone()
-    hessian.diagonal().add_(ROUNDING_DAMPING * hessian.diagonal().mean())
-    if not (before != 0).any(0).all():  # padding stays zero
-        return weight, None
-    fit, check = (one.behind(change, every) for one in (fit, check))
-    return best_matrix(before, fit, check, lambda matrix: rounded_in_order(matrix, hessian, format_), weight)
-
-
 def _change(dense: Tensor, matrix: Tensor, columns: Tensor) -> Tensor:
     """(H, C), float64: what a matrix of some `columns` is beyond the dense one, whose other columns it lacks."""
     change = -dense.double()
     return change.index_add_(1, columns.to(dense.device), matrix.to(change))
 
 
-def _put(block: Block, name: str, weight: Tensor) -> None:
-    """Give a block another matrix; `name` is the one within the layer. The old one may be shared and stays as it is."""
-    old = block.layer.get_parameter(name)
-    new = nn.Parameter(weight.to(old), requires_grad=False)
-    module, _, parameter = name.rpartition(".")
-    block.layer.get_submodule(module).register_parameter(parameter, new)
+def _put(block: Block, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Give a block other matrices, by their names within the layer; gives them back. The old ones may be shared and stay as they
+    are."""
+    for name, weight in weights.items():
+        new = nn.Parameter(weight.to(block.layer.get_parameter(name)), requires_grad=False)
+        module, _, parameter = name.rpartition(".")
+        block.layer.get_submodule(module).register_parameter(parameter, new)
+    return weights

@@ -1,0 +1,74 @@
+"""Matrices of a pruned model rounded anew to their formats, in second order, by what the pruned model itself feeds them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+from darwinlm.formats.rounding import rounded_in_order
+from darwinlm.models.sites import Kind
+from darwinlm.models.stock import Block
+from darwinlm.refit.least_squares import Moments, best_matrix
+from darwinlm.runtime import ranks
+
+DAMPING = 1e-2
+"""Of the second moments that rounding goes by, as a part of their mean diagonal."""
+InFormat = Callable[[int, Kind], tuple[str, dict[str, Tensor]]]
+"""Layer and kind of a module -> its format, and its matrices before they were stored in that, by their names within the layer."""
+
+
+def fronts_anew(
+    block: Block, before: dict[str, Tensor], format_: str, hidden: Iterable[Tensor], device: torch.device
+) -> dict[str, Tensor]:
+    """The matrices in front of a module's output matrix, which are all fed alike, as the first rank rounds them.
+
+    Args:
+        block: of the pruned model.
+        before: the matrices as they were.
+        format_: that they are rounded to.
+        hidden: inputs of the block, of this rank's sequences that are fitted to.
+        device: where the block computes.
+    """
+    name, matrix = next(iter(before.items()))
+    hessian = torch.zeros(matrix.shape[1], matrix.shape[1], dtype=torch.float64, device=device)
+
+    def add(_: nn.Module, inputs: tuple[Tensor]) -> None:
+        x = inputs[0].flatten(0, -2).float()
+        hessian.add_(x.T @ x)
+
+    hook = block.layer.get_submodule(name.removesuffix(".weight")).register_forward_pre_hook(add)
+    try:
+        for part in hidden:
+            block(part.to(device))
+    finally:
+        hook.remove()
+    ranks.all_reduce(hessian)
+    if not ranks.is_first():
+        return ranks.broadcast({})
+    damped = _damped(hessian)
+    return ranks.broadcast({n: rounded_in_order(t.to(device), damped, format_).cpu() for n, t in before.items()})
+
+
+def refit_anew(
+    weight: Tensor, fit: Moments, check: Moments, format_: str, before: Tensor
+) -> tuple[Tensor, float | None]:
+    """The refit of an output matrix as it was `before` it was rounded to `weight`, rounded to the same format; what it stands
+    for is as in `best_matrix`."""
+    before = before.to(fit.cross)
+    if not (before != 0).any(0).all():  # padding stays zero
+        return weight, None
+    every, change, damped = (
+        torch.arange(before.shape[1], device=before.device),
+        before - weight.to(before),
+        _damped(fit.inputs),
+    )
+    fit, check = (one.behind(change, every) for one in (fit, check))
+    return best_matrix(before, fit, check, lambda matrix: rounded_in_order(matrix, damped, format_), weight)
+
+
+def _damped(moments: Tensor) -> Tensor:
+    found = moments.clone()
+    found.diagonal().add_(DAMPING * found.diagonal().mean())
+    return found
