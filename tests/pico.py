@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -81,13 +82,27 @@ MORE: dict[str, dict[str, Any]] = {
     "apertus": {"model_type": "apertus", "pad_token_id": 0},
 }
 """The same of families that `test_families.py` alone goes through."""
+EXPERTS: dict[str, dict[str, Any]] = {
+    "qwen3_moe": {"model_type": "qwen3_moe", "head_dim": 8, "moe_intermediate_size": 16, "num_experts": 4},
+    "qwen3_moe_normed": {
+        "model_type": "qwen3_moe",
+        "moe_intermediate_size": 16,
+        "num_experts": 6,
+        "norm_topk_prob": True,
+    },
+    "olmoe": {"model_type": "olmoe", "intermediate_size": 16, "num_experts": 4, "pad_token_id": 0},
+}
+"""The same of mixtures of experts, two for each token."""
+for _values in EXPERTS.values():
+    _values["num_experts_per_tok"] = 2
+EVERY = FAMILIES | MORE | EXPERTS
 UNITS = ("kv_group", "balanced", "query_head")
 CPU = torch.device("cpu")
 
 
 def is_grouped(family: str) -> bool:
     """Whether query heads share KV heads; else all attention units are the same."""
-    values = COMMON | (FAMILIES | MORE)[family]
+    values = COMMON | EVERY[family]
     return values["num_attention_heads"] != values["num_key_value_heads"]
 
 
@@ -96,7 +111,7 @@ FAMILIES_AND_UNITS = [(family, unit) for family in FAMILIES for unit in (UNITS i
 
 def config(family: str, **overrides: Any) -> Any:
     """The stock configuration of a pico model."""
-    return AutoConfig.for_model(**{**COMMON, **(FAMILIES | MORE)[family], **overrides})
+    return AutoConfig.for_model(**{**COMMON, **EVERY[family], **overrides})
 
 
 def random_model(family: str, seed: int = 0, **overrides: Any) -> Any:
@@ -106,7 +121,7 @@ def random_model(family: str, seed: int = 0, **overrides: Any) -> Any:
     with torch.no_grad():
         for parameter in model.parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            parameter.copy_(noise * 1.4 * parameter.shape[1] ** -0.5 if parameter.ndim == 2 else noise * 0.3 + 0.7)
+            parameter.copy_(noise * 1.4 * parameter.shape[-1] ** -0.5 if parameter.ndim > 1 else noise * 0.3 + 0.7)
     return model
 
 
@@ -169,6 +184,9 @@ def mask(model: Any, database: Database, genome: Sequence[int]) -> Any:
     for ladder, level in zip(database.ladders(), genome, strict=True):
         if level == ladder.present:
             continue
+        if ladder.rungs:
+            mask_experts(model.get_submodule(ladder.name), ladder, database, level)
+            continue
         output = model.get_submodule(ladder.name + {"attention": ".o_proj", "mlp": ".down_proj"}[ladder.kind])
         output.weight.zero_()
         if level < ladder.top:
@@ -176,6 +194,27 @@ def mask(model: Any, database: Database, genome: Sequence[int]) -> Any:
         elif output.bias is not None:
             output.bias.zero_()
     return model
+
+
+def mask_experts(mixture: Any, ladder: Any, database: Database, level: int) -> None:
+    """Refitted columns, zeros, and a router that gives absent experts minus infinity."""
+    down = mixture.experts.down_proj  # (E, H, I)
+    count, width = down.shape[0], down.shape[2]
+    whole = torch.zeros(down.shape[1], count * width)
+    if level < ladder.top:
+        kept = database.kept(ladder.name, level)
+        whole[:, kept] = database.weight(ladder.name, level).float()
+        absent = [expert for expert in range(count) if not (kept // width == expert).any()]
+        assert count - len(absent) == ladder.rungs[level][0]
+        mixture.gate.forward = functools.partial(_closed, mixture.gate, absent)
+    down.copy_(whole.unflatten(1, (count, width)).transpose(0, 1))
+
+
+def _closed(router: Any, absent: list[int], hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    logits = torch.nn.functional.linear(hidden.flatten(0, -2), router.weight)
+    logits = logits.index_fill(1, torch.tensor(absent, dtype=torch.int64), -torch.inf)
+    weights, chosen = logits.softmax(-1).topk(router.top_k)
+    return logits, weights / weights.sum(-1, keepdim=True) if router.norm_topk_prob else weights, chosen
 
 
 RUN: dict[str, Any] = {

@@ -19,6 +19,7 @@ from darwinlm.database.store import Database
 from darwinlm.formats.rounding import rounded
 from darwinlm.genome import Genome, Space
 from darwinlm.models.attention import AttentionLayout, heads_of_columns, lay_out
+from darwinlm.models.experts import experts_of, joined
 from darwinlm.models.head import Head
 from darwinlm.models.heterogeneous import build_empty, fill, heterogeneous_config, modeling
 from darwinlm.models.mapped import MappedTensors
@@ -118,7 +119,7 @@ class Assembler:
     @torch.no_grad()
     def masked_block(self, genome: Genome, layer: int, device: torch.device, dtype: torch.dtype) -> Block:
         """One layer as `block`, but at the widths that it has now, with zeros for what leaves: it computes the same."""
-        tensors = self._dense_layer(layer)
+        tensors, now, routed = self._dense_layer(layer), self.source.shape.layers[layer], None
         for ladder, level in self._of_layer(genome, layer):
             if level == ladder.present:
                 continue
@@ -128,12 +129,16 @@ class Assembler:
             if level < ladder.top:
                 tensors |= self.in_front(ladder, ladder.format(level))
                 found, kept = self.output(ladder, level)
+                routed = experts_of(kept, now.intermediate) if ladder.rungs else routed
                 weight = weight.to(found.dtype)
                 weight[:, kept] = found
             elif bias in tensors:
                 tensors[bias] = torch.zeros_like(tensors[bias])
             tensors[f"{output}.weight"] = weight
-        return self._placed(tensors, self.source.shape.layers[layer], layer, device, dtype)
+        block = self._placed(tensors, now, layer, device, dtype)
+        if routed is not None:
+            block.route(routed)
+        return block
 
     def mlp_columns(self, genome: Genome, layer: int) -> Tensor:
         """(k,) columns of a layer's MLP, as it is now, that the genome keeps."""
@@ -232,7 +237,7 @@ class Assembler:
         if self._dense is None:
             return self.source.layer(layer)
         names = self._names[layer]
-        return {name: self._dense[full] for name, full in names.items()}
+        return joined({name: self._dense[full] for name, full in names.items()})
 
     def _tensor(self, name: str) -> Tensor:
         return self._dense[name] if self._dense is not None else self.source.tensors([name])[name]

@@ -8,15 +8,18 @@ blocks as there are ranks make a round, in which every rank prunes an attention 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from darwinlm.config import DatabaseConfig
 from darwinlm.database.damping import attempts, best, held_out_errors
 from darwinlm.database.hessians import block_hessians, damp, drop_dead_columns
+from darwinlm.database.experts import expert_levels
 from darwinlm.database.levels import Ladder
-from darwinlm.database.obs import prune_groups
+from darwinlm.database.obs import PrunedLevel, prune_groups
 from darwinlm.database.store import NO_HESSIAN, Database, ModuleRecord
 from darwinlm.errors import CalibrationError
 from darwinlm.models.blocks import BlockStream
@@ -73,7 +76,7 @@ class _Waiting(NamedTuple):
     ladder: Ladder
     weight: Tensor | None = None
     parts: Tensor | None = None
-    """(P, C, C): as `block_hessians` gives them, of all ranks."""
+    """(P, E, C / E, C / E): as `block_hessians` gives them, of all ranks."""
 
 
 def _taken(own: list[_Waiting]) -> Iterator[_Waiting]:
@@ -100,11 +103,22 @@ def _calibrated(
 
 
 def _write_module(database: Database, waiting: _Waiting, config: DatabaseConfig, stream: BlockStream) -> ModuleRecord:
-    """Choose the damping and write the levels: in float64 where float32 cannot, damped more where that cannot either."""
+    """Prune a module and write its levels."""
     ladder, weight, parts = waiting
     if weight is None or parts is None:
         return database.write(ladder, (), stream.source.dtype, **NO_HESSIAN)
-    weight = weight.float()
+    dtype = stream.source.dtype_of(stream.source.family.output(ladder.layer, ladder.kind))
+    if ladder.rungs:
+        levels, facts = _experts_pruned(ladder, weight.float(), parts, config, dtype)
+    else:
+        levels, facts = _pruned(ladder, weight.float(), parts[:, 0], config, dtype)
+    return database.write(ladder, levels, dtype, **facts)
+
+
+def _pruned(
+    ladder: Ladder, weight: Tensor, parts: Tensor, config: DatabaseConfig, dtype: torch.dtype
+) -> tuple[list[PrunedLevel], dict[str, Any]]:
+    """Choose the damping and prune: in float64 where float32 cannot, damped more where that cannot either."""
     choice = _errors(ladder, weight, parts)
     asked = best(choice) if config.rel_damp == "auto" else config.rel_damp
     hessian = parts[0].add_(parts[1]) if len(parts) > 1 else parts[0]
@@ -114,26 +128,52 @@ def _write_module(database: Database, waiting: _Waiting, config: DatabaseConfig,
         hessian.diagonal().copy_(undamped)
         matrix = hessian.to(precision)
         damping = damp(matrix, rel_damp, ladder.name)
-        levels = prune_groups(
-            weight, matrix, group_size=ladder.group_size, counts=ladder.open_counts, rounds=ladder.rounds
-        )
-        dtype = stream.source.dtype_of(stream.source.family.output(ladder.layer, ladder.kind))
-        facts = {"rel_damp": rel_damp, "precision": str(precision).removeprefix("torch."), "held_out_errors": choice}
         try:
-            record = database.write(
-                ladder,
-                levels,
-                dtype,
-                damping=damping,
-                dead_columns=dead,
-                **facts,
-            )
+            levels = [
+                replace(level, weight=level.weight.to("cpu", dtype))
+                for level in prune_groups(
+                    weight, matrix, group_size=ladder.group_size, counts=ladder.open_counts, rounds=ladder.rounds
+                )
+            ]
         except CalibrationError as cause:
             fault = cause
             continue
-        _tell(record, asked)
-        return record
+        _tell(ladder.name, dead, rel_damp, precision, asked)
+        name = str(precision).removeprefix("torch.")
+        facts = {"rel_damp": rel_damp, "precision": name, "held_out_errors": choice}
+        return levels, {**facts, "damping": damping, "dead_columns": dead}
     raise CalibrationError(f"{ladder.name}, in float64 and with a relative damping of {rel_damp:g}: {fault}") from fault
+
+
+def _experts_pruned(
+    ladder: Ladder, weight: Tensor, parts: Tensor, config: DatabaseConfig, dtype: torch.dtype
+) -> tuple[list[PrunedLevel], dict[str, Any]]:
+    """Each expert at every width, by its own Hessian; those whose outputs carry least leave first.
+
+    Args:
+        ladder: with rungs.
+        weight: (R, E I).
+        parts: (P, E, I, I).
+        config: damping.
+    """
+    count, width = ladder.rungs[ladder.present]
+    widths = sorted({wide for _, wide in ladder.rungs[ladder.present :]}, reverse=True)
+    found = []
+    for expert, own in enumerate(weight.chunk(count, 1)):
+        name, removed = f"{ladder.name}.experts.{expert}", tuple(width - wide for wide in widths)
+        one = replace(ladder, name=name, columns=width, removed=removed, rungs=(), present=0)
+        if not parts[:, expert].any():
+            log.warning("%s: no calibration token takes it; it leaves first.", name)
+        found.append(_pruned(one, own, parts[:, expert], config, dtype))
+    levels = expert_levels([own for own, _ in found], widths, ladder.rungs[ladder.present :])
+    facts = [each for _, each in found]
+    dampings = [each["damping"] for each in facts]
+    return levels, {
+        "damping": sum(dampings) / len(dampings),
+        "dead_columns": sum(each["dead_columns"] for each in facts),
+        "rel_damp": max(each["rel_damp"] for each in facts),
+        "precision": max(each["precision"] for each in facts),
+    }
 
 
 def _errors(ladder: Ladder, weight: Tensor, parts: Tensor) -> dict[str, float]:
@@ -144,13 +184,12 @@ def _errors(ladder: Ladder, weight: Tensor, parts: Tensor) -> dict[str, float]:
     return held_out_errors(weight, parts[0], parts[1], ladder.group_size, removed)
 
 
-def _tell(record: ModuleRecord, asked: float) -> None:
-    name, rel_damp = record.ladder.name, record.rel_damp
-    if record.dead_columns:
-        log.info("%s: %d columns were never active; they leave first.", name, record.dead_columns)
+def _tell(name: str, dead: int, rel_damp: float, precision: torch.dtype, asked: float) -> None:
+    if dead:
+        log.info("%s: %d columns were never active; they leave first.", name, dead)
     if rel_damp != asked:
         log.warning("%s: damped by %g instead of %g, where float64 cannot factor its Hessian.", name, rel_damp, asked)
-    elif record.precision == "float64":
+    elif precision == torch.float64:
         log.info("%s: pruned in float64; float32 cannot factor its Hessian.", name)
 
 

@@ -42,13 +42,15 @@ def block_hessians(
         hold_back: add up every CHECKS-th sequence apart from the others.
 
     Returns:
-        float32 (P, C, C) per kind, undamped, of the tokens of this rank: the parts whose sum is H, the one held back last.
+        float32 (P, E, C / E, C / E) per kind, undamped, of the tokens of this rank: the parts whose sum is H, the one held
+        back last, of each of E experts' columns; E is 1 where there are none.
     """
     hessians: dict[Kind, Tensor] = {}
     hooks = []
     for kind in kinds:
         matrix = block.output_matrix(kind)
-        hessians[kind] = torch.zeros(1 + hold_back, matrix.in_features, matrix.in_features, device=stream.device)
+        columns = matrix.in_features // block.parts(kind)
+        hessians[kind] = torch.zeros(1 + hold_back, block.parts(kind), columns, columns, device=stream.device)
         hooks.append(matrix.register_forward_pre_hook(_accumulating(hessians[kind], tokens)))
     try:
         stream.forward(block, hidden, batch)
@@ -56,7 +58,7 @@ def block_hessians(
         for hook in hooks:
             hook.remove()
     for hessian in hessians.values():
-        for part in hessian:
+        for part in hessian.flatten(0, 1):
             mirror(part)
     return hessians
 
@@ -70,8 +72,9 @@ def _accumulating(parts: Tensor, tokens: int):
         seen += len(place) * ranks.world_size()
         held = (place % CHECKS == 1).to(arguments[0].device)
         for part, mine in zip(parts, (~held, held)) if len(parts) > 1 else ((parts[0], slice(None)),):
-            x = arguments[0][mine].flatten(0, -2).float()
-            update_lower(part, x, x, 1 / tokens)
+            for total, x in zip(part, arguments[0][mine].flatten(0, -2).float().chunk(len(part), 1)):
+                routed = x[x.any(1)] if len(part) > 1 else x
+                update_lower(total, routed, routed, 1 / tokens)
 
     return hook
 

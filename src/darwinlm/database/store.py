@@ -52,6 +52,11 @@ class ModuleRecord:
     """Relative errors on the tokens held back, by relative damping; empty where it was not chosen by them."""
 
 
+def _ladder(values: dict[str, Any]) -> Ladder:
+    rungs = tuple((experts, width) for experts, width in values.get("rungs", ()))
+    return Ladder(**{**values, "removed": tuple(values["removed"]), "rungs": rungs})
+
+
 class Database:
     """The levels of every module of one model.
 
@@ -81,9 +86,7 @@ class Database:
                 raise RequestError(f"'{folder}' was made by another version of DarwinLM (format {manifest['format']}).")
             database = cls(folder, manifest["identity"])
             for record in manifest["modules"]:
-                told = record["ladder"]
-                tuples = {"removed": tuple(told["removed"]), "rungs": tuple(map(tuple, told.get("rungs", ())))}
-                ladder = Ladder(**{**told, **tuples})
+                ladder = _ladder(record["ladder"])
                 database.modules[ladder.name] = ModuleRecord(**{**record, "ladder": ladder})
         except (KeyError, TypeError) as fault:
             raise DamagedFileError(

@@ -21,6 +21,7 @@ from darwinlm.export.card import model_card
 from darwinlm.export.folder import check_replaceable, partial_of, put_in_place, record_of
 from darwinlm.export.words import copy_words
 from darwinlm.genome import Genome
+from darwinlm.models.experts import stored
 from darwinlm.models.family import Family
 from darwinlm.models.heterogeneous import heterogeneous_config, modeling_source
 from darwinlm.models.shape import ModelShape
@@ -141,7 +142,7 @@ def write_files(
     folder: Path, family: Family, config: Any, dtype: torch.dtype, tensors: Iterable[tuple[str, Tensor]]
 ) -> None:
     """Weights, configuration and, where layers differ, the modeling file; arguments as in `write_checkpoint`."""
-    _write_weights(folder, tensors)
+    _write_weights(folder, stored(tensors))
     write_json(folder / "config.json", _config_values(config, dtype))
     if _is_ours(config):
         write_text(folder / f"{CODE}.py", modeling_source(family))

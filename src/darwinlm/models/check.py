@@ -19,11 +19,12 @@ from torch import Tensor
 
 from darwinlm.errors import RequestError, first_line
 from darwinlm.models.blocks import BlockStream
+from darwinlm.models.experts import spread
 from darwinlm.models.family import Family
 from darwinlm.models.head import Head
 from darwinlm.models.heterogeneous import build_empty, fill, heterogeneous_config, modeling
 from darwinlm.models.shape import ModelShape
-from darwinlm.models.sites import EMBEDDING, KINDS, NORM, Kind, layer_prefix
+from darwinlm.models.sites import EMBEDDING, HEAD, KINDS, NORM, Kind, layer_prefix
 from darwinlm.models.source import ModelSource
 from darwinlm.models.whole import load_beginning
 
@@ -103,7 +104,7 @@ class _Small:
 
     def layer(self, index: int) -> dict[str, Tensor]:
         prefix = layer_prefix(index)
-        return {name.removeprefix(prefix): t.clone() for name, t in self.state.items() if name.startswith(prefix)}
+        return spread({n.removeprefix(prefix): t.clone() for n, t in self.state.items() if n.startswith(prefix)})
 
     def embedding(self) -> Tensor:
         return self.state[EMBEDDING]
@@ -125,13 +126,16 @@ def _small(family: Family, values: dict[str, Any]) -> Any:
         "num_key_value_heads": heads // group,
         "head_dim": head_dim,
         "hidden_size": heads * head_dim,  # which some take for granted
-        "intermediate_size": _COLUMNS,
+        family.width_fields["intermediate"]: _COLUMNS,
         "vocab_size": _VOCABULARY,
         "dtype": "float32",
         "pad_token_id": None,
         "bos_token_id": 0,
         "eos_token_id": 0,
     }
+    if family.experts:
+        chosen = min(2, values[family.experts.chosen])
+        changed |= {family.experts.chosen: chosen, family.experts.count: chosen + 2}
     if values.get("sliding_window") is not None:
         changed["sliding_window"] = _WINDOW
     config_class = modeling(family)._Config
@@ -146,7 +150,7 @@ def _random(family: Family, config: Any) -> Any:
     for name, tensor in stock.state_dict().items():
         noise = torch.randn(tensor.shape, generator=generator)
         if tensor.is_meta:
-            tensor = noise / math.sqrt(tensor.shape[1]) if tensor.ndim == 2 else 0.3 * noise + 0.8
+            tensor = noise / math.sqrt(tensor.shape[-1]) if tensor.ndim > 1 else 0.3 * noise + 0.8
         tensors[name] = tensor
     if config.tie_word_embeddings:
         tensors.pop("lm_head.weight", None)
@@ -160,13 +164,14 @@ def _without_modules(small: _Small, stock: Any) -> Any:
     widths = [layer.without(kinds) for layer, kinds in zip(small.shape.layers, gone)]
     for index, kinds in enumerate(gone):
         for site in small.family.sites:
-            output = stock.get_submodule(layer_prefix(index) + site.output)
-            for parameter in output.parameters() if site.kind in kinds else ():
-                parameter.zero_()
-    shape = small.shape.with_layers(widths)
-    state = {name: stock.state_dict()[name].clone() for name in shape.outlines()}
+            module, output = stock.get_submodule(layer_prefix(index) + site.module), site.output.rpartition(".")[2]
+            for name, parameter in module.named_parameters() if site.kind in kinds else ():
+                if output in name.split("."):
+                    parameter.zero_()
     config = heterogeneous_config(small.family, small.config, widths)
-    return fill(build_empty(modeling(small.family).DarwinLMForCausalLM, config), state)
+    pruned, whole = build_empty(modeling(small.family).DarwinLMForCausalLM, config), stock.state_dict()
+    names = set(pruned.state_dict()) - ({HEAD} if small.shape.tied else set())
+    return fill(pruned, {name: whole[name].clone() for name in whole if name in names})
 
 
 def _difference(ours: Tensor, truth: Tensor) -> str:

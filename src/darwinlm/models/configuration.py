@@ -37,7 +37,10 @@ LARGEST = {
     "max_position_embeddings": 1 << 40,
 }
 """Sizes that no model reaches; a configuration that asks for more is damaged or hostile."""
-_LAYER_WIDTHS = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
+_LAYER_WIDTHS = (
+    "num_attention_heads", "num_key_value_heads", "intermediate_size", "moe_intermediate_size", "num_experts",
+    "num_local_experts",
+)  # fmt: skip
 _MODULES = ("attention", "mlp")
 _HOW_IT_RUNS = (
     "attn_implementation", "_attn_implementation", "auto_map", "base_model_ep_plan", "base_model_pp_plan", "base_model_tp_plan",

@@ -1,20 +1,30 @@
-"""Mixtures of experts: what their configurations call them, and how a layer's experts are stored.
+"""Mixtures of experts as one wide MLP: what configurations call them, and how their tensors are stored, computed and counted.
 
-In memory the stock code has two tensors for all experts of a layer; checkpoints hold each expert's matrices, as of an MLP of
-its own. Here, as in checkpoints, a layer's tensors are the latter.
+Here the experts of a layer are an MLP whose columns are those of all experts, expert by expert, and whose output matrix is
+that of all side by side; a column carries the router's weight of its expert, and is zero where the token does not take it.
+Checkpoints hold each expert's matrices by themselves; the stock code has two tensors for all experts of a layer.
 
-Letters: E = experts, I = columns of an expert, H = hidden size.
+Letters: E = experts, I = columns of an expert, H = hidden size, S = sequences, T = tokens in a sequence.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
-from darwinlm.errors import RequestError
+import torch
+from torch import Tensor, nn
 
-_FRONT, _OUTPUT = "experts.gate_up_proj", "experts.down_proj"
+from darwinlm.errors import RequestError
+from darwinlm.models.sites import layer_of
+
+_FRONT, _OUTPUT, _ROUTER = "experts.gate_up_proj", "experts.down_proj", "gate.weight"
+_ONE = re.compile(r"(.*)experts\.(\d+)\.(gate_proj|up_proj|down_proj)\.weight")
+_PARTS = {"gate_proj": 0, "up_proj": 0, "down_proj": 1}
+"""Matrix of an expert -> along which axis those of all lie side by side."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +36,8 @@ class Experts:
     width: str
     chosen: str = "num_experts_per_tok"
     """Experts that a token passes through."""
+    pruned: bool = True
+    """Whether checkpoints hold the names that are known here; else the family is only planned."""
 
     def require_usable(self, config: Any, name: str) -> None:
         """Check what widths alone do not say.
@@ -33,7 +45,8 @@ class Experts:
         Raises:
             RequestError: some layers have no experts, or there are fewer than a token takes.
         """
-        count, chosen = getattr(config, self.count), getattr(config, self.chosen)
+        own = config.per_layer_config or [config]
+        count, chosen = min(getattr(layer, self.count) for layer in own), getattr(config, self.chosen)
         if getattr(config, "mlp_only_layers", None) or getattr(config, "decoder_sparse_step", 1) != 1:
             raise RequestError(
                 f"'{name}' has layers with experts and layers without (mlp_only_layers, decoder_sparse_step in its "
@@ -61,3 +74,110 @@ def _apart(name: str, sizes: tuple[int, ...]) -> Iterator[tuple[str, tuple[int, 
                 yield f"{before}experts.{expert}.{part}_proj.weight", (sizes[1] // 2, sizes[2])
     else:
         yield name, sizes
+
+
+def joined(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a layer as one wide MLP, of those that a checkpoint holds; others as they are."""
+    found: dict[str, Tensor] = {}
+    experts: dict[str, dict[int, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if one := _ONE.fullmatch(name):
+            experts.setdefault(f"{one[1]}{one[3]}", {})[int(one[2])] = tensor
+        else:
+            found[name] = tensor
+    for name, each in experts.items():
+        axis = _PARTS[name.rpartition(".")[2]]
+        found[f"{name}.weight"] = torch.cat([each[expert] for expert in range(len(each))], axis)
+    return found
+
+
+def stored(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """(full name, tensor) as a checkpoint holds them; those of a layer follow each other."""
+    for _, named in groupby(tensors, lambda pair: layer_of(pair[0])):
+        layer = dict(named)
+        counts = _experts(layer)
+        for name, tensor in layer.items():
+            before, _, matrix = name.removesuffix(".weight").rpartition(".")
+            if f"{before}." in counts and matrix in _PARTS:
+                for expert, part in enumerate(tensor.chunk(counts[f"{before}."], _PARTS[matrix])):
+                    yield f"{before}.experts.{expert}.{matrix}.weight", part.contiguous()
+            else:
+                yield name, tensor
+
+
+def fused(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of layers or of a model as the stock code has them, of one wide MLP; others as they are."""
+    found, counts = dict(tensors), _experts(tensors)
+    for before, count in counts.items():
+        gate, up, down = (found.pop(f"{before}{matrix}.weight") for matrix in _PARTS)
+        found[before + _FRONT] = torch.cat([gate.unflatten(0, (count, -1)), up.unflatten(0, (count, -1))], 1)
+        found[before + _OUTPUT] = down.unflatten(1, (count, -1)).transpose(0, 1).contiguous()
+    return found
+
+
+def spread(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The reverse of `fused`."""
+    found: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        before = name.removesuffix(_FRONT).removesuffix(_OUTPUT)
+        if name.endswith(_OUTPUT):
+            found[f"{before}down_proj.weight"] = tensor.transpose(0, 1).flatten(1)
+        elif name.endswith(_FRONT):
+            gate, up = tensor.chunk(2, 1)
+            found |= {f"{before}gate_proj.weight": gate.flatten(0, 1), f"{before}up_proj.weight": up.flatten(0, 1)}
+        else:
+            found[name] = tensor
+    return found
+
+
+def has_fused(model: nn.Module) -> bool:
+    """Whether a model is made of the stock code of experts."""
+    return any(name.endswith(_FRONT) for name, _ in model.named_parameters())
+
+
+def _experts(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    """What the names of a mixture's tensors begin with -> its experts."""
+    routers = {name.removesuffix(_ROUTER): len(tensor) for name, tensor in tensors.items() if name.endswith(_ROUTER)}
+    return {before: count for before, count in routers.items() if f"{before}gate_proj.weight" in tensors}
+
+
+def experts_of(kept: Tensor, width: int) -> Tensor:
+    """Experts (k,), ascending, that have some of the columns `kept`, where each is `width` wide."""
+    return torch.unique(kept // width)
+
+
+class WideMLP(nn.Module):
+    """The mixture of experts of a block as one wide MLP: it computes the same, and its output matrix is one.
+
+    Args:
+        block: the stock code's, without numbers.
+    """
+
+    def __init__(self, block: Any) -> None:
+        super().__init__()
+        experts = block.experts
+        self.count, double, hidden = experts.gate_up_proj.shape
+        columns = self.count * double // 2
+        self.gate, self.act_fn = block.gate, experts.act_fn
+        self.gate_proj, self.up_proj = (nn.Linear(hidden, columns, bias=False) for _ in range(2))
+        self.down_proj = nn.Linear(columns, hidden, bias=False)
+        self.open: Tensor | None = None
+        """The experts that the router's rows stand for, where some are closed."""
+
+    def route(self, experts: Tensor) -> None:
+        """Let tokens take these experts (k,) alone."""
+        self.open = experts.to(self.gate.weight.device)
+        self.gate.weight = nn.Parameter(self.gate.weight[self.open], requires_grad=False)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(S, T, H) -> (S, T, H)."""
+        inputs = hidden.flatten(0, 1)
+        _, weights, chosen = self.gate(inputs)
+        chosen = chosen if self.open is None else self.open[chosen]
+        gates, ups = (part.weight.unflatten(0, (self.count, -1)) for part in (self.gate_proj, self.up_proj))
+        columns = inputs.new_zeros(len(inputs), *gates.shape[:2])
+        for expert in chosen.unique().tolist():
+            token, place = torch.where(chosen == expert)
+            inner = self.act_fn(inputs[token] @ gates[expert].T) * (inputs[token] @ ups[expert].T)
+            columns[token, expert] = inner * weights[token, place, None].to(inner)
+        return self.down_proj(columns.flatten(1).unflatten(0, hidden.shape[:2]))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from darwinlm import __version__
+from darwinlm.models.experts import fused, has_fused
 from darwinlm.models.family import Family
 from darwinlm.models.sites import KINDS
 from darwinlm.models.widths import PADDING, LayerWidths
@@ -28,7 +29,8 @@ def modeling_source(family: Family) -> str:
     """The text of the modeling file for one family."""
     source = MODELING_FILE.read_text(encoding="utf-8")
     modules = {site.kind: (site.module, site.output, site.norms) for site in family.sites}
-    facts = {**family.classes, "modules": modules, "shared_norms": family.shared_norms}
+    widths = {field: "attention" if "heads" in own else "mlp" for own, field in family.width_fields.items()}
+    facts = {**family.classes, "modules": modules, "widths": widths, "shared_norms": family.shared_norms}
     for line, written in (
         (_FAMILY_LINE, f"FAMILY = {facts!r}"),
         (_VERSION_LINE, f'WRITTEN_BY = "DarwinLM {__version__}"'),
@@ -65,23 +67,23 @@ def heterogeneous_config(family: Family, dense_config: Any, widths: Sequence[Lay
     if scale != 1.0:
         values["logit_scale"] = scale  # what vLLM reads, whatever the family calls it
     if widths is not None:
-        values["per_layer_config"] = {str(i): _overrides(layer, values) for i, layer in enumerate(widths)}
+        values["per_layer_config"] = {str(i): _overrides(family, layer, values) for i, layer in enumerate(widths)}
         if any(layer.padding for layer in widths):
             values[PADDING] = [layer.padding for layer in widths]
     return modeling(family).DarwinLMConfig(**values)
 
 
-def _overrides(widths: LayerWidths, whole: dict[str, Any]) -> dict[str, Any]:
+def _overrides(family: Family, widths: LayerWidths, whole: dict[str, Any]) -> dict[str, Any]:
     """One layer's entry of `per_layer_config`. Skipped modules still override a width, with one that is not the whole
     model's, so that stock code, which does not know `skip`, refuses the checkpoint instead of filling the layer with
     random weights. It is not the head count: Llama's stock configuration reads that one, which tokenizers need."""
     skip = [kind for kind in KINDS if not widths.has(kind)]
-    heads = whole["num_attention_heads"]
-    values: dict[str, Any] = {
-        "num_attention_heads": widths.heads or max(heads, 2),
-        "num_key_value_heads": widths.kv_heads or (1 if whole["num_key_value_heads"] > 1 else max(heads, 2)),
-        "intermediate_size": widths.intermediate or (1 if whole["intermediate_size"] > 1 else 2),
-    }
+    values = {field: getattr(widths, own) or whole[field] for own, field in family.width_fields.items()}
+    heads, keys, columns = (family.width_fields[own] for own in ("heads", "kv_heads", "intermediate"))
+    if "attention" in skip:
+        values |= {heads: max(whole[heads], 2), keys: 1 if whole[keys] > 1 else max(whole[heads], 2)}
+    if "mlp" in skip:
+        values[columns] = 1 if whole[columns] > 1 else 2
     return {**values, "skip": skip} if skip else values
 
 
@@ -124,6 +126,7 @@ def fill(model: nn.Module, tensors: dict[str, Tensor]) -> nn.Module:
 
     Tied weights may be left out. Any other missing or surplus name is an error.
     """
+    tensors = fused(tensors) if has_fused(model) else tensors
     missing, unexpected = model.load_state_dict(tensors, strict=False, assign=True)
     if getattr(model, "lm_head", None) is not None and "lm_head.weight" in missing:
         model.tie_weights()  # type: ignore[operator]

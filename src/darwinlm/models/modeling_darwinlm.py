@@ -27,11 +27,8 @@ _Layer, _Model, _CausalLM = (getattr(_modeling, FAMILY[name]) for name in ("laye
 _FLAG = "allow_global_per_layer_attribute_access"
 
 
-_MODULE_OF = {"num_attention_heads": "attention", "num_key_value_heads": "attention", "intermediate_size": "mlp"}
-
-
 def _is_narrower(layer, whole):
-    kept = (name for name, module in _MODULE_OF.items() if module not in layer.get("skip", ()))
+    kept = (name for name, module in FAMILY["widths"].items() if module not in layer.get("skip", ()))
     return any(layer.get(name, whole[name]) != whole[name] for name in kept)
 
 
@@ -165,6 +162,7 @@ class DarwinLMModel(_Model):
 
     config_class = config = DarwinLMConfig
     _can_set_attn_implementation = classmethod(lambda cls: True)  # the stock check searches this file's text
+    is_custom_code = classmethod(lambda cls: False)  # checkpoints hold experts by the family's names: to be converted
 
     def __init__(self, config):
         skipped = [_skips(layer_config, "attention") for layer_config in _layer_configs(config)]
@@ -183,6 +181,7 @@ class DarwinLMForCausalLM(_CausalLM):
 
     config_class = config = DarwinLMConfig
     _can_set_attn_implementation = classmethod(lambda cls: True)
+    is_custom_code = classmethod(lambda cls: False)
 
     def __init__(self, config):
         _stock(self, _CausalLM, config)

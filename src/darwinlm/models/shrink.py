@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from darwinlm.models.attention import AttentionLayout, heads_of_columns
+from darwinlm.models.experts import experts_of
 from darwinlm.models.sites import Part, Site
 from darwinlm.models.widths import LayerWidths
 
@@ -22,7 +23,10 @@ def shrink_mlp(
     site: Site, dense: Mapping[str, Tensor], before: LayerWidths, kept: Tensor, output: Tensor
 ) -> dict[str, Tensor]:
     """The MLP with columns `kept` (k,) of those `before` alone, and the refitted `output` (R, k) as its output matrix."""
-    return _shrunk(site, dense, before, {"gate": kept, "up": kept}, output)
+    rows: dict[Part, Rows] = {"gate": kept, "up": kept}
+    if before.experts:
+        rows["expert"] = experts_of(kept, before.intermediate)
+    return _shrunk(site, dense, before, rows, output)
 
 
 def shrink_attention(

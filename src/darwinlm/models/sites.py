@@ -12,7 +12,7 @@ from typing import Literal
 from torch import Tensor
 
 Kind = Literal["attention", "mlp"]
-Part = Literal["query", "key", "value", "gate", "up"]
+Part = Literal["query", "key", "value", "gate", "up", "expert"]
 KINDS: tuple[Kind, ...] = ("attention", "mlp")
 TITLES: dict[Kind, str] = {"attention": "attention", "mlp": "MLP"}
 EMBEDDING, NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
@@ -29,7 +29,8 @@ class Cut:
     matrix: str
     """Such as `self_attn.q_proj`."""
     part: Part
-    """query: a unit is a query head; key, value: a KV head; gate, up: a column of the MLP."""
+    """query: a unit is a query head; key, value: a KV head; gate, up: a column of the MLP, of all its
+    experts; expert: an expert."""
 
 
 @dataclass(frozen=True)
@@ -114,14 +115,16 @@ def mlp(
     gate: str | None = "gate_proj",
     up: str = "up_proj",
     norms: tuple[str, ...] = ("post_attention_layernorm",),
+    router: str | None = None,
     saved: int | None = None,
     **facts: str | tuple[str, ...] | None,
 ) -> Site:
-    """An `mlp` with the output matrix `down_proj`; without a gate it has one matrix in front."""
+    """An `mlp` with the output matrix `down_proj`; without a gate it has one matrix in front, with a router experts."""
     parts: list[tuple[str | None, Part]] = [(gate, "gate"), (up, "up")]
     cuts = tuple(Cut(f"mlp.{name}", part) for name, part in parts if name)
+    routed = (Cut(f"mlp.{router}", "expert"),) if router else ()
     each = saved or 2 * len(cuts)  # what every matrix puts out; the activation of one; with two their product
-    return Site("mlp", "mlp", "mlp.down_proj", cuts, norms, saved=each, **facts)  # type: ignore[arg-type]
+    return Site("mlp", "mlp", "mlp.down_proj", cuts + routed, norms, saved=each, **facts)  # type: ignore[arg-type]
 
 
 def held(site: Site, layer: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -17,11 +17,12 @@ from darwinlm.errors import DamagedFileError, RequestError
 from darwinlm.formats.rounding import rounded
 from darwinlm.models import weights as stored_weights
 from darwinlm.models.configuration import read_config, reason, try_out, unreadable
+from darwinlm.models.experts import joined
 from darwinlm.models.family import Family
 from darwinlm.models.head import Head
 from darwinlm.models.hub import fetch_weights, locate
 from darwinlm.models.shape import ModelShape
-from darwinlm.models.sites import EMBEDDING, HEAD, NORM, layer_prefix
+from darwinlm.models.sites import EMBEDDING, HEAD, NORM, layer_of, layer_prefix
 from darwinlm.models.tokens import open_tokenizer
 from darwinlm.models.weights import Stored
 from darwinlm.runtime.files import sha256_of, sha256_of_file
@@ -58,8 +59,10 @@ class ModelSource:
             raise unreadable(name, reason(fault)) from fault
         try_out(self.family, self.config, self.shape, name)
         if weights:
-            if self.family.experts:
-                raise RequestError(f"'{name}' is a mixture of experts, which DarwinLM plans, but does not prune yet.")
+            if self.family.experts and not self.family.experts.pruned:
+                raise RequestError(
+                    f"'{name}' is of the family {self.family}, which DarwinLM plans, but does not prune."
+                )
             if on_hub:
                 fetch_weights(name, self.folder)
             self._stored: dict[str, Stored] = stored_weights.stored_tensors(self.folder, self.shape, name)
@@ -110,7 +113,12 @@ class ModelSource:
 
     def dtype_of(self, name: str) -> torch.dtype:
         """The dtype that a tensor is stored in."""
-        return self._stored[name].torch_dtype
+        if name in self._stored:
+            return self._stored[name].torch_dtype
+        layer = layer_of(name)
+        if layer is None:
+            raise KeyError(name)
+        return self.layer(layer, meta=True)[name.removeprefix(layer_prefix(layer))].dtype
 
     def require_context(self, length: int, setting: str = "blocks.sequence_length") -> None:
         """Check that the model was made for sequences of this length, which a setting asks for.
@@ -167,7 +175,7 @@ class ModelSource:
 
     def layer(self, index: int, *, meta: bool = False) -> dict[str, Tensor]:
         """All tensors of a layer, keyed by their names within it; on the meta device shapes and dtypes alone."""
-        return self._outline(layer_prefix(index)) if meta else self.module(layer_prefix(index))
+        return joined(self._outline(layer_prefix(index)) if meta else self.module(layer_prefix(index)))
 
     def _outline(self, prefix: str) -> dict[str, Tensor]:
         return {

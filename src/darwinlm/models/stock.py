@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from darwinlm.models.experts import apart
+from darwinlm.models.experts import WideMLP, apart
 from darwinlm.models.family import Family
 from darwinlm.models.heterogeneous import build_empty, empty, fill, heterogeneous_config, modeling, placed
 from darwinlm.models.sites import EMBEDDING, NORM, Kind
@@ -89,7 +89,12 @@ class Stock:
             tensors: its weights by their names within the layer; they become parameters without a copy.
             device: where its computed buffers lie.
         """
-        layer = fill(self.layer(index, widths, device), tensors)
+        layer = self.layer(index, widths, device)
+        if widths.experts:
+            module = self.family.site("mlp").module
+            with empty():
+                layer.set_submodule(module, WideMLP(layer.get_submodule(module)))
+        fill(layer, tensors)
         return Block(self.family, self.decoder(device), layer, index, widths)
 
 
@@ -126,7 +131,7 @@ class Block(nn.Module):
 
     def __init__(self, family: Family, decoder: Any, layer: nn.Module, index: int, widths: LayerWidths) -> None:
         super().__init__()
-        self.family, self.layer = family, layer
+        self.family, self.layer, self.widths = family, layer, widths
         self.kinds: list[Kind] = [site.kind for site in family.sites if widths.has(site.kind)]
         """Of the modules that it has."""
         self._here = _Here(layer)
@@ -149,3 +154,11 @@ class Block(nn.Module):
         if not isinstance(matrix, nn.Linear):
             raise TypeError(f"the output matrix of {kind} is a {type(matrix).__name__}, not a Linear")
         return matrix
+
+    def parts(self, kind: Kind) -> int:
+        """Parts of equally many columns that an output matrix has, which are pruned apart: experts."""
+        return max(self.widths.experts, 1) if kind == "mlp" else 1
+
+    def route(self, experts: Tensor) -> None:
+        """Let tokens take these experts (k,) alone."""
+        self.layer.get_submodule(self.family.site("mlp").module).route(experts)  # type: ignore[operator]

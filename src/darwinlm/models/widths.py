@@ -26,8 +26,8 @@ class LayerWidths:
     @property
     def counts(self) -> dict[Part, int]:
         """Units of every part."""
-        heads, keys, columns = self.heads, self.kv_heads, self.intermediate
-        return {"query": heads, "key": keys, "value": keys, "gate": columns, "up": columns}
+        heads, keys, columns = self.heads, self.kv_heads, self.columns
+        return {"query": heads, "key": keys, "value": keys, "gate": columns, "up": columns, "expert": self.experts}
 
     @property
     def columns(self) -> int:

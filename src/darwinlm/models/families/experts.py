@@ -4,25 +4,28 @@ from darwinlm.models.experts import Experts
 from darwinlm.models.family import Family
 from darwinlm.models.sites import attention, mlp
 
+_MLP = mlp(router="gate")
 _NO_GRAPH = "has experts"
 
 FAMILIES = (
     Family(
         model_type="qwen3_moe",
         prefix="Qwen3Moe",
+        sites=(attention(), _MLP),
         experts=Experts(count="num_local_experts", width="moe_intermediate_size"),
         no_graph=_NO_GRAPH,
     ),
     Family(
         model_type="mixtral",
         prefix="Mixtral",
-        experts=Experts(count="num_local_experts", width="intermediate_size"),
+        sites=(attention(), _MLP),
+        experts=Experts(count="num_local_experts", width="intermediate_size", pruned=False),
         no_graph=_NO_GRAPH,
     ),
     Family(
         model_type="olmoe",
         prefix="Olmoe",
-        sites=(attention(whole="its queries and keys are normalized over all heads together"), mlp()),
+        sites=(attention(whole="its queries and keys are normalized over all heads together"), _MLP),
         experts=Experts(count="num_experts", width="intermediate_size"),
         no_graph=_NO_GRAPH,
     ),
