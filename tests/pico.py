@@ -90,6 +90,7 @@ EXPERTS: dict[str, dict[str, Any]] = {
         "num_experts": 6,
         "norm_topk_prob": True,
     },
+    "mixtral": {"model_type": "mixtral", "intermediate_size": 16, "num_local_experts": 4},
     "olmoe": {"model_type": "olmoe", "intermediate_size": 16, "num_experts": 4, "pad_token_id": 0},
 }
 """The same of mixtures of experts, two for each token."""
@@ -214,7 +215,8 @@ def _closed(router: Any, absent: list[int], hidden: Tensor) -> tuple[Tensor, Ten
     logits = torch.nn.functional.linear(hidden.flatten(0, -2), router.weight)
     logits = logits.index_fill(1, torch.tensor(absent, dtype=torch.int64), -torch.inf)
     weights, chosen = logits.softmax(-1).topk(router.top_k)
-    return logits, weights / weights.sum(-1, keepdim=True) if router.norm_topk_prob else weights, chosen
+    normed = getattr(router, "norm_topk_prob", True)
+    return logits, weights / weights.sum(-1, keepdim=True) if normed else weights, chosen
 
 
 RUN: dict[str, Any] = {

@@ -87,7 +87,7 @@ def written(tmp_path, parts: Tensor, rel_damp: float) -> tuple[Database, Tensor]
     stream = SimpleNamespace(source=source)
     database = Database(tmp_path, {})
     config = DatabaseConfig(rel_damp=rel_damp)
-    database.admit([build._write_module(database, build._Waiting(LADDER, weight, parts), config, stream)])
+    database.admit([build._write_module(database, build._Waiting(LADDER, weight, parts[:, None]), config, stream)])
     return Database.open(tmp_path), weight
 
 

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+import copy
+import functools
+from itertools import combinations, pairwise
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoConfig
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import AutoConfig, AutoModelForCausalLM
 
 import darwinlm
 import pico
+from darwinlm.assemble import Assembler
+from darwinlm.database.experts import Sample, by_change, by_norm, expert_order
 from darwinlm.database.rungs import expert_rungs
 from darwinlm.errors import RequestError
+from darwinlm.export.huggingface import export_checkpoint
+from darwinlm.models.source import ModelSource
+from darwinlm.refit.least_squares import shared
+from darwinlm.runtime.files import read_json
 
 MOE = {"moe_intermediate_size": 16, "num_experts": 4, "num_experts_per_tok": 2}
 
@@ -58,7 +69,103 @@ def test_what_experts_cannot_be_is_refused(values, settings, said, tmp_path) -> 
         darwinlm.plan(str(tmp_path), **asked)
 
 
-def test_experts_by_other_names_are_not_pruned(tmp_path, text) -> None:
-    AutoConfig.for_model("mixtral", **pico.COMMON).save_pretrained(tmp_path)
-    with pytest.raises(RequestError, match="mixtral, which DarwinLM plans, but does not prune"):
-        darwinlm.prune(str(tmp_path), data=str(text), output=str(tmp_path / "run"), database={"multiple_of": 8})
+@pytest.mark.parametrize("leaves", ["experts", "columns", "both"])
+@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe_normed", "olmoe"])
+def test_without_experts_or_columns_it_is_the_masked_model_and_learns(
+    name, leaves, source, checkpoint, tmp_path
+) -> None:
+    database = pico.make_database(tmp_path / "database", source(name), levels=4, experts_lose=leaves, multiple_of=4)
+    ladders, whole = database.ladders(), source(name).shape.layers[0]
+    genome = tuple(1 + ladder.layer if ladder.rungs else 0 for ladder in ladders)
+    kept = [ladder.rungs[level] for ladder, level in zip(ladders, genome) if ladder.rungs]
+    assert any(count < whole.experts for count, _ in kept) == (leaves != "columns")
+    assert all(count >= source(name).shape.chosen for count, _ in kept)
+    export_checkpoint(Assembler(source(name), database), genome, tmp_path / "model", {}, {})
+    ours, truth = load(tmp_path / "model"), pico.zero_masked(checkpoint(name), database, genome)
+    tokens = pico.random_tokens(2, 20, seed=3)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(tokens).logits, truth(tokens).logits, atol=1e-4, rtol=1e-4)
+    before = loss(ours, tokens)
+    before.backward()
+    with torch.no_grad():
+        for parameter in ours.parameters():
+            parameter -= 1e-3 * parameter.grad
+        assert loss(ours, tokens) < before
+        ours.save_pretrained(tmp_path / "again")
+        assert torch.equal(load(tmp_path / "again")(tokens).logits, ours(tokens).logits)
+
+
+def load(folder) -> AutoModelForCausalLM:
+    return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32).eval()
+
+
+def loss(model, tokens) -> Tensor:
+    return cross_entropy(model(tokens).logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+
+
+@pytest.mark.parametrize("name", ["qwen3_moe_normed", "olmoe"])
+@torch.no_grad()
+def test_the_change_without_experts_is_that_of_the_stock_layer(name, source, checkpoint) -> None:
+    stock = AutoModelForCausalLM.from_pretrained(checkpoint(name), dtype=torch.float32).eval().model.layers[0].mlp
+    (block,) = pico.stream(source(name)).blocks(1)
+    inputs = torch.randn(40, 32, generator=torch.Generator().manual_seed(1))
+    sample, dense = Sample(block.mixture, inputs), stock(inputs[None])[0]
+    assert sample.power == pytest.approx(dense.square().sum(1).mean().item(), rel=1e-4)
+
+    def change(stay) -> float:
+        twin = copy.deepcopy(stock)
+        twin.gate.forward = functools.partial(
+            pico._closed, stock.gate, [e for e in range(sample.mixture.count) if e not in stay]
+        )
+        return (twin(inputs[None])[0] - dense).square().sum(1).mean().item()
+
+    every = range(sample.mixture.count)
+    for stay in combinations(every, len(every) - 2):
+        assert sample.change(stay) == pytest.approx(change(stay), rel=1e-3)
+    first = min(every, key=lambda gone: change([e for e in every if e != gone]))
+    assert by_change(sample, 3)[-1] == first
+    _, weights, chosen = stock.gate(inputs)
+    outputs = block.mixture.outputs(inputs)
+    norms = [(outputs[:, e].norm(dim=1)[:, None] * weights)[chosen == e].mean().item() for e in every]
+    assert by_norm(sample, 3) == sorted(every, key=lambda e: -norms[e])
+
+
+def test_the_order_with_less_change_on_tokens_held_back_is_taken(source) -> None:
+    (block,) = pico.stream(source("qwen3_moe_normed")).blocks(1)
+    inputs = list(torch.randn(16, 8, 32, generator=torch.Generator().manual_seed(2)))
+    order = expert_order(block.mixture, inputs, [(6, 16), (4, 16), (3, 16), (0, 0)])
+    fit, held = (
+        Sample(block.mixture, torch.cat([x for i, x in enumerate(inputs) if (i % 8 == 1) == h])) for h in (0, 1)
+    )
+    found = {"change": by_change(fit, 3), "norm": by_norm(fit, 3)}
+    errors = {name: sum(held.change(one[:n]) for n in (3, 4)) / 2 / held.power for name, one in found.items()}
+    assert order.errors == pytest.approx(errors)
+    assert order.experts == found[min(errors, key=errors.__getitem__)]
+    assert order.absent == pytest.approx(
+        {6: 0.0, 4: fit.change(order.experts[:4]), 3: fit.change(order.experts[:3]), 0: fit.power}
+    )
+
+
+def test_what_is_lacking_is_shared_out_among_experts() -> None:
+    """Changes that lower the errors of all parts by themselves lower that of the whole at least as much."""
+    generator = torch.Generator().manual_seed(0)
+    x, e = torch.randn(2, 9, 12, generator=generator).double(), torch.randn(2, 9, 5, generator=generator).double()
+    x[:, ::2, :4] = 0  # not all parts are reached by every token
+    parts = list(shared(x, e, 3))
+    assert sum(lack.square().sum() for _, lack in parts) == pytest.approx(e.square().sum().item(), rel=1e-5)
+    changes = [torch.linalg.lstsq(inputs, lack).solution for inputs, lack in parts]
+    bound = sum((lack - inputs @ change).square().sum() for (inputs, lack), change in zip(parts, changes))
+    reached = (e - x @ torch.cat(changes).double()).square().sum()
+    assert reached < bound < e.square().sum()
+
+
+@pytest.mark.parametrize("leaves", ["experts", "both"])
+def test_a_mixture_is_pruned_and_refitted_by_one_command(leaves, checkpoint, text, tmp_path) -> None:
+    run = {**pico.RUN, "database": {**pico.RUN["database"], "experts_lose": leaves}, "refit": {"tokens": 512}}
+    darwinlm.prune(str(checkpoint("olmoe")), data=str(text), output=str(tmp_path), **run)
+    summary = read_json(tmp_path / "summary.json")
+    assert summary["pruned"]["parameters"] < summary["dense"]["parameters"]
+    assert summary["pruned"]["kl"] > 0
+    pruned = ModelSource(str(tmp_path / "model"))
+    assert load(tmp_path / "model").num_parameters() == pruned.shape.parameters
+    assert min(layer.experts for layer in pruned.shape.layers if layer.intermediate) >= 2

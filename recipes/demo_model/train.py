@@ -11,13 +11,14 @@ import json
 import math
 import platform
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn.functional import cross_entropy
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from darwinlm.data.stdlib import stdlib_documents
 
@@ -64,7 +65,7 @@ def windows(tokenizer: PreTrainedTokenizerFast, documents: list[str], length: in
 
 
 @torch.no_grad()
-def held_out_nll(model: LlamaForCausalLM, blocks: torch.Tensor) -> float:
+def held_out_nll(model: PreTrainedModel, blocks: torch.Tensor) -> float:
     """Mean next-token negative log-likelihood in nats."""
     total = 0.0
     for batch in blocks.split(16):
@@ -97,9 +98,20 @@ def small_llama(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
-def fit(model: LlamaForCausalLM, train: torch.Tensor, args: argparse.Namespace, history: TextIO) -> float:
+def cross_entropy_of(model: PreTrainedModel, batch: torch.Tensor) -> torch.Tensor:
+    logits = model(batch).logits[:, :-1]
+    return cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
+
+
+def fit(
+    model: PreTrainedModel,
+    train: torch.Tensor,
+    args: argparse.Namespace,
+    history: TextIO,
+    loss_of: Callable[[PreTrainedModel, torch.Tensor], torch.Tensor] = cross_entropy_of,
+) -> float:
     """Train in place; returns the seconds that it took."""
-    matrices = [p for p in model.parameters() if p.dim() == 2]
+    matrices = [p for p in model.parameters() if p.dim() > 1]
     vectors = [p for p in model.parameters() if p.dim() == 1]
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.95), fused=True)
@@ -111,8 +123,7 @@ def fit(model: LlamaForCausalLM, train: torch.Tensor, args: argparse.Namespace, 
         batch, order = train[order[: args.batch]], order[args.batch :]
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, args.steps, args.lr)
-        logits = model(batch).logits[:, :-1]
-        loss = cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
+        loss = loss_of(model, batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

@@ -137,7 +137,7 @@ class Assembler:
             tensors[f"{output}.weight"] = weight
         block = self._placed(tensors, now, layer, device, dtype)
         if routed is not None:
-            block.route(routed)
+            block.mixture.route(routed)
         return block
 
     def mlp_columns(self, genome: Genome, layer: int) -> Tensor:
@@ -237,7 +237,7 @@ class Assembler:
         if self._dense is None:
             return self.source.layer(layer)
         names = self._names[layer]
-        return joined({name: self._dense[full] for name, full in names.items()})
+        return joined({name: self._dense[full] for name, full in names.items()}, self.source.family.experts)
 
     def _tensor(self, name: str) -> Tensor:
         return self._dense[name] if self._dense is not None else self.source.tensors([name])[name]

@@ -8,20 +8,18 @@ blocks as there are ranks make a round, in which every rank prunes an attention 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
-from typing import Any, NamedTuple
+from contextlib import nullcontext
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from darwinlm.config import DatabaseConfig
-from darwinlm.database.damping import attempts, best, held_out_errors
-from darwinlm.database.hessians import block_hessians, damp, drop_dead_columns
-from darwinlm.database.experts import expert_levels
+from darwinlm.database.experts import Order, Seen, expert_order, watched
+from darwinlm.database.hessians import block_hessians
 from darwinlm.database.levels import Ladder
-from darwinlm.database.obs import PrunedLevel, prune_groups
+from darwinlm.database.pruned import mixture_pruned, pruned
 from darwinlm.database.store import NO_HESSIAN, Database, ModuleRecord
-from darwinlm.errors import CalibrationError
 from darwinlm.models.blocks import BlockStream
 from darwinlm.models.sites import Kind
 from darwinlm.models.stock import Block
@@ -77,6 +75,8 @@ class _Waiting(NamedTuple):
     weight: Tensor | None = None
     parts: Tensor | None = None
     """(P, E, C / E, C / E): as `block_hessians` gives them, of all ranks."""
+    mixture: tuple[Order, Tensor] | None = None
+    """In which order its experts leave, and how many tokens took each (E,), of all ranks."""
 
 
 def _taken(own: list[_Waiting]) -> Iterator[_Waiting]:
@@ -90,112 +90,46 @@ def _calibrated(
 ) -> Iterator[_Waiting]:
     """Run a block, leave its outputs in `hidden`, and give those of its wanted modules that this rank prunes."""
     here: list[Kind] = [ladder.kind for ladder in wanted if ladder.columns]
-    choose = config.rel_damp == "auto"
-    hessians = block_hessians(stream, block, hidden, here, tokens, config.batch_sequences, hold_back=choose)
+    mixtures = [ladder for ladder in wanted if ladder.columns and ladder.rungs]
+    length = hidden.shape[1]
+    with watched(block, tokens // length) if mixtures else nullcontext(Seen()) as seen:
+        hessians = block_hessians(
+            stream, block, hidden, here, tokens, config.batch_sequences, hold_back=config.rel_damp == "auto"
+        )
+    shown = ranks.all_gather(seen) if mixtures else []
     for ladder in wanted:
         owner = (ladder.layer + (ladder.kind == "mlp")) % ranks.world_size()
         if ladder.columns:
             parts = ranks.reduce_to(hessians.pop(ladder.kind), owner)
             if parts is not None:
-                yield _Waiting(ladder, block.output_matrix(ladder.kind).weight.detach(), parts)
+                weight = block.output_matrix(ladder.kind).weight.detach()
+                yield _Waiting(ladder, weight, parts, _ordered(ladder, block, shown) if ladder.rungs else None)
         elif owner == ranks.rank():
             yield _Waiting(ladder)
 
 
+def _ordered(ladder: Ladder, block: Block, shown: list[Seen]) -> tuple[Order, Tensor]:
+    inputs = ranks.interleave([seen.inputs for seen in shown])
+    order = expert_order(block.mixture, inputs, ladder.rungs[ladder.present :])
+    return order, torch.stack([seen.tokens for seen in shown]).sum(0)
+
+
 def _write_module(database: Database, waiting: _Waiting, config: DatabaseConfig, stream: BlockStream) -> ModuleRecord:
     """Prune a module and write its levels."""
-    ladder, weight, parts = waiting
+    ladder, weight, parts, mixture = waiting
     if weight is None or parts is None:
         return database.write(ladder, (), stream.source.dtype, **NO_HESSIAN)
     dtype = stream.source.dtype_of(stream.source.family.output(ladder.layer, ladder.kind))
-    if ladder.rungs:
-        levels, facts = _experts_pruned(ladder, weight.float(), parts, config, dtype)
+    if mixture is None:
+        levels, facts = pruned(ladder, weight.float(), parts[:, 0], config.rel_damp, dtype)
     else:
-        levels, facts = _pruned(ladder, weight.float(), parts[:, 0], config, dtype)
+        levels, facts = mixture_pruned(ladder, weight.float(), parts, *mixture, config.rel_damp, dtype)
     return database.write(ladder, levels, dtype, **facts)
-
-
-def _pruned(
-    ladder: Ladder, weight: Tensor, parts: Tensor, config: DatabaseConfig, dtype: torch.dtype
-) -> tuple[list[PrunedLevel], dict[str, Any]]:
-    """Choose the damping and prune: in float64 where float32 cannot, damped more where that cannot either."""
-    choice = _errors(ladder, weight, parts)
-    asked = best(choice) if config.rel_damp == "auto" else config.rel_damp
-    hessian = parts[0].add_(parts[1]) if len(parts) > 1 else parts[0]
-    weight, dead = drop_dead_columns(weight, hessian)
-    undamped, fault = hessian.diagonal().clone(), None
-    for rel_damp, precision in attempts(asked):
-        hessian.diagonal().copy_(undamped)
-        matrix = hessian.to(precision)
-        damping = damp(matrix, rel_damp, ladder.name)
-        try:
-            levels = [
-                replace(level, weight=level.weight.to("cpu", dtype))
-                for level in prune_groups(
-                    weight, matrix, group_size=ladder.group_size, counts=ladder.open_counts, rounds=ladder.rounds
-                )
-            ]
-        except CalibrationError as cause:
-            fault = cause
-            continue
-        _tell(ladder.name, dead, rel_damp, precision, asked)
-        name = str(precision).removeprefix("torch.")
-        facts = {"rel_damp": rel_damp, "precision": name, "held_out_errors": choice}
-        return levels, {**facts, "damping": damping, "dead_columns": dead}
-    raise CalibrationError(f"{ladder.name}, in float64 and with a relative damping of {rel_damp:g}: {fault}") from fault
-
-
-def _experts_pruned(
-    ladder: Ladder, weight: Tensor, parts: Tensor, config: DatabaseConfig, dtype: torch.dtype
-) -> tuple[list[PrunedLevel], dict[str, Any]]:
-    """Each expert at every width, by its own Hessian; those whose outputs carry least leave first.
-
-    Args:
-        ladder: with rungs.
-        weight: (R, E I).
-        parts: (P, E, I, I).
-        config: damping.
-    """
-    count, width = ladder.rungs[ladder.present]
-    widths = sorted({wide for _, wide in ladder.rungs[ladder.present :]}, reverse=True)
-    found = []
-    for expert, own in enumerate(weight.chunk(count, 1)):
-        name, removed = f"{ladder.name}.experts.{expert}", tuple(width - wide for wide in widths)
-        one = replace(ladder, name=name, columns=width, removed=removed, rungs=(), present=0)
-        if not parts[:, expert].any():
-            log.warning("%s: no calibration token takes it; it leaves first.", name)
-        found.append(_pruned(one, own, parts[:, expert], config, dtype))
-    levels = expert_levels([own for own, _ in found], widths, ladder.rungs[ladder.present :])
-    facts = [each for _, each in found]
-    dampings = [each["damping"] for each in facts]
-    return levels, {
-        "damping": sum(dampings) / len(dampings),
-        "dead_columns": sum(each["dead_columns"] for each in facts),
-        "rel_damp": max(each["rel_damp"] for each in facts),
-        "precision": max(each["precision"] for each in facts),
-    }
-
-
-def _errors(ladder: Ladder, weight: Tensor, parts: Tensor) -> dict[str, float]:
-    """By damping, at the middle level; empty where nothing was held back, or no level lies between dense and gone."""
-    if len(parts) == 1 or not ladder.between or not parts[1].any():
-        return {}
-    removed = ladder.between[len(ladder.between) // 2]
-    return held_out_errors(weight, parts[0], parts[1], ladder.group_size, removed)
-
-
-def _tell(name: str, dead: int, rel_damp: float, precision: torch.dtype, asked: float) -> None:
-    if dead:
-        log.info("%s: %d columns were never active; they leave first.", name, dead)
-    if rel_damp != asked:
-        log.warning("%s: damped by %g instead of %g, where float64 cannot factor its Hessian.", name, rel_damp, asked)
-    elif precision == torch.float64:
-        log.info("%s: pruned in float64; float32 cannot factor its Hessian.", name)
 
 
 def _warn_of_few_tokens(ladders: list[Ladder], tokens: int) -> None:
     """With fewer tokens than columns a Hessian has no full rank: damping alone decides between its null directions."""
-    widest = max(ladder.columns for ladder in ladders)
+    widest = max(ladder.columns // ladder.experts for ladder in ladders)
     if tokens < widest:
         log.warning(
             "The Hessians of %d columns see only %d tokens, so they are rank-deficient and rest on their damping. "

@@ -5,7 +5,7 @@ Letters: R = out_features, C = in_features, k = kept columns.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -14,11 +14,20 @@ from darwinlm.database.columns import submatrix
 
 DAMPINGS = (3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4)
 """What is tried, relative to the mean of the diagonal."""
+MORE = (1.0, 0.3, 0.1)
+"""Tried, too, where few tokens may be what a Hessian is made of: those of an expert."""
 USUAL = 1e-2
 """Where nothing was held back to choose by: the paper's."""
 
 
-def held_out_errors(weight: Tensor, fit: Tensor, check: Tensor, group_size: int, removed: int) -> dict[str, float]:
+def held_out_errors(
+    weight: Tensor,
+    fit: Tensor,
+    check: Tensor,
+    group_size: int,
+    removed: int,
+    dampings: Sequence[float] = DAMPINGS,
+) -> dict[str, float]:
     """The error of a refit on tokens that it was not made on, for each damping that can be factored.
 
     The columns that leave are the same for all dampings: the groups of least |W_j|^2 H_jj.
@@ -29,6 +38,7 @@ def held_out_errors(weight: Tensor, fit: Tensor, check: Tensor, group_size: int,
         check: (C, C), that of the tokens held back.
         group_size: columns that leave together.
         removed: groups that leave, within (0, G).
+        dampings: to try.
 
     Returns:
         tr(dW H dW^T) / tr(W H W^T) with H = `check`, dW the difference to the dense layer, by damping as
@@ -43,7 +53,7 @@ def held_out_errors(weight: Tensor, fit: Tensor, check: Tensor, group_size: int,
     target = weight[:, left] @ fit.index_select(0, left).index_select(1, kept)
     dense = _squared(weight, check)
     diagonal, errors = block.diagonal().clone(), {}
-    for damping in DAMPINGS:
+    for damping in dampings:
         block.diagonal().copy_(diagonal + damping * mean)
         if (factor := _factor(block)) is None:
             continue
@@ -55,9 +65,9 @@ def held_out_errors(weight: Tensor, fit: Tensor, check: Tensor, group_size: int,
     return errors
 
 
-def best(errors: dict[str, float]) -> float:
+def best(errors: dict[str, float], usual: float = USUAL) -> float:
     """The damping of the least error, of equal ones the largest; the usual one where there are none."""
-    return min(sorted(map(float, errors), reverse=True), key=lambda damping: errors[f"{damping:g}"], default=USUAL)
+    return min(sorted(map(float, errors), reverse=True), key=lambda damping: errors[f"{damping:g}"], default=usual)
 
 
 def attempts(rel_damp: float) -> Iterator[tuple[float, torch.dtype]]:

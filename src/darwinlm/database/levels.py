@@ -57,6 +57,11 @@ class Ladder:
         """`removed` at the levels between the present one and the last."""
         return self.removed[self.present + 1 : -1]
 
+    @property
+    def experts(self) -> int:
+        """Parts of equally many columns that are pruned apart."""
+        return self.rungs[self.present][0] if self.rungs and self.columns else 1
+
     def mlp(self, level: int) -> LayerWidths:
         """Widths of an MLP at a level, in an otherwise absent layer."""
         if self.rungs:

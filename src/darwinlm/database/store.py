@@ -50,6 +50,8 @@ class ModuleRecord:
     """Of the arithmetic."""
     held_out_errors: dict[str, float] = field(default_factory=dict)
     """Relative errors on the tokens held back, by relative damping; empty where it was not chosen by them."""
+    orders: dict[str, float] = field(default_factory=dict)
+    """Of a mixture of experts: the same by way of ordering its experts; the least one was taken."""
 
 
 def _ladder(values: dict[str, Any]) -> Ladder:

@@ -142,7 +142,7 @@ def write_files(
     folder: Path, family: Family, config: Any, dtype: torch.dtype, tensors: Iterable[tuple[str, Tensor]]
 ) -> None:
     """Weights, configuration and, where layers differ, the modeling file; arguments as in `write_checkpoint`."""
-    _write_weights(folder, stored(tensors))
+    _write_weights(folder, stored(tensors, family.experts))
     write_json(folder / "config.json", _config_values(config, dtype))
     if _is_ours(config):
         write_text(folder / f"{CODE}.py", modeling_source(family))

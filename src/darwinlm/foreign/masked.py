@@ -125,7 +125,8 @@ def _live(model: ModelSource, layer: int, tensors: Mapping[str, Tensor]) -> _Liv
 def _widths(model: ModelSource, layer: int, live: _Live) -> LayerWidths:
     old = model.shape.layers[layer]
     layout = lay_out(live.heads, old.heads, old.kv_heads)
-    return LayerWidths(layout.heads, layout.kv_heads, len(live.columns), layout.padding)
+    experts = old.experts if live.columns else 0
+    return LayerWidths(layout.heads, layout.kv_heads, len(live.columns) // max(experts, 1), layout.padding, experts)
 
 
 def _tensors(model: ModelSource, files: Mapping[str, Path], live: list[_Live]) -> Iterator[tuple[str, Tensor]]:

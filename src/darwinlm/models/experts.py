@@ -4,11 +4,13 @@ Here the experts of a layer are an MLP whose columns are those of all experts, e
 that of all side by side; a column carries the router's weight of its expert, and is zero where the token does not take it.
 Checkpoints hold each expert's matrices by themselves; the stock code has two tensors for all experts of a layer.
 
-Letters: E = experts, I = columns of an expert, H = hidden size, S = sequences, T = tokens in a sequence.
+Letters: E = experts, k = those that a token takes, I = columns of an expert, H = hidden size, S = sequences, T = tokens in a
+sequence, N = tokens.
 """
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -36,8 +38,17 @@ class Experts:
     width: str
     chosen: str = "num_experts_per_tok"
     """Experts that a token passes through."""
-    pruned: bool = True
-    """Whether checkpoints hold the names that are known here; else the family is only planned."""
+    words: tuple[tuple[str, str], ...] = ()
+    """(word within a name here, in checkpoints), where they differ."""
+
+    def stored_name(self, name: str) -> str:
+        """A tensor's name in checkpoints."""
+        return ".".join(dict(self.words).get(word, word) for word in name.split("."))
+
+    def own_name(self, name: str) -> str:
+        """The name here of a tensor of a checkpoint."""
+        words = {theirs: ours for ours, theirs in self.words}
+        return ".".join(words.get(word, word) for word in name.split("."))
 
     def require_usable(self, config: Any, name: str) -> None:
         """Check what widths alone do not say.
@@ -58,9 +69,10 @@ class Experts:
             )
 
 
-def apart(outlines: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+def apart(outlines: Mapping[str, tuple[int, ...]], experts: Experts | None) -> dict[str, tuple[int, ...]]:
     """Name -> shape of a layer's tensors as checkpoints hold them, of those that the stock code has."""
-    return {name: sizes for whole, shape in outlines.items() for name, sizes in _apart(whole, shape)}
+    named = experts.stored_name if experts else str
+    return {named(name): sizes for whole, shape in outlines.items() for name, sizes in _apart(whole, shape)}
 
 
 def _apart(name: str, sizes: tuple[int, ...]) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -76,23 +88,27 @@ def _apart(name: str, sizes: tuple[int, ...]) -> Iterator[tuple[str, tuple[int, 
         yield name, sizes
 
 
-def joined(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def joined(tensors: Mapping[str, Tensor], experts: Experts | None) -> dict[str, Tensor]:
     """The tensors of a layer as one wide MLP, of those that a checkpoint holds; others as they are."""
     found: dict[str, Tensor] = {}
-    experts: dict[str, dict[int, Tensor]] = {}
-    for name, tensor in tensors.items():
+    parts: dict[str, dict[int, Tensor]] = {}
+    for stored_name, tensor in tensors.items():
+        name = experts.own_name(stored_name) if experts else stored_name
         if one := _ONE.fullmatch(name):
-            experts.setdefault(f"{one[1]}{one[3]}", {})[int(one[2])] = tensor
+            parts.setdefault(f"{one[1]}{one[3]}", {})[int(one[2])] = tensor
         else:
             found[name] = tensor
-    for name, each in experts.items():
+    for name, each in parts.items():
         axis = _PARTS[name.rpartition(".")[2]]
         found[f"{name}.weight"] = torch.cat([each[expert] for expert in range(len(each))], axis)
     return found
 
 
-def stored(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+def stored(tensors: Iterable[tuple[str, Tensor]], experts: Experts | None) -> Iterator[tuple[str, Tensor]]:
     """(full name, tensor) as a checkpoint holds them; those of a layer follow each other."""
+    if experts is None:
+        yield from tensors
+        return
     for _, named in groupby(tensors, lambda pair: layer_of(pair[0])):
         layer = dict(named)
         counts = _experts(layer)
@@ -100,9 +116,9 @@ def stored(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]
             before, _, matrix = name.removesuffix(".weight").rpartition(".")
             if f"{before}." in counts and matrix in _PARTS:
                 for expert, part in enumerate(tensor.chunk(counts[f"{before}."], _PARTS[matrix])):
-                    yield f"{before}.experts.{expert}.{matrix}.weight", part.contiguous()
+                    yield experts.stored_name(f"{before}.experts.{expert}.{matrix}.weight"), part.contiguous()
             else:
-                yield name, tensor
+                yield experts.stored_name(name), tensor
 
 
 def fused(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -128,6 +144,17 @@ def spread(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         else:
             found[name] = tensor
     return found
+
+
+def put(model: nn.Module, name: str, tensor: Tensor) -> None:
+    """Write numbers into a parameter of a model, of an output matrix of experts as of one wide MLP's."""
+    before = name.removesuffix("down_proj.weight")
+    held = dict(model.named_parameters())
+    if (whole := held.get(before + _OUTPUT)) is not None and before != name:
+        tensor = tensor.unflatten(1, (len(whole), -1)).transpose(0, 1)
+    else:
+        whole = held[name]
+    whole.data.copy_(tensor)
 
 
 def has_fused(model: nn.Module) -> bool:
@@ -174,10 +201,30 @@ class WideMLP(nn.Module):
         inputs = hidden.flatten(0, 1)
         _, weights, chosen = self.gate(inputs)
         chosen = chosen if self.open is None else self.open[chosen]
-        gates, ups = (part.weight.unflatten(0, (self.count, -1)) for part in (self.gate_proj, self.up_proj))
-        columns = inputs.new_zeros(len(inputs), *gates.shape[:2])
+        columns = inputs.new_zeros(len(inputs), self.count, self.down_proj.in_features // self.count)
         for expert in chosen.unique().tolist():
             token, place = torch.where(chosen == expert)
-            inner = self.act_fn(inputs[token] @ gates[expert].T) * (inputs[token] @ ups[expert].T)
+            inner = self._inner(inputs[token], expert)
             columns[token, expert] = inner * weights[token, place, None].to(inner)
         return self.down_proj(columns.flatten(1).unflatten(0, hidden.shape[:2]))
+
+    def _inner(self, inputs: Tensor, expert: int) -> Tensor:
+        gate, up = (part.weight.unflatten(0, (self.count, -1))[expert] for part in (self.gate_proj, self.up_proj))
+        return self.act_fn(inputs @ gate.T) * (inputs @ up.T)
+
+    def logits(self, inputs: Tensor) -> Tensor:
+        """(N, H) -> (N, E): the router's."""
+        return self.gate(inputs)[0]
+
+    def taken(self, logits: Tensor, experts: Tensor) -> tuple[Tensor, Tensor]:
+        """Router's weights (N, k) and experts (N, k) of tokens with `logits` (N, E) that may take `experts` (m,) alone."""
+        router, every = copy.copy(self.gate), torch.eye(self.count, dtype=logits.dtype, device=logits.device)
+        router._parameters = {**self.gate._parameters, "weight": nn.Parameter(every[experts], requires_grad=False)}
+        router.hidden_dim = self.count  # its inputs are the logits themselves
+        _, weights, chosen = router(logits)
+        return weights, experts[chosen]
+
+    def outputs(self, inputs: Tensor) -> Tensor:
+        """(N, H) -> (N, E, H): what every expert makes of every token, without the router's weight."""
+        downs = self.down_proj.weight.unflatten(1, (self.count, -1))
+        return torch.stack([self._inner(inputs, expert) @ downs[:, expert].T for expert in range(self.count)], 1)

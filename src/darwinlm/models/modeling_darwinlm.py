@@ -106,7 +106,8 @@ class AbsentMLP(nn.Module):
 
 
 class _LayerConfig:
-    """The configuration of one layer, but for how the model runs: set_attn_implementation() must reach every layer."""
+    """The configuration of one layer, but for how the model runs: set_attn_implementation() and
+    set_experts_implementation() must reach every layer."""
 
     def __init__(self, whole, layer):
         self.__dict__.update(whole=whole, layer=layer)
@@ -114,7 +115,7 @@ class _LayerConfig:
     def __getattr__(self, name):
         if name.startswith("__"):  # asked for by copies that are not filled yet
             raise AttributeError(name)
-        return getattr(self.__dict__["whole" if name.startswith("_attn") else "layer"], name)
+        return getattr(self.__dict__["whole" if name.startswith(("_attn", "_experts")) else "layer"], name)
 
 
 def _layer_configs(config):
@@ -140,10 +141,12 @@ def _layer(config, index, layer_config=None):
     if not _skips(layer_config, "attention"):
         module, output, _ = FAMILY["modules"]["attention"]
         attention, matrix = layer.get_submodule(module), layer.get_submodule(output)
-        attention.config = _LayerConfig(config, layer_config)
         columns = layer_config.num_attention_heads * attention.head_dim
         if matrix.in_features != columns:  # the family takes all heads for as wide as the model
             layer.set_submodule(output, nn.Linear(columns, matrix.out_features, bias=matrix.bias is not None))
+    for part in layer.modules():
+        if getattr(part, "config", None) is layer_config:
+            part.config = _LayerConfig(config, layer_config)
     return layer
 
 
@@ -162,6 +165,7 @@ class DarwinLMModel(_Model):
 
     config_class = config = DarwinLMConfig
     _can_set_attn_implementation = classmethod(lambda cls: True)  # the stock check searches this file's text
+    _can_set_experts_implementation = classmethod(lambda cls: _Model._can_set_experts_implementation())
     is_custom_code = classmethod(lambda cls: False)  # checkpoints hold experts by the family's names: to be converted
 
     def __init__(self, config):
@@ -181,6 +185,7 @@ class DarwinLMForCausalLM(_CausalLM):
 
     config_class = config = DarwinLMConfig
     _can_set_attn_implementation = classmethod(lambda cls: True)
+    _can_set_experts_implementation = classmethod(lambda cls: _Model._can_set_experts_implementation())
     is_custom_code = classmethod(lambda cls: False)
 
     def __init__(self, config):

@@ -59,10 +59,6 @@ class ModelSource:
             raise unreadable(name, reason(fault)) from fault
         try_out(self.family, self.config, self.shape, name)
         if weights:
-            if self.family.experts and not self.family.experts.pruned:
-                raise RequestError(
-                    f"'{name}' is of the family {self.family}, which DarwinLM plans, but does not prune."
-                )
             if on_hub:
                 fetch_weights(name, self.folder)
             self._stored: dict[str, Stored] = stored_weights.stored_tensors(self.folder, self.shape, name)
@@ -175,7 +171,8 @@ class ModelSource:
 
     def layer(self, index: int, *, meta: bool = False) -> dict[str, Tensor]:
         """All tensors of a layer, keyed by their names within it; on the meta device shapes and dtypes alone."""
-        return joined(self._outline(layer_prefix(index)) if meta else self.module(layer_prefix(index)))
+        prefix = layer_prefix(index)
+        return joined(self._outline(prefix) if meta else self.module(prefix), self.family.experts)
 
     def _outline(self, prefix: str) -> dict[str, Tensor]:
         return {

@@ -77,7 +77,10 @@ class Stock:
         if key not in self._known:
             layer = self.layer(index, widths)
             held = {name: tuple(tensor.shape) for name, tensor in layer.state_dict().items()}
-            self._known[key] = apart(held), sum(math.prod(parameter.shape) for parameter in layer.parameters())
+            self._known[key] = (
+                apart(held, self.family.experts),
+                sum(math.prod(parameter.shape) for parameter in layer.parameters()),
+            )
         return self._known[key]
 
     def block(self, index: int, widths: LayerWidths, tensors: dict[str, Tensor], device: torch.device) -> Block:
@@ -159,6 +162,10 @@ class Block(nn.Module):
         """Parts of equally many columns that an output matrix has, which are pruned apart: experts."""
         return max(self.widths.experts, 1) if kind == "mlp" else 1
 
-    def route(self, experts: Tensor) -> None:
-        """Let tokens take these experts (k,) alone."""
-        self.layer.get_submodule(self.family.site("mlp").module).route(experts)  # type: ignore[operator]
+    @property
+    def mixture(self) -> WideMLP:
+        """Its mixture of experts."""
+        mixture = self.layer.get_submodule(self.family.site("mlp").module)
+        if not isinstance(mixture, WideMLP):
+            raise TypeError(f"an MLP is a {type(mixture).__name__}, not a mixture of experts")
+        return mixture

@@ -33,14 +33,23 @@ def live_heads(site: Site, tensors: Mapping[str, Tensor], widths: LayerWidths) -
 def live_columns(site: Site, tensors: Mapping[str, Tensor], widths: LayerWidths, config: Any) -> list[int]:
     """Channels that add something: neither their column of the output matrix nor their rows in front of it are zero.
 
-    Where none does but the output matrix has a bias that is not zero, the first channel stays, and the bias with it.
+    Where none does but the output matrix has a bias that is not zero, the first channel stays, and the bias with it. Experts
+    all stay, since tokens still go to those that add nothing, and equally wide.
     """
     live = (tensors[f"{site.output}.weight"] != 0).any(0)
-    gated, silent = len(site.cuts) > 1, _is_silent_at_zero(config)
-    for cut in site.cuts:
+    cuts = [cut for cut in site.cuts if cut.part != "expert"]
+    gated, silent = len(cuts) > 1, _is_silent_at_zero(config)
+    for cut in cuts:
         if silent or (gated and cut.part == "up"):
             live &= _live_units(site, tensors, cut.part, widths)
+    live = _evened(live.unflatten(0, (max(widths.experts, 1), -1)))
     return _or_first(live, tensors.get(f"{site.output}.bias"))
+
+
+def _evened(live: Tensor) -> Tensor:
+    """(E, I) live columns of experts -> (E I,): as many of each, filled up with such as add nothing."""
+    order = live.int().argsort(dim=1, descending=True, stable=True)[:, : int(live.sum(1).max())]
+    return torch.zeros_like(live).scatter(1, order, True).flatten()
 
 
 def activation(config: Any) -> str:

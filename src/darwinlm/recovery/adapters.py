@@ -30,7 +30,10 @@ def check_adapters(source: ModelSource, train: TrainConfig) -> None:
         raise RequestError(
             "Adapters need PEFT: pip install 'darwinlm[lora]', or leave train.method at full."
         ) from fault
-    matrices = {name.split(".")[-2] for name in source.files if ".layers." in name and "norm" not in name}
+    layers = (source.layer(index, meta=True) for index in range(len(source.shape.layers)))
+    mixture = source.family.site("mlp") if source.family.experts else None  # no matrices to PEFT
+    names = {name for layer in layers for name in layer if "norm" not in name and not (mixture and mixture.holds(name))}
+    matrices = {name.split(".")[-2] for name in names}
     if train.lora_targets != ALL and (unknown := [name for name in _targets(train) if name not in matrices]):
         raise RequestError(
             f"train.lora_targets names {', '.join(unknown)}, which no layer of '{source.name}' has. There are: {ALL}, "
@@ -77,5 +80,5 @@ def merged_weights(source: ModelSource, state: Path, train: TrainConfig, seed: i
     for module in model.modules():
         if isinstance(module, BaseTunerLayer):
             module.merge()
-    merged = {name.replace(".base_layer.", "."): tensor for name, tensor in model.state_dict().items()}
-    return {name: tensor for name, tensor in merged.items() if name in source.files}
+    whole = {name: tensor for name, tensor in model.state_dict().items() if ".lora_" not in name}
+    return {name.replace(".base_layer.", "."): tensor for name, tensor in whole.items()}

@@ -14,6 +14,7 @@ from darwinlm.export.folder import record_of
 from darwinlm.export.forms import discard_forms
 from darwinlm.export.huggingface import write_checkpoint
 from darwinlm.export.words import read_card
+from darwinlm.models.experts import spread, stored
 from darwinlm.models.sites import EMBEDDING, HEAD
 from darwinlm.models.source import ModelSource
 from darwinlm.recovery.adapters import merged_weights
@@ -50,6 +51,7 @@ def write_result(
 def _tensors(source: ModelSource, trained: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     """(full name, tensor) in the checkpoint's own names, order and dtype; what tied weights leave out stays out."""
     tied = {EMBEDDING: HEAD, HEAD: EMBEDDING}
+    trained = dict(stored(spread(trained).items(), source.family.experts))
     for name in source.files:
         found = trained.get(name, trained.get(tied.get(name, "")) if source.shape.tied else None)
         if found is None:

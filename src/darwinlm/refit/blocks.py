@@ -9,6 +9,7 @@ Letters: S = sequences, T = tokens in a sequence, H = hidden size, C = columns o
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -21,13 +22,15 @@ from darwinlm.models.shrink import shrink_mlp
 from darwinlm.models.sites import Kind, layer_prefix
 from darwinlm.models.stock import Block
 from darwinlm.models.widths import LayerWidths
-from darwinlm.refit.least_squares import DAMPINGS, Moments, best_matrix, choose_again, token_weights
+from darwinlm.refit.least_squares import DAMPINGS, Moments, best_matrix, choose_again, shared, token_weights
 from darwinlm.refit.rounding import InFormat, fronts_anew, refit_anew
 from darwinlm.refit.store import MatrixRefit, Refits
 from darwinlm.runtime import ranks
 from darwinlm.runtime.placement import Placement
 from darwinlm.runtime.progress import progress
 
+ROUNDS = 2
+"""Refits of a mixture's experts, one after the other: each gives every expert what the others have left."""
 CHECKED = 8
 """Every so many-th sequence is not fitted to: it chooses the damping, and whether the matrix changes at all."""
 
@@ -115,7 +118,8 @@ class _Streams:
         for kind in ours.kinds:
             name = f"{ours.family.site(kind).output}.weight"
             format_, before = self.in_format(layer, kind) if self.in_format else ("", {})
-            columns = kept(layer) if kind == "mlp" and kept and not format_ else None
+            mixture = ours.parts(kind) > 1
+            columns = kept(layer) if kind == "mlp" and kept and not format_ and not mixture else None
             rounding = (format_, before[name]) if format_ else None
             try:
                 if format_:
@@ -123,10 +127,13 @@ class _Streams:
                     fronts = {n: t for n, t in before.items() if n != name}
                     changed = fronts_anew(ours, fronts, format_, fitted, self.dense.device)
                     weights |= _put(ours, changed)
-                changed, found[layer_prefix(layer) + name] = self._changed(block, ours, kind, name, columns, rounding)
+                for _ in range(ROUNDS if mixture else 1):
+                    changed, ended = self._changed(block, ours, kind, name, columns, rounding)
+                    first = found.setdefault(layer_prefix(layer) + name, ended)
+                    found[layer_prefix(layer) + name] = replace(ended, before=first.before)
+                    weights |= _put(ours, changed)
             except CalibrationError as fault:
                 raise CalibrationError(f"{layer_prefix(layer)}{name}: {fault}") from fault
-            weights |= _put(ours, changed)
         return weights, found
 
     def _changed(
@@ -144,22 +151,36 @@ class _Streams:
         module = ours.family.site(kind).module
         own = ours.layer.get_submodule(module)
         if columns is not None and len(columns) < dense.shape[1]:
-            change = _change(
-                dense, weight, columns
-            )  # sums for all columns of the dense MLP hold those for any choice of them
+            change = _change(dense, weight, columns)  # sums for all columns hold those for any choice of them
             ours.layer.set_submodule(module, block.layer.get_submodule(module))
         sums = self._moments(block, ours, kind, change)
         ours.layer.set_submodule(module, own)
         if not ranks.is_first():
             return ranks.broadcast(({}, MatrixRefit(None, 0.0, 0.0)))
         if columns is None or change is None:
+            return ranks.broadcast(self._refitted(weight, sums, name, rounding))
+        fit, check = sums
+        return ranks.broadcast(self._chosen_again(block, weight, columns, (fit[0], check[0]), name))
+
+    def _refitted(
+        self,
+        weight: Tensor,
+        sums: tuple[list[Moments], list[Moments]],
+        name: str,
+        rounding: tuple[str, Tensor] | None,
+    ) -> tuple[dict[str, Tensor], MatrixRefit]:
+        """A matrix with the columns that it has, part by part; of several dampings the largest is told."""
+        found, dampings, before, after = [], [], 0.0, 0.0
+        for part, fit, check in zip(weight.chunk(len(sums[0]), 1), *sums, strict=True):
             if rounding:
-                new, damping = refit_anew(weight, *sums, *rounding)
+                new, damping = refit_anew(part, fit, check, *rounding)
             else:
-                new, damping = best_matrix(weight, *sums, self._stored)
-            before, after = (self._error(sums[1], one - weight) for one in (weight, new.to(weight)))
-            return ranks.broadcast(({name: new.cpu()}, MatrixRefit(damping, before, after)))
-        return ranks.broadcast(self._chosen_again(block, weight, columns, sums, name))
+                new, damping = best_matrix(part, fit, check, self._stored)
+            before += self._error(check, torch.zeros_like(part))
+            after += self._error(check, new.to(part) - part)
+            found.append(new.cpu())
+            dampings += [] if damping is None else [damping]
+        return {name: torch.cat(found, 1)}, MatrixRefit(max(dampings, default=None), before, after)
 
     def _chosen_again(
         self, block: Block, weight: Tensor, columns: Tensor, sums: tuple[Moments, Moments], name: str
@@ -189,19 +210,23 @@ class _Streams:
     def _error(self, check: Moments, change: Tensor) -> float:
         return check.error(change.to(check.cross)) / self.checked
 
-    def _moments(self, block: Block, ours: Block, kind: Kind, change: Tensor | None) -> tuple[Moments, Moments]:
-        """Of the sequences that are fitted to and of the checked ones.
+    def _moments(
+        self, block: Block, ours: Block, kind: Kind, change: Tensor | None
+    ) -> tuple[list[Moments], list[Moments]]:
+        """Of the sequences that are fitted to and of the checked ones, for each part of the matrix that is refitted apart.
 
         Args:
             change: what the matrix of the pruned model is beyond the one in `ours` (H, C); its lack says what tokens weigh.
         """
-        fit, check = Moments(ours.output_matrix(kind).weight), Moments(ours.output_matrix(kind).weight)
+        weight, parts = ours.output_matrix(kind).weight, ours.parts(kind)
+        fit, check = ([Moments(one) for one in weight.chunk(parts, 1)] for _ in range(2))
         for part, checks in self.parts:
             lacks, inputs = self._lacks(block, ours, kind, part)
             root = token_weights(lacks if change is None else lacks - inputs.float() @ change.float().T).sqrt()
-            (check if checks else fit).add(root * inputs, root * lacks)
-        fit.all_reduce()
-        check.all_reduce()
+            for one, own in zip(check if checks else fit, shared(root * inputs, root * lacks, parts), strict=True):
+                one.add(*own)
+        for one in (*fit, *check):
+            one.all_reduce()
         return fit, check
 
     def _lacks(self, block: Block, ours: Block, kind: Kind, part: slice) -> tuple[Tensor, Tensor]:

@@ -4,11 +4,13 @@ H = hidden size, C = columns of the matrix. X (C, tokens) are its inputs in the 
 residual stream lacks behind it, against the dense model:
 
     W' = argmin |E - (W' - W) X|^2 + a |W' - W|^2 = W + E X^T (X X^T + a I)^-1        a = damping * mean(diag X X^T)
+
+A mixture of P experts has a problem for each, with what is lacking shared out among those that a token takes (`shared`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -40,16 +42,19 @@ class Moments:
         """E X^T (H, C)."""
         self.lack = torch.zeros((), **place)
         """|E|^2."""
+        self.reached = torch.zeros((), **place)
+        """Tokens."""
 
     def add(self, inputs: Tensor, lack: Tensor) -> None:
         """Count the tokens of some sequences in: X (..., C) and E (..., H)."""
         x, e = inputs.flatten(0, -2).float(), lack.flatten(0, -2).float()
+        self.reached += len(x)
         for total, part in ((self.inputs, x.T @ x), (self.cross, e.T @ x), (self.lack, e.square().sum())):
             total += part.to(total.device)
 
     def all_reduce(self) -> None:
         """Add up the sums of all ranks."""
-        for total in (self.inputs, self.cross, self.lack):
+        for total in (self.inputs, self.cross, self.lack, self.reached):
             ranks.all_reduce(total)
 
     def behind(self, change: Tensor, columns: Tensor) -> Moments:
@@ -58,6 +63,7 @@ class Moments:
         found.inputs += self.inputs[columns][:, columns]
         found.cross += (self.cross - change @ self.inputs)[:, columns]
         found.lack += self.error(change)
+        found.reached += self.reached
         return found
 
     def error(self, change: Tensor) -> float:
@@ -77,6 +83,32 @@ def token_weights(lack: Tensor) -> Tensor:
     size = lack.float().square().sum(-1, keepdim=True)
     usual = size.median(-2, keepdim=True).values.clamp_min(torch.finfo(torch.float32).tiny)
     return 1 / (1 + size / (OUTLYING * usual))
+
+
+def shared(inputs: Tensor, lack: Tensor, parts: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Inputs and lack of each of P parts of a matrix's columns, of the tokens that reach it.
+
+    With D the change of the matrix, and shares s_p that add up to 1 at every token, here by |X_p|,
+
+        |E - sum_p D_p X_p|^2 <= sum_p |sqrt(s_p) E - D_p X_p / sqrt(s_p)|^2,
+
+    and both are the same where D = 0: what makes the right side less, each part for itself, makes the left side less.
+
+    Args:
+        inputs: X (..., C).
+        lack: E (..., H).
+        parts: P.
+    """
+    if parts == 1:
+        yield inputs, lack
+        return
+    x, e = inputs.float().unflatten(-1, (parts, -1)).flatten(0, -3), lack.float().flatten(0, -2)
+    size = x.norm(dim=2)
+    shares = size / size.sum(1, keepdim=True).clamp_min(torch.finfo(size.dtype).tiny)
+    for part in range(parts):
+        reached = (shares[:, part] > 0).nonzero().flatten()
+        root = shares[reached, part, None].sqrt()
+        yield x[reached, part] / root, e[reached] * root
 
 
 def refit_matrix(weight: Tensor, moments: Moments, damping: float) -> Tensor:
@@ -129,7 +161,7 @@ def best_matrix(
     old = weight.to(check.cross)
     change = torch.zeros_like(old) if as_it_was is None else as_it_was.to(old) - old
     best = (check.error(change), None, stored(weight) if as_it_was is None else as_it_was)
-    for damping in dampings if weight.any() else ():
+    for damping in dampings if weight.any() and fit.reached else ():
         new = stored(refit_matrix(weight, fit, damping))
         best = min(best, (check.error(new.double() - old), damping, new), key=lambda one: one[0])
     return best[2], best[1]

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from darwinlm.errors import DamagedFileError
+from darwinlm.models.experts import put
 from darwinlm.models.sites import layer_of, layer_prefix
 from darwinlm.runtime import ranks
 from darwinlm.runtime.files import read_json, read_tensors, sha256_of_file, write_json, write_tensors
@@ -115,7 +116,7 @@ class Refits:
         """Give an assembled model of the genome the refitted matrices."""
         for layer in range(len(self._held or self.files)):
             for name, weight in self.read(layer).items():
-                model.get_parameter(layer_prefix(layer) + name).data.copy_(weight)
+                put(model, layer_prefix(layer) + name, weight)
 
     def put_into(self, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
         """(full name, tensor) of the model as it was, with the refitted matrices in their places."""

@@ -5,7 +5,7 @@ from darwinlm.models.family import Family
 from darwinlm.models.sites import attention, mlp
 
 _MLP = mlp(router="gate")
-_NO_GRAPH = "has experts"
+_NO_GRAPH = "has experts, whose number llama.cpp reads once for all layers"
 
 FAMILIES = (
     Family(
@@ -19,7 +19,11 @@ FAMILIES = (
         model_type="mixtral",
         prefix="Mixtral",
         sites=(attention(), _MLP),
-        experts=Experts(count="num_local_experts", width="intermediate_size", pruned=False),
+        experts=Experts(
+            count="num_local_experts",
+            width="intermediate_size",
+            words=(("mlp", "block_sparse_moe"), ("gate_proj", "w1"), ("down_proj", "w2"), ("up_proj", "w3")),
+        ),
         no_graph=_NO_GRAPH,
     ),
     Family(
