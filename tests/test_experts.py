@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from itertools import combinations, pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,8 +25,10 @@ from darwinlm.export.huggingface import export_checkpoint
 from darwinlm.models.source import ModelSource
 from darwinlm.refit.least_squares import shared
 from darwinlm.runtime.files import read_json
+from training import BATCH, BLOCKS, LENGTH, TRAIN, write_text
 
 MOE = {"moe_intermediate_size": 16, "num_experts": 4, "num_experts_per_tok": 2}
+RUN = {**pico.RUN, "database": {**pico.RUN["database"], "multiple_of": 8}}
 
 
 @given(
@@ -59,6 +62,7 @@ def test_rungs_keep_equal_shares_of_all_columns(experts, units, multiple, chosen
         ({}, {"database": {"rounding": "paper", "levels": 2}}, "layers of one MLP each"),
         ({}, {"database": {"mlp_columns": [0, 64]}}, "layers of one MLP each"),
         ({}, {"database": {"multiple_of": 32}}, "has 16 columns.*Choose 16"),
+        ({}, {"database": {"multiple_of": 4}}, "multiple_of = 4 must divide, and 8 that.*Choose 8"),
         ({}, {"target": {"speedup": 2.0}}, "latency table"),
     ],
 )
@@ -74,7 +78,7 @@ def test_what_experts_cannot_be_is_refused(values, settings, said, tmp_path) -> 
 def test_without_experts_or_columns_it_is_the_masked_model_and_learns(
     name, leaves, source, checkpoint, tmp_path
 ) -> None:
-    database = pico.make_database(tmp_path / "database", source(name), levels=4, experts_lose=leaves, multiple_of=4)
+    database = pico.make_database(tmp_path / "database", source(name), levels=4, experts_lose=leaves)
     ladders, whole = database.ladders(), source(name).shape.layers[0]
     genome = tuple(1 + ladder.layer if ladder.rungs else 0 for ladder in ladders)
     kept = [ladder.rungs[level] for ladder, level in zip(ladders, genome) if ladder.rungs]
@@ -161,7 +165,7 @@ def test_what_is_lacking_is_shared_out_among_experts() -> None:
 
 @pytest.mark.parametrize("leaves", ["experts", "both"])
 def test_a_mixture_is_pruned_and_refitted_by_one_command(leaves, checkpoint, text, tmp_path) -> None:
-    run = {**pico.RUN, "database": {**pico.RUN["database"], "experts_lose": leaves}, "refit": {"tokens": 512}}
+    run = {**RUN, "database": {**RUN["database"], "experts_lose": leaves}, "refit": {"tokens": 512}}
     darwinlm.prune(str(checkpoint("olmoe")), data=str(text), output=str(tmp_path), **run)
     summary = read_json(tmp_path / "summary.json")
     assert summary["pruned"]["parameters"] < summary["dense"]["parameters"]
@@ -169,3 +173,58 @@ def test_a_mixture_is_pruned_and_refitted_by_one_command(leaves, checkpoint, tex
     pruned = ModelSource(str(tmp_path / "model"))
     assert load(tmp_path / "model").num_parameters() == pruned.shape.parameters
     assert min(layer.experts for layer in pruned.shape.layers if layer.intermediate) >= 2
+
+
+@pytest.fixture(scope="module")
+def narrowed(source, tmp_path_factory) -> Path:
+    """A pruned Mixtral: its layers have other experts, of other widths."""
+    folder = tmp_path_factory.mktemp("narrowed")
+    database = pico.make_database(folder / "database", source("mixtral"), levels=4)
+    genome = tuple(1 + ladder.layer if ladder.rungs else 0 for ladder in database.ladders())
+    export_checkpoint(Assembler(source("mixtral"), database), genome, folder / "model", {}, {})
+    return folder / "model"
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_pruned_mixture_is_trained(method, narrowed, tmp_path) -> None:
+    asked = {**TRAIN, "tokens": 2 * BATCH * LENGTH, "method": method, "warmup_steps": 0}
+    text = write_text(tmp_path)
+    summary = darwinlm.train(
+        str(narrowed), data=str(text), output=str(tmp_path / "run"), blocks=BLOCKS, train=asked
+    ).summary
+    assert summary["trained"]["perplexity"] < summary["before"]["perplexity"]
+    before, after = ModelSource(str(narrowed)), ModelSource(str(tmp_path / "run/model"))
+    assert list(after.files) == list(before.files)
+    same = {name for name in before.files if torch.equal(before.tensors([name])[name], after.tensors([name])[name])}
+    assert any(".experts." in name for name in same) == (method == "lora")
+    assert not any("self_attn.q_proj" in name for name in same)
+    assert load(tmp_path / "run/model").num_parameters() == before.shape.parameters
+
+
+@torch.no_grad()
+def test_columns_of_experts_that_are_masked_are_cut(checkpoint, tmp_path) -> None:
+    masked = AutoModelForCausalLM.from_pretrained(checkpoint("mixtral"), dtype=torch.float32).eval()
+    first, second, _ = (layer.mlp.experts for layer in masked.model.layers)
+    first.down_proj[0, :, 4:], first.down_proj[1:, :, :7] = 0, 0
+    first.gate_up_proj[1:, 16 + 15] = 0  # rows of the matrix up
+    second.down_proj.zero_()
+    masked.save_pretrained(tmp_path / "masked")
+    pico.tokenizer().save_pretrained(tmp_path / "masked")
+    found = darwinlm.import_checkpoint(tmp_path / "masked", tmp_path / "out").found
+    assert [(layer.experts, layer.intermediate) for layer in found.after.layers] == [(4, 8), (0, 0), (4, 16)]
+    tokens = pico.random_tokens(2, 20, seed=3)
+    torch.testing.assert_close(load(tmp_path / "out")(tokens).logits, masked(tokens).logits, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["magnitude", "flap", "shortened_llama_taylor", "sheared"])
+def test_methods_that_know_no_experts_say_so(method, checkpoint, text, tmp_path) -> None:
+    with pytest.raises(RequestError, match=f"does not work on the family olmoe: .*have experts. Leave {method} out"):
+        darwinlm.compare(str(checkpoint("olmoe")), data=str(text), methods=method, output=str(tmp_path), **RUN)
+
+
+def test_the_stock_shape_of_a_mixture_is_its_stock_class(checkpoint, text, tmp_path) -> None:
+    run = {**RUN, "target": {"parameters": "70%", "shape": "stock"}, "search": {"generations": 0}}
+    darwinlm.prune(str(checkpoint("mixtral")), data=str(text), output=str(tmp_path), **run)
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
+    assert type(stock).__name__ == "MixtralForCausalLM"
+    assert stock.num_parameters() == read_json(tmp_path / "summary.json")["pruned"]["parameters"]

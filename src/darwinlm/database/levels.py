@@ -16,6 +16,7 @@ from darwinlm.config import DatabaseConfig
 from darwinlm.database.rungs import expert_rungs
 from darwinlm.errors import RequestError
 from darwinlm.formats.types import by_size
+from darwinlm.models.experts import GROUPED
 from darwinlm.models.family import Family
 from darwinlm.models.shape import LayerWidths, ModelShape
 from darwinlm.models.sites import Kind
@@ -220,10 +221,12 @@ def _experts_ladder(shape: ModelShape, layer: int, config: DatabaseConfig) -> La
             "database.mlp_columns and database.rounding paper are for layers of one MLP each, but this model's layers have "
             "experts. Leave them out."
         )
-    if whole.intermediate % config.multiple_of or config.multiple_of % config.tensor_parallel:
+    unit, least = config.multiple_of, math.lcm(config.tensor_parallel, GROUPED)
+    if whole.intermediate % unit or unit % least:
+        choice = math.gcd(whole.intermediate, math.lcm(unit, least))
         raise RequestError(
-            f"Each expert has {whole.intermediate} columns, which database.multiple_of = {config.multiple_of} must divide, and "
-            f"database.tensor_parallel = {config.tensor_parallel} that. Choose {math.gcd(whole.intermediate, config.multiple_of)}."
+            f"Each expert has {whole.intermediate} columns, which database.multiple_of = {unit} must divide, and {least} that: "
+            f"grouped matrix products and database.tensor_parallel ask for it. Choose {choice}."
         )
     rungs = expert_rungs(
         whole.experts, whole.intermediate, shape.chosen, config.multiple_of, config.levels, config.experts_lose

@@ -23,6 +23,8 @@ from torch import Tensor, nn
 from darwinlm.errors import RequestError
 from darwinlm.models.sites import layer_of
 
+GROUPED = 8
+"""Columns of an expert are a multiple of it: matrix products of all experts at once want 16 bytes."""
 _FRONT, _OUTPUT, _ROUTER = "experts.gate_up_proj", "experts.down_proj", "gate.weight"
 _ONE = re.compile(r"(.*)experts\.(\d+)\.(gate_proj|up_proj|down_proj)\.weight")
 _PARTS = {"gate_proj": 0, "up_proj": 0, "down_proj": 1}

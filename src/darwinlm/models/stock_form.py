@@ -12,12 +12,13 @@ from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from darwinlm.errors import first_line
+from darwinlm.models.experts import apart
 from darwinlm.models.shape import ModelShape
 from darwinlm.models.sites import HEAD, KINDS, layer_of, layer_prefix
 from darwinlm.models.widths import LayerWidths
 
-STOCK_WIDTHS = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size")
-"""Fields of a configuration that say all of a stock shape."""
+DEPTH = "num_hidden_layers"
+"""Field of a configuration that says, with those of the widths, all of a stock shape."""
 OF_EACH_LAYER = ("layer_types", "no_rope_layers")
 """Fields that hold a value for every layer."""
 _FIRST_LAYERS = "max_window_layers"
@@ -45,7 +46,7 @@ def stock_config(shape: ModelShape, widths: LayerWidths, kept: Sequence[int]) ->
         )
     values = {key: value for key, value in values.items() if key in own or key not in _NOT_STOCK}
     values["architectures"] = [shape.family.classes["causal"]]
-    values |= zip(STOCK_WIDTHS, (len(kept), widths.heads, widths.kv_heads, widths.intermediate))
+    values |= {field: getattr(widths, own) for own, field in shape.family.width_fields.items()} | {DEPTH: len(kept)}
     for key in OF_EACH_LAYER:
         if values.get(key) is not None:
             values[key] = [values[key][layer] for layer in kept]
@@ -79,7 +80,8 @@ def stock_fault(shape: ModelShape, widths: LayerWidths) -> str:
             model = AutoModelForCausalLM.from_config(said)
     except Exception as fault:  # whatever stock code makes of it
         return first_line(fault).rstrip(".")
-    found = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    held = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    found = apart(held, shape.family.experts)
     wanted = shape.with_layers([widths]).outlines()
     wrong = [name for name in wanted if found.get(name) != wanted[name]] + list(set(found) - {*wanted, HEAD})
     return f"{type(model).__name__} makes {wrong[0]} of another size" if wrong else ""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers.activations import ACT2FN
 
+from darwinlm.models.experts import GROUPED
 from darwinlm.models.sites import Part, Site
 from darwinlm.models.widths import LayerWidths
 
@@ -47,8 +48,10 @@ def live_columns(site: Site, tensors: Mapping[str, Tensor], widths: LayerWidths,
 
 
 def _evened(live: Tensor) -> Tensor:
-    """(E, I) live columns of experts -> (E I,): as many of each, filled up with such as add nothing."""
-    order = live.int().argsort(dim=1, descending=True, stable=True)[:, : int(live.sum(1).max())]
+    """(E, I) live columns of experts -> (E I,): as many of each, filled up with such as add nothing; of one MLP as they are."""
+    most = int(live.sum(1).max())
+    wide = -(-most // GROUPED) * GROUPED if len(live) > 1 else most
+    order = live.int().argsort(dim=1, descending=True, stable=True)[:, :wide]
     return torch.zeros_like(live).scatter(1, order, True).flatten()
 
 

@@ -55,7 +55,9 @@ def add_adapters(model: nn.Module, train: TrainConfig, seed: int) -> None:
     """
     from peft import LoraConfig, inject_adapter_in_model
 
-    targets = ALL if train.lora_targets == ALL else _targets(train)
+    layers = model.get_decoder().layers.named_modules()  # type: ignore[operator]
+    every = {name.rpartition(".")[2] for name, module in layers if isinstance(module, nn.Linear)}  # experts are none
+    targets = sorted(every) if train.lora_targets == ALL else _targets(train)
     config = LoraConfig(r=train.lora_rank, lora_alpha=train.lora_alpha, target_modules=targets, lora_dropout=0.0)
     model.requires_grad_(False)
     torch.manual_seed(torch_generator(seed, "adapters").initial_seed())  # PEFT draws from the global state

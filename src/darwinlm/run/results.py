@@ -16,7 +16,7 @@ from darwinlm.measure.report import write_report
 from darwinlm.models.blocks import BlockStream
 from darwinlm.models.sites import TITLES
 from darwinlm.models.source import ModelSource
-from darwinlm.models.stock_form import STOCK_WIDTHS
+from darwinlm.models.stock_form import DEPTH
 from darwinlm.refit.store import Refits
 from darwinlm.run.request import Run
 from darwinlm.runtime.device import peak_memory_bytes
@@ -134,7 +134,7 @@ def _achieved(run: Run, genome: Genome, qualities: dict[str, Quality], assembler
         found["parameter_ratio_to_original"] = qualities["pruned"].parameters / run.source.shape.whole.parameters
     if run.config.target.shape == "stock":
         config = ModelSource(str(run.directory.model), weights=False).config
-        found["shape"] = {name: getattr(config, name) for name in STOCK_WIDTHS}
+        found["shape"] = {name: getattr(config, name) for name in (DEPTH, *run.source.family.width_fields.values())}
     return {**found, "limits": run.target.achieved(genome, assembler.module_widths)}
 
 

@@ -169,11 +169,8 @@ def stock_levels(shape: ModelShape, space: Space, widths: WidthsOf) -> tuple[tup
     if fault := stock_fault(shape, dense):
         raise RequestError(f"target.shape is stock, which this model cannot be: {fault}. Leave it at free.")
     attention = space.ladders[space.members("attention")[0]]
-    heads = [
-        level
-        for level in found[0]
-        if not stock_fault(shape, replace(widths(attention, level), intermediate=dense.intermediate))
-    ]
+    mlp = {"intermediate": dense.intermediate, "experts": dense.experts}
+    heads = [level for level in found[0] if not stock_fault(shape, replace(widths(attention, level), **mlp))]
     return tuple(heads), tuple(found[1])
 
 

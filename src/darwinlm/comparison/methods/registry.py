@@ -75,20 +75,26 @@ class Method:
     """Why it does not work on a family; empty where it does."""
 
 
+def _experts_refused(family: Family) -> str:
+    return "it scores rows and columns of single matrices, and its layers have experts" if family.experts else ""
+
+
 METHODS = {
     "uniform": Method("uniform", uniform_levels),
-    "magnitude": Method("magnitude, uniform", magnitude, model=ordered_model),
-    "llm_pruner": Method("LLM-Pruner", llm_pruner, model=ordered_model, need=taylor_need),
-    "flap": Method("FLAP", flap, model=ordered_model),
-    "flap_no_bias": Method("FLAP, no bias", flap_no_bias, model=ordered_model),
-    "minitron": Method("Minitron, width", minitron, model=ordered_model),
+    "magnitude": Method("magnitude, uniform", magnitude, model=ordered_model, refusal=_experts_refused),
+    "llm_pruner": Method("LLM-Pruner", llm_pruner, model=ordered_model, need=taylor_need, refusal=_experts_refused),
+    "flap": Method("FLAP", flap, model=ordered_model, refusal=_experts_refused),
+    "flap_no_bias": Method("FLAP, no bias", flap_no_bias, model=ordered_model, refusal=_experts_refused),
+    "minitron": Method("Minitron, width", minitron, model=ordered_model, refusal=_experts_refused),
     "minitron_depth": Method("Minitron, depth (as ShortGPT)", shortgpt),
     "random": Method("random levels", random_levels, seeds=3),
     "ziplm": Method("ZipLM, parameters", ziplm),
     "ziplm_kinds": Method("ZipLM, levels of a kind", ziplm_kinds),
     "shortgpt": Method("ShortGPT", shortgpt),
     "shortened_llama": Method("Shortened LLaMA, perplexity", shortened_llama),
-    "shortened_llama_taylor": Method("Shortened LLaMA, Taylor", shortened_llama_taylor, need=taylor_need),
+    "shortened_llama_taylor": Method(
+        "Shortened LLaMA, Taylor", shortened_llama_taylor, need=taylor_need, refusal=_experts_refused
+    ),
     "sliding_cosine": Method("sliding-window cosine", sliding_cosine),
     "evopress": Method("EvoPress, modules", evopress, searches=True),
     "sheared": Method(

@@ -95,6 +95,8 @@ def sheared_need(work: Work) -> Need:
 
 def sheared_refusal(family: Family) -> str:
     """Why masks cannot be learned on a family; empty where they can."""
+    if family.experts:
+        return "its gates are on the columns of one MLP, and its layers have experts"
     return "gates cannot close modules in front of a norm" if any(site.post_norm for site in family.sites) else ""
 
 
