@@ -1,0 +1,135 @@
+"""A small mixture of experts, pruned by count, by width and by both at equal sizes, its experts leaving in several orders.
+
+    python recipes/demo_model/train_experts.py --output MODEL
+    python benchmarks/experts.py MODEL [--levels 2 3] [--runs FOLDER]
+
+Every layer at the same level of 4, attentions whole; held-out KL and perplexity before and after the refit. Prints a table and
+writes benchmarks/results/experts.json after every row; rows that are there already are not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from darwinlm.assemble import Assembler
+from darwinlm.config import settled
+from darwinlm.database import experts
+from darwinlm.database.build import build_database
+from darwinlm.database.levels import ladders
+from darwinlm.database.store import MANIFEST, Database
+from darwinlm.genome import Genome
+from darwinlm.measure.quality import HeldOut, Quality
+from darwinlm.refit.blocks import refit_blocks
+from darwinlm.refit.store import Refits
+from darwinlm.run.request import Run, opened
+from darwinlm.runtime.files import read_json, write_json
+from darwinlm.runtime.progress import show_log
+
+RESULTS = Path(__file__).parent / "results/experts.json"
+BLOCKS = {"sequence_length": 256, "hessian": 64, "train": 8, "select": 8, "held_out": 48}
+Order = Callable[[experts.Sample, int], list[int]]
+
+
+def by_chance(seed: int, sample: experts.Sample, least: int) -> list[int]:
+    return random.Random(seed).sample(range(sample.mixture.count), sample.mixture.count)
+
+
+def by_frequency(sample: experts.Sample, least: int) -> list[int]:
+    """Most taken first."""
+    counts = sample.chosen.flatten().bincount(minlength=sample.mixture.count)
+    return counts.argsort(descending=True, stable=True).tolist()
+
+
+ORDERS: dict[str, dict[str, Order]] = {
+    **{f"random, seed {seed}": {"random": partial(by_chance, seed)} for seed in range(3)},
+    "frequency": {"frequency": by_frequency},
+    "REAP": {"norm": experts.by_norm},
+    "change of the output": {"change": experts.by_change},
+    "the better of the last two, by layer": dict(experts.ORDERS),
+}
+LEAVES = {"experts": list(ORDERS), "columns": ["none"], "both": list(ORDERS)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--levels", type=int, nargs="+", default=[2, 3])
+    parser.add_argument("--runs", type=Path, help="where databases are kept; by default nowhere")
+    args = parser.parse_args()
+    show_log()
+    rows: list[dict[str, Any]] = read_json(RESULTS) if RESULTS.exists() else []
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = args.runs or Path(scratch)
+        asked = {"model": str(args.model), "data": "stdlib", "output": str(folder / "run"), "blocks": BLOCKS}
+        asked |= {"database": {"multiple_of": 8, "levels": 4}, "target": {"level": 2}}
+        with opened(settled(asked)) as run:
+            held_out = HeldOut(run.splits.held_out, run.stream)
+            for row in wanted(args.levels):
+                if not any(row.items() <= found.items() for found in rows):
+                    rows.append({**row, **row_of(row, run, held_out, folder)})
+                    write_json(RESULTS, rows)
+            dense = held_out.dense_quality()
+    print_table(rows, dense)
+
+
+def wanted(levels: list[int]) -> Iterator[dict[str, Any]]:
+    for leaves, orders in LEAVES.items():
+        for order in orders:
+            for level in levels:
+                yield {"leaves": leaves, "order": order, "level": level}
+
+
+def row_of(row: dict[str, Any], run: Run, held_out: HeldOut, folder: Path) -> dict[str, Any]:
+    """Size and scores of the uniform genome of a level."""
+    database = database_of(row, run, folder / f"{row['leaves']}, {row['order']}")
+    assembler = Assembler(run.source, database)
+    genome: Genome = tuple(row["level"] if ladder.rungs else 0 for ladder in database.ladders())
+    model, refits = assembler.model(genome, run.device), Refits(None, {})
+    before = held_out.quality_of_model(model)
+    block = partial(assembler.block, genome, device=run.device, dtype=run.dtype)
+    refit_blocks(refits, run.stream, block, None, run.splits.hessian, batch=8)
+    refits.load_into(model)
+    rung = database.ladders()[-1].rungs[row["level"]]
+    return {"rung": list(rung), "before": scores(before), "after": scores(held_out.quality_of_model(model))}
+
+
+def database_of(row: dict[str, Any], run: Run, folder: Path) -> Database:
+    config = replace(run.config.database, experts_lose=row["leaves"])
+    database = Database.open(folder) if (folder / MANIFEST).exists() else Database(folder, {})
+    every = ladders(run.source.shape, config)
+    kept = dict(experts.ORDERS)
+    try:
+        experts.ORDERS.clear()
+        experts.ORDERS.update(ORDERS.get(row["order"], kept))
+        build_database(database, every, run.stream, run.splits.hessian, config)
+    finally:
+        experts.ORDERS.clear()
+        experts.ORDERS.update(kept)
+    return database
+
+
+def scores(quality: Quality) -> dict[str, Any]:
+    return {"parameters": quality.parameters, "kl": quality.kl, "perplexity": quality.perplexity}
+
+
+def print_table(rows: list[dict[str, Any]], dense: Quality) -> None:
+    print(f"dense: {dense.parameters:,} parameters, perplexity {dense.perplexity:.2f}\n")
+    print("| what leaves | order of experts | experts x columns | parameters | KL | refitted | perplexity | refitted |")
+    print("|---|---|---|---|---|---|---|---|")
+    for row in sorted(rows, key=lambda row: row["level"]):
+        before, after, (count, width) = row["before"], row["after"], row["rung"]
+        print(
+            f"| {row['leaves']} | {row['order']} | {count} x {width} | {before['parameters']:,} | {before['kl']:.4f} | "
+            f"{after['kl']:.4f} | {before['perplexity']:.2f} | {after['perplexity']:.2f} |"
+        )
+
+
+if __name__ == "__main__":
+    main()
