@@ -27,9 +27,9 @@ import darwinlm
 from darwinlm.assemble import Assembler
 from darwinlm.config import Tokens, preset_values, settled
 from darwinlm.export.huggingface import export_checkpoint
-from darwinlm.recovery.history import read_history
 from darwinlm.run.demonstration import DEMO_MODEL
 from darwinlm.run.request import opened
+from darwinlm.runtime.files import read_lines
 from darwinlm.runtime.progress import show_log
 from darwinlm.runtime.rundir import RunDirectory
 from subjects import pep_llama
@@ -129,7 +129,7 @@ def trained(cell: Cell, checkpoint: Path, output: Path, settings: dict[str, Any]
     summary = darwinlm.train(
         str(checkpoint), data=settings["data"], output=str(output), blocks=settings["blocks"], train=asked
     ).summary
-    looks = [line for line in read_history(output / "train/history.jsonl") if "held_out" in line]
+    looks = [line for line in read_lines(output / "train/history.jsonl") if "held_out" in line]
     facts = {name: summary[name] for name in ("parameters", "before", "trained", "tokens", "seconds")}
     return {**vars(cell), "rate": rate, **facts, "curve": [{"tokens": x["tokens"], **x["held_out"]} for x in looks]}
 

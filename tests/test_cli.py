@@ -146,9 +146,11 @@ def test_survivors_must_decrease_to_one(survivors, capsys, checkpoint, text, tmp
     assert "search.survivors" in refused(capsys, "prune", checkpoint("llama_gqa"), *arguments)
 
 
-def test_all_faults_at_once(capsys, checkpoint, tmp_path):
-    said = refused(capsys, "prune", checkpoint("llama_gqa"), "--target.level", 99, "--search.offspring", 0, "--seed", 1)
-    assert said.count("darwinlm: ") >= 2
+def test_all_faults_at_once(capsys, checkpoint):
+    said = refused(capsys, "prune", checkpoint("llama_gqa"), "--target.level", 99, "--seed", 1)
+    assert [word in said for word in ("No data", "No output", "target.level is 99")] == [True] * 3
+    said = refused(capsys, "prune", "--database.levels", 1, "--search.offspring", 0)
+    assert said.count("darwinlm: ") == 2
 
 
 def test_data_and_output_are_asked_for(capsys, checkpoint):
@@ -195,11 +197,26 @@ def test_nothing_is_there_yet(capsys, checkpoint, text, tmp_path):
         (["prune", "m", "--preset", "huge"], "the presets are: demo, quick, paper"),
         (["prune", "m", "--config", "none.yaml"], "Cannot read the settings in 'none.yaml'"),
         (["plan"], "No model is given"),
+        (["prune"], "No output is given: --output with a run directory"),
+        (["prune", "m", "t"], "takes MODEL, and flags such as --data and --output."),
+        (["prune", "m", "--target.parameters", "60"], "60, which are 60 parameters. Do you mean 60%?"),
+        (["export", "nowhere"], "There is no checkpoint folder 'nowhere'"),
         (["eval", "m"], "There is no model folder 'm'"),
     ],
 )
 def test_mistyped(typed, said, capsys):
     assert said in refused(capsys, *typed)
+
+
+def test_a_run_in_the_place_of_its_model_and_devices_that_are_none(capsys, checkpoint, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/model").symlink_to(checkpoint("llama_gqa"))
+    said = refused(capsys, "eval", tmp_path / "run", "--data", "stdlib")
+    assert f"no Hugging Face checkpoint. Its model is '{tmp_path / 'run/model'}'" in said
+    said = refused(capsys, "eval", tmp_path / "run/model", "--data", "stdlib", "--device", "gpu")
+    assert (
+        "Device 'gpu' cannot be used (no such device). Leave --device at auto, or choose cpu, cuda or cuda:1." in said
+    )
 
 
 def test_unknown_setting_in_a_file(capsys, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -66,6 +67,34 @@ def test_the_code_of_the_tutorial_runs(tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert "model.layers.0.mlp" in printed
     assert "The three states of matter are" in printed
+
+
+def test_the_cells_of_the_notebook_run(tmp_path, monkeypatch, capsys):
+    """With less text and one round."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    notebook = json.loads((DOCS / "tutorial.ipynb").read_text(encoding="utf-8"))
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert all(cell["outputs"] for cell in cells[1:])
+    assert len(json.dumps(notebook)) < 50_000
+    names: dict[str, Any] = {}
+    for cell in cells:
+        exec(compile("".join(cell["source"]), "tutorial.ipynb", "exec"), names)
+        names["settings"] = {
+            "blocks": {
+                "sequence_length": 64,
+                "hessian": 8,
+                "train": 4,
+                "select": 4,
+                "held_out": 4,
+                "pool_tokens": 40_000,
+            },
+            "search": {"start_tokens": 256, "start_rounds": 1},
+            "refit": {"tokens": 512},
+        }
+    assert Path("runs/notebook/report.html").exists()
+    assert capsys.readouterr().out.count("class Reader:") == 2
+    names["plt"].close("all")
 
 
 def test_links_of_the_pages_lead_somewhere():

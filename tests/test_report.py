@@ -12,6 +12,7 @@ import pytest
 
 import darwinlm
 import pico
+from chromium import looked_at
 from darwinlm.cli import main
 from darwinlm.comparison.pictures import draw_tradeoff
 from darwinlm.comparison.table import Cell, Comparison, save_comparison
@@ -103,15 +104,20 @@ def run(finished, tmp_path) -> Path:
 
 def test_prune_writes_it_with_all_its_parts(finished):
     found = page(finished)
-    wanted = ["asked", "quality", "genome", "search", "database", "time", "load", "settings"]
-    assert found.sections == wanted
-    assert found.tags.count("svg") == 3
+    wanted = "asked quality genome start search refit database time next load settings"
+    assert found.sections == wanted.split()
+    assert found.tags.count("svg") == 7  # two kinds of modules, levels and errors of each
     assert len(set(found.ids)) == len(found.ids)
     summary = json.loads((finished / "summary.json").read_text())
     for name in ("dense", "uniform", "pruned"):
         assert f"{summary[name]['perplexity']:.2f}" in found.text
         assert f"{summary[name]['parameters']:,}" in found.text
     assert f"{summary['pruned']['kl']:.4f}" in found.text
+    assert (
+        "KL to the dense model {:.4f} -> {:.4f}".format(*json.loads((finished / "refit/refit.json").read_text())["kl"])
+        in found.text
+    )
+    assert f"darwinlm bench {finished / 'model'} --against" in found.text
     assert "from_pretrained(" in found.text
     assert "rel_damp" in found.text
 
@@ -136,8 +142,7 @@ def test_what_was_measured_later_joins_it(run, bench, checkpoint, capsys):
     dense = checkpoint("llama_gqa")
     main(["eval", str(run / "model"), "--against", str(dense)])
     assert "eval.json" in capsys.readouterr().out
-    (run / "bench").mkdir()
-    (run / "bench/bench.json").write_text(json.dumps(bench))
+    (run / "bench.json").write_text(json.dumps(bench))
     some = Quality(1000, 12.5, 0.125)
     cells = [
         Cell(method, title, 2.0, 0, {"model.layers.0.mlp": 1}, {"model.layers.0.mlp": 0.5}, some, None, 1.0, 0)
@@ -150,7 +155,8 @@ def test_what_was_measured_later_joins_it(run, bench, checkpoint, capsys):
     found = page(run)
     assert {"eval", "bench", "compare"} <= set(found.sections)
     assert found.tags.count("img") == 1
-    assert found.tags.count("svg") == 4
+    assert found.tags.count("svg") == 9  # prefill and decode
+    assert "darwinlm bench" not in "".join(found.texts).split("What next")[1]
     quality = json.loads((run / "eval.json").read_text())["qualities"]["model"]
     assert f"{quality['perplexity']:.2f}" in found.text
     assert "0.1250" in found.text
@@ -167,8 +173,9 @@ def test_a_run_that_is_not_finished(commands, checkpoint, text, tmp_path):
         (tmp_path / "run/genome.json").unlink()
     darwinlm.report(tmp_path / "run")
     found = page(tmp_path / "run")
-    later = ["search"] if "search_genome" in commands else []
-    assert found.sections == ["asked", *later, "database", "time", "settings"]
+    later = ["start", "search"] if "search_genome" in commands else []
+    assert found.sections == ["asked", *later, "database", "time", "next", "settings"]
+    assert f"darwinlm prune --output {tmp_path / 'run'}" in found.text
     assert "not yet: search, checkpoint, evaluation" in found.text
 
 
@@ -203,6 +210,19 @@ def test_what_is_no_run_is_refused(tmp_path, run, capsys):
         main(["report", str(run)])
     assert exit_.value.code == 2
     assert "bench.json' is not what this version" in capsys.readouterr().err
+
+
+def test_a_browser_shows_it_on_a_phone_and_in_the_dark(finished, tmp_path):
+    shown = (finished / "report.html").read_text()
+    faulty = '<div style="width: 2000px">wide</div><img src="data:image/png;base64,AAAA"><svg width=0></svg>'
+    for number, dark in enumerate(((), ("--force-dark-mode", "--blink-settings=preferredColorScheme=0"))):
+        (folder := tmp_path / str(number)).mkdir()
+        *good, bad, _ = looked_at([shown, faulty], folder, *dark)
+        assert bad["over"] > 1000  # or nothing would be noticed
+        assert (bad["missing"], bad["empty"]) == (1, 1)
+        for found in good:
+            assert (found["over"], found["missing"], found["empty"]) == (0, 0, 0), found
+            assert found["paper"] == ("rgb(20, 22, 26)" if dark else "rgb(251, 251, 250)")
 
 
 def test_it_follows_the_readers_choice_of_light_and_dark(finished):

@@ -11,6 +11,7 @@ import yaml
 
 import darwinlm
 import training
+from chromium import looked_at
 from darwinlm.cli import main
 from darwinlm.measure.quality import Quality
 from test_report import SETTINGS, page
@@ -53,7 +54,7 @@ def numbers(row: dict) -> list[str]:
 def test_a_training(trained, tmp_path):
     darwinlm.report(trained)
     found = page(trained)
-    assert found.sections == ["asked", "quality", "training", "time", "load", "settings"]
+    assert found.sections == ["asked", "quality", "training", "time", "next", "load", "settings"]
     assert "not yet" not in found.text
     assert ", trained" in found.text
     summary = json.loads((trained / "summary.json").read_text())
@@ -67,11 +68,12 @@ def test_a_training(trained, tmp_path):
     shutil.rmtree(begun / "model")
     darwinlm.report(begun)
     found = page(begun)
-    assert found.sections == ["asked", "training", "time", "settings"]
+    assert found.sections == ["asked", "training", "time", "next", "settings"]
+    assert f"darwinlm train --output {begun}" in found.text
     assert "not yet: training, checkpoint, evaluation" in found.text
 
 
-def test_a_family_and_one_of_its_models(family):
+def test_a_family_and_one_of_its_models(family, trained, tmp_path):
     darwinlm.report(family)
     found = page(family)
     assert {"family", "database"} <= set(found.sections)
@@ -84,6 +86,14 @@ def test_a_family_and_one_of_its_models(family):
     found = page(member)
     assert {"asked", "quality", "genome", "search", "database", "load"} <= set(found.sections)
     assert "level 2" in found.text
+    run = shutil.copytree(family, tmp_path / "run")
+    shutil.copytree(trained, run / "trained")  # as `darwinlm train` leaves it beside the checkpoint
+    darwinlm.report(run)
+    found = page(run)
+    assert "training" in found.sections
+    assert f"{json.loads((trained / 'summary.json').read_text())['trained']['perplexity']:.2f}" in found.text
+    for shown in looked_at([(folder / "report.html").read_text() for folder in (run, trained, member)], tmp_path):
+        assert (shown["over"], shown["missing"], shown["empty"]) == (0, 0, 0), shown
 
 
 def test_a_comparison_alone(checkpoint, text, tmp_path):

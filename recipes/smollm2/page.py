@@ -14,10 +14,10 @@ from typing import Any
 
 from pictures import draw_sizes, draw_training
 
+from darwinlm.measure.tables import quality_cells
 from darwinlm.measure.timing import Spread
 from darwinlm.runtime.files import write_text
 from darwinlm.runtime.progress import duration
-from darwinlm.show.result import quality_cells
 
 Table = tuple[list[str], list[list[str]]]
 

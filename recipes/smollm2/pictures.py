@@ -9,8 +9,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from darwinlm.recovery.history import read_history
-from darwinlm.runtime.files import written_whole
+from darwinlm.runtime.files import read_lines, written_whole
 
 _OURS = "now"
 
@@ -52,7 +51,7 @@ def draw_training(results: Any, trained: list[dict[str, Any]], path: Path) -> No
         style = {"color": "black" if model["name"] == _OURS else colormaps["tab10"](place % 10)}
         label = f"{model['title']}, {model['percent']} %"
         looks = [
-            line for line in read_history(Path(model["folder"]).parent / "train/history.jsonl") if "held_out" in line
+            line for line in read_lines(Path(model["folder"]).parent / "train/history.jsonl") if "held_out" in line
         ]
         course.plot(
             [l["tokens"] for l in looks], [l["held_out"]["perplexity"] for l in looks], marker="o", label=label, **style

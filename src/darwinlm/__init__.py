@@ -67,6 +67,8 @@ __all__ = [
     "train",
 ]
 Place = str | os.PathLike[str]
+_RUN = ("model", "data", "output")
+"""What a run cannot do without."""
 
 
 def prune(
@@ -79,7 +81,7 @@ def prune(
         rebuild: make damaged files of the database again
         restart: discard the search that lies in the output folder and begin anew
     """
-    config = _settled(Pruning, settings, model=model)
+    config = _settled(Pruning, settings, *_RUN, model=model)
 
     from darwinlm import show
     from darwinlm.run.stages import run_prune
@@ -103,7 +105,7 @@ def prune_family(
         rebuild: make damaged files of the database again
         restart: discard the search that lies in the output folder and begin anew
     """
-    config = _settled(Pruning, settings, ("target",), model=model)  # each target is checked by itself
+    config = _settled(Pruning, settings, *_RUN, without=("target",), model=model)  # each target is checked by itself
 
     from darwinlm import show
     from darwinlm.run.family import run_family
@@ -119,7 +121,7 @@ def build_database(model: Place = "", *, rebuild: bool = False, **settings: Unpa
         model: path or hub id of the dense model
         rebuild: make damaged files of the database again
     """
-    config = _settled(Pruning, settings, model=model)
+    config = _settled(Pruning, settings, *_RUN, model=model)
 
     from darwinlm import show
     from darwinlm.run.stages import run_database
@@ -134,7 +136,7 @@ def check_database(output: Place = "", *, show: bool = False, **settings: Unpack
         output: the run directory
         show: show the errors of a run's database, too: a table, and a picture beside its files
     """
-    config = _settled(Continuing, settings, output=output)
+    config = _settled(Continuing, settings, "output", output=output)
 
     from darwinlm.run.stages import check_database
     from darwinlm.show import Levels
@@ -150,7 +152,7 @@ def search_genome(output: Place = "", *, restart: bool = False, **settings: Unpa
         output: the run directory
         restart: discard the search that lies there and begin anew
     """
-    config = _settled(Continuing, settings, output=output)
+    config = _settled(Continuing, settings, "output", output=output)
 
     from darwinlm import show
     from darwinlm.run.stages import run_search
@@ -164,7 +166,7 @@ def refit_genome(output: Place = "", **settings: Unpack[Continuing]) -> show.Ref
     Args:
         output: the run directory
     """
-    config = _settled(Continuing, settings, output=output)
+    config = _settled(Continuing, settings, "output", output=output)
 
     from darwinlm import show
     from darwinlm.run.stages import run_refit
@@ -281,15 +283,16 @@ def evaluate(
         apply_chat_template: put the requests of tasks into the models' chat template, solved examples as turns
         output: folder that keeps every result, so that none is made twice; by default the checkpoint's run directory
     """
-    config = _settled(Text, settings, model=model)
+    config = _settled(Text, settings, "model", model=model)
 
     from darwinlm import show
-    from darwinlm.measure.evaluation import Asked, eval_folder, run_evaluation
+    from darwinlm.measure.evaluation import Asked, run_evaluation
+    from darwinlm.runtime.rundir import results_folder
 
     asked = Asked.typed(
         os.fspath(against), tasks, os.fspath(include_path), limit, batch_size, apply_chat_template, _commas(beside)
     )
-    folder = eval_folder(config, os.fspath(output))
+    folder = results_folder(config.model, os.fspath(output))
     found = run_evaluation(config, asked, folder)
     if folder:
         found.save(folder)
@@ -301,7 +304,7 @@ def bench(
     *,
     against: Place = "",
     latency_table: Place = "",
-    output: Place = "runs/bench",
+    output: Place = "",
     **settings: Unpack[Speed],
 ) -> show.Benchmarked:
     """Measure speed and memory of a checkpoint or .gguf file, beside the dense one's, in turn.
@@ -310,20 +313,21 @@ def bench(
         model: the checkpoint, folder or hub id, or a .gguf file
         against: the dense model to compare with: folder, hub id or .gguf file
         latency_table: a file of `bench --table`: its predictions are printed beside what is measured
-        output: folder for the numbers and their picture
+        output: folder for the numbers and their picture; by default the checkpoint's run directory, else runs/bench
     """
-    config = _settled(Speed, settings, model=model)
+    config = _settled(Speed, settings, "model", model=model)
 
     from darwinlm import show
     from darwinlm.measure.bench import run_bench, save_bench
     from darwinlm.measure.predicted import predictions, require_same_engine
+    from darwinlm.runtime.rundir import results_folder
     from darwinlm.target.latency import LatencyTable
 
     table = LatencyTable.load(Path(latency_table).expanduser()) if latency_table else None
     if table:
         require_same_engine(table, config.model, config)
     result = run_bench([os.fspath(against), config.model] if against else [config.model], config)
-    files = save_bench(result, Path(output).expanduser())
+    files = save_bench(result, results_folder(config.model, os.fspath(output)) or Path("runs/bench"))
     return show.Benchmarked(result, files, predictions(result, table) if table else [])
 
 
@@ -334,7 +338,7 @@ def measure_latency(model: Place = "", *, output: Place = "runs/bench", **settin
         model: the dense model: folder or hub id
         output: folder that gets latency.json
     """
-    config = _settled(Speed, settings, model=model)
+    config = _settled(Speed, settings, "model", model=model)
 
     from darwinlm import show
     from darwinlm.measure.table import measure_table, save_table
@@ -368,7 +372,7 @@ def compare(
         seeds: runs with different seeds of every method that searches, whose mean is reported
         keep_models: write every method's model, as pruned, as a checkpoint, too: RUN/compare/METHOD/levelL_seedS/model
     """
-    config = _settled(Comparing, settings, model=model)
+    config = _settled(Comparing, settings, *_RUN, model=model)
 
     from darwinlm import show
     from darwinlm.comparison.comparing import asked, run_compare
@@ -423,7 +427,7 @@ def plan(model: Place = "", **settings: Unpack[Planning]) -> show.Planned:
     """
     import torch
 
-    config = _settled(Planning, settings, model=model)
+    config = _settled(Planning, settings, "model", model=model)
 
     from darwinlm import show
     from darwinlm.run.plan import make_plan
@@ -508,15 +512,20 @@ def load(model: Place, *, device: str = "auto", dtype: Literal["auto", "float32"
 
 
 def _settled(
-    taken: type, settings: Mapping[str, Any], without: tuple[str, ...] = (), default: str | None = None, **places: Place
+    taken: type,
+    settings: Mapping[str, Any],
+    *needs: str,
+    without: tuple[str, ...] = (),
+    default: str | None = None,
+    **places: Place,
 ) -> RunConfig:
-    """The settings of a run; groups that the command does not take are not checked."""
+    """The settings of a run, with what the command needs; groups that it does not take are not checked."""
     from darwinlm.config import RunConfig, settled
 
     given = {key: value for key, value in _paths({**settings, **places}).items() if value != ""}
     preset, file = given.pop("preset", None), given.pop("config", None)
     idle = tuple(field for field in RunConfig.__dataclass_fields__ if field not in taken.__annotations__)
-    return settled(given, preset=preset, file=file, default=default, without=(*idle, *without))
+    return settled(given, preset=preset, file=file, default=default, without=(*idle, *without), needs=needs)
 
 
 def _above(settings: Mapping[str, Any]) -> dict[str, Any]:

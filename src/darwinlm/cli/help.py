@@ -39,11 +39,12 @@ EXAMPLES = {
 """What is typed after the name of a command."""
 _FIRST = ("data", "output")
 _COLUMN = 28
-_ENDING = (
-    ("--json", "print the result as JSON on standard output, and nothing else there"),
-    ("-q, --quiet", "say only what is wrong, and the result"),
-    ("-v, --verbose", "say more: what libraries say, and where an error came from"),
-)
+ALWAYS = {
+    "--json": "print the result as JSON on standard output, and nothing else there",
+    "-q, --quiet": "say only what is wrong, and the result",
+    "-v, --verbose": "say more: what libraries say, and where an error came from",
+}
+"""Flags that every command takes."""
 
 
 def overview() -> str:
@@ -94,7 +95,7 @@ def page(name: str, what: str = "") -> str:
         for group in groups:
             lines += ["", f"{group}:", *_entries(option for option in inside if _group(option) == group)]
         lines += [""]
-    lines += [_entry(*each) for each in _ENDING]
+    lines += [_entry(*each) for each in ALWAYS.items()]
     if hidden := len([option for option in command.settings if option not in BASIC]) if not what else 0:
         lines += ["", *_wrapped(f"{hidden} more: --help-all, or by group: --help {', '.join(groups)}", 0)]
     return "\n".join(lines)

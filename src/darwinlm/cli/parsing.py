@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, get_args
 import yaml
 
 from darwinlm.cli.commands import COMMANDS, GROUPS, Command, arguments_of, settings_of
-from darwinlm.cli.help import METAVARS
+from darwinlm.cli.help import ALWAYS, METAVARS
 from darwinlm.config.described import Setting, did_you_mean, listed
 from darwinlm.config.reading import converted
 from darwinlm.errors import RequestError
@@ -19,12 +19,7 @@ if TYPE_CHECKING:
     from darwinlm.show.result import Result
 
 _TRUTH = ("true", "false", "yes", "no")
-_ALWAYS = {
-    "json": "print the result as JSON on standard output, and nothing else there",
-    "verbose": "say more: what libraries say, and where an error came from",
-    "quiet": "say only what is wrong, and the result",
-}
-SHORT = {"verbose": "-v", "quiet": "-q"}
+_ALWAYS = [flags.rpartition("--")[2] for flags in ALWAYS]
 
 
 @dataclass(frozen=True)
@@ -58,9 +53,8 @@ def parser_of(name: str, parser: argparse.ArgumentParser | None = None) -> argpa
         parser.add_argument(f"word_{word}", nargs="?", metavar=METAVARS.get(word, word.upper()))
     for option in command.options.values():
         parser.add_argument(f"--{option.name}", dest=option.name, help=option.text.replace("%", "%%"))
-    for flag, text in _ALWAYS.items():
-        short = [SHORT[flag]] if flag in SHORT else []
-        parser.add_argument(*short, f"--{flag}", action="store_true", help=text)
+    for flags, text in ALWAYS.items():
+        parser.add_argument(*flags.split(", "), action="store_true", help=text)
     return parser
 
 
@@ -156,7 +150,11 @@ def _unknown(extra: list[str], name: str) -> list[str]:
         if not word.startswith("-"):
             if not after_flag:
                 expects = " ".join(METAVARS.get(each, each.upper()) for each in command.words) or "no words"
-                faults.append(f"'{word}' is one word too many: darwinlm {name} takes {expects}, and flags.")
+                flags = [
+                    f"--{each}" for each in ("data", "output") if each in command.options and each not in command.words
+                ]
+                told = f"flags{' such as' * bool(flags)} {' and '.join(flags)}".strip()
+                faults.append(f"'{word}' is one word too many: darwinlm {name} takes {expects}, and {told}.")
             after_flag = False
             continue
         flag, equals, _ = word.partition("=")

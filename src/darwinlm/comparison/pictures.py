@@ -8,15 +8,13 @@ from typing import Any
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from darwinlm.comparison.table import Cell, Comparison, Row
+from darwinlm.comparison.table import OURS, Cell, Comparison, Row
 from darwinlm.models.family import place_of
 from darwinlm.models.sites import TITLES
-from darwinlm.runtime.files import written_whole
+from darwinlm.runtime.pictures import logarithmic, write_png
 
 _MARKERS = "osD^v<>pPX*h"
-_OURS = "darwinlm"
 
 
 def draw_tradeoff(comparison: Comparison, path: Path) -> None:
@@ -31,20 +29,16 @@ def draw_tradeoff(comparison: Comparison, path: Path) -> None:
     for panel, (axis, title) in enumerate(zip(panels, titles)):
         for place, (method, found) in enumerate(rows.items()):
             values = [row.trained_perplexity if panel else row.perplexity for row in found]
-            _line(axis, place, found, values, method == _OURS)
+            _line(axis, place, found, values, method == OURS)
         axis.plot(
             comparison.dense.parameters / 1e6, comparison.dense.perplexity, "k*", markersize=12, label="dense, as it is"
         )
-        axis.set_yscale("log")
-        axis.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
-        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.4g}"))
-        axis.yaxis.set_minor_locator(NullLocator())
+        logarithmic(axis)
         axis.set(title=title, xlabel="parameters, millions", ylabel="perplexity, held-out text" if not panel else "")
         axis.grid(alpha=0.3, which="both", linewidth=0.5)
         axis.spines[["top", "right"]].set_visible(False)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", fontsize=9, frameon=False)
-    with written_whole(path) as partial:
-        figure.savefig(partial, format="png", dpi=150)
+    write_png(figure, path)
 
 
 def _line(axis: Any, place: int, rows: list[Row], values: list[float | None], ours: bool) -> None:
@@ -84,8 +78,7 @@ def draw_allocations(comparison: Comparison, level: float, path: Path) -> None:
     figure.supxlabel(f"layer; level {level:g}, methods with several seeds by their first", fontsize=9)
     if image is not None:
         figure.colorbar(image, ax=panels, label="part of the columns that is left", shrink=0.8)
-    with written_whole(path) as partial:
-        figure.savefig(partial, format="png", dpi=150)
+    write_png(figure, path)
 
 
 def _kept(cell: Cell, layers: int) -> np.ndarray:

@@ -6,13 +6,16 @@ import csv
 import dataclasses
 import io
 import statistics
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from darwinlm.measure.quality import Quality
+from darwinlm.measure.tables import Table
 from darwinlm.runtime.files import write_json, write_text
+
+OURS = "darwinlm"
+"""The method to stress."""
 
 
 @dataclass(frozen=True)
@@ -103,53 +106,40 @@ def _row(cells: list[Cell]) -> Row:
     )
 
 
-def headings(comparison: Comparison) -> list[str]:
-    """What stands above the columns of `texts`."""
-    trained = [f"{name}, {comparison.train_tokens:,} tokens later" for name in ("perplexity", "KL")]
+def tables(comparison: Comparison) -> list[Table]:
+    """A table for each level; a mean over seeds says so, and between which perplexities it lies."""
+    later = comparison.train_tokens
+    trained = [f"{name}, {later:,} tokens later" for name in ("perplexity", "KL")] if later else []
+    heads = ["method", "parameters", "perplexity", "KL to dense", *trained, "search", "trained on in it"]
+    ours = tuple({_named(row) for row in comparison.rows if row.method == OURS})
     return [
-        "method",
-        "parameters",
-        "perplexity",
-        "KL to dense",
-        *(trained if comparison.train_tokens else []),
-        "search",
-        "trained on in it",
+        Table(
+            [_texts(row, bool(later)) for row in comparison.rows if row.level == level],
+            heads,
+            f"Level {level:g}: at most {most:,} parameters of {comparison.dense.parameters:,}",
+            f"Dense: perplexity {comparison.dense.perplexity:.2f}; held-out text.",
+            ours,
+        )
+        for level, most in comparison.budgets.items()
     ]
 
 
-def texts(comparison: Comparison, row: Row) -> list[str]:
-    """A row as people read it; a mean over seeds says so, and between which perplexities it lies."""
-    several, between = "", ""
-    if row.seeds > 1:
-        several = f" (mean of {row.seeds})"
-        between = " ({:,.2f}-{:,.2f})".format(*row.perplexity_range)
-    found = [f"{row.title}{several}", f"{row.parameters:,.0f}", f"{row.perplexity:,.2f}{between}", f"{row.kl:.4f}"]
-    if comparison.train_tokens:
-        found += [
-            "-" if row.trained_perplexity is None else f"{row.trained_perplexity:,.2f}",
-            "-" if row.trained_kl is None else f"{row.trained_kl:.4f}",
-        ]
+def _named(row: Row) -> str:
+    return row.title + (f" (mean of {row.seeds})" if row.seeds > 1 else "")
+
+
+def _texts(row: Row, later: bool) -> list[str]:
+    between = " ({:,.2f}-{:,.2f})".format(*row.perplexity_range) if row.seeds > 1 else ""
+    found = [_named(row), f"{row.parameters:,.0f}", f"{row.perplexity:,.2f}{between}", f"{row.kl:.4f}"]
+    if later:
+        found.append("-" if row.trained_perplexity is None else f"{row.trained_perplexity:,.2f}")
+        found.append("-" if row.trained_kl is None else f"{row.trained_kl:.4f}")
     return [*found, f"{row.search_seconds:,.1f} s", f"{row.search_tokens:,.0f} tokens" if row.search_tokens else "-"]
 
 
-def level_title(comparison: Comparison, level: float) -> str:
-    """What stands above the table of a level."""
-    return f"Level {level:g}: at most {comparison.budgets[level]:,} parameters of {comparison.dense.parameters:,}"
-
-
 def markdown(comparison: Comparison) -> str:
-    """A table for each level."""
-    columns = headings(comparison)
-    lines: list[str] = [f"Dense: perplexity {comparison.dense.perplexity:.2f}."]
-    for level in comparison.budgets:
-        lines += ["", f"{level_title(comparison, level)}.", ""]
-        lines += [_line(columns), "|---" * len(columns) + "|"]
-        lines += [_line(texts(comparison, row)) for row in comparison.rows if row.level == level]
-    return "\n".join(lines) + "\n"
-
-
-def _line(values: Iterable[str]) -> str:
-    return f"| {' | '.join(values)} |"
+    """All tables."""
+    return "\n".join(table.markdown() for table in tables(comparison))
 
 
 def as_csv(comparison: Comparison) -> str:
@@ -163,8 +153,9 @@ def as_csv(comparison: Comparison) -> str:
 
 
 def save_comparison(comparison: Comparison, folder: Path) -> None:
-    """Write `compare.json`, `compare.md` and `compare.csv`."""
-    rows = [dataclasses.asdict(row) for row in comparison.rows]
-    write_json(folder / "compare.json", {**dataclasses.asdict(comparison), "rows": rows})
+    """Write `compare.json`, with its tables as people read them, `compare.md` and `compare.csv`."""
+    told = {"rows": comparison.rows, "tables": tables(comparison)}
+    listed = {name: [dataclasses.asdict(each) for each in values] for name, values in told.items()}
+    write_json(folder / "compare.json", {**dataclasses.asdict(comparison), **listed})
     write_text(folder / "compare.md", markdown(comparison))
     write_text(folder / "compare.csv", as_csv(comparison))

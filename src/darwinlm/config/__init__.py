@@ -1,6 +1,6 @@
 """Settings: one frozen dataclass per stage, their checks, and how they are read."""
 
-from darwinlm.config.checks import violations
+from darwinlm.config.checks import NEEDED, missing, violations
 from darwinlm.config.reading import (
     PRESETS,
     merge,
@@ -25,6 +25,7 @@ from darwinlm.config.target import as_flags, asked_quantities, described, is_har
 from darwinlm.config.training import Tokens, TrainConfig
 
 __all__ = [
+    "NEEDED",
     "PRESETS",
     "BenchConfig",
     "BlocksConfig",
@@ -42,6 +43,7 @@ __all__ = [
     "described",
     "is_hard",
     "merge",
+    "missing",
     "preset_values",
     "read_yaml",
     "resolve",

@@ -9,6 +9,18 @@ from darwinlm.config.settings import BlocksConfig, RunConfig, SearchConfig
 from darwinlm.config.target import target_violations
 from darwinlm.config.training import TrainConfig
 
+NEEDED = {
+    "model": "a folder such as runs/qwen3/model, or a hub id such as Qwen/Qwen3-0.6B",
+    "data": "--data with a file, folder, hub data set or stdlib",
+    "output": "--output with a run directory",
+}
+"""What some commands cannot do without, and how it is given."""
+
+
+def missing(config: RunConfig, names: Collection[str]) -> list[str]:
+    """What is to be said of those of `NEEDED` that are not given."""
+    return [f"No {name} is given: {NEEDED[name]}." for name in names if not getattr(config, name)]
+
 
 def violations(config: RunConfig, without: Collection[str] = ()) -> list[str]:
     """Everything that is wrong with settings beside each other.

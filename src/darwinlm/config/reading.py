@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import yaml
 
-from darwinlm.config.checks import violations
+from darwinlm.config.checks import missing, violations
 from darwinlm.config.described import all_settings, did_you_mean, in_words
 from darwinlm.config.settings import RunConfig
 from darwinlm.config.target import latest_target
@@ -41,6 +41,7 @@ def settled(
     file: str | None = None,
     default: str | None = None,
     without: Collection[str] = (),
+    needs: Collection[str] = (),
 ) -> RunConfig:
     """The settings of a run. Later layers win: default preset, the run that lies in the output folder, preset, file, values.
 
@@ -50,21 +51,25 @@ def settled(
         file: path of a YAML file with settings.
         default: preset that stands below everything else.
         without: groups that do not count for the command at hand and are not checked.
+        needs: which of `NEEDED` must be given.
     """
     chosen = preset_values(preset) if preset else {}
     from_file = read_yaml(Path(file)) if file else {}
     output = values.get("output") or from_file.get("output")
     stored = Path(output).expanduser() / "config.yaml" if output else None
     there = read_yaml(stored) if stored and stored.exists() else {}
-    return resolve(preset_values(default) if default else {}, there, chosen, from_file, values, without=without)
+    return resolve(
+        preset_values(default) if default else {}, there, chosen, from_file, values, without=without, needs=needs
+    )
 
 
-def resolve(*layers: Mapping[str, Any], without: Collection[str] = ()) -> RunConfig:
+def resolve(*layers: Mapping[str, Any], without: Collection[str] = (), needs: Collection[str] = ()) -> RunConfig:
     """Settings from nested plain data; later layers win, what none names keeps its default.
 
     Args:
         layers: as in `config.yaml`.
         without: groups that are not checked.
+        needs: which of `NEEDED` must be given.
 
     Raises:
         RequestError: a setting is unknown, ill-typed or impossible; all of a kind are named at once.
@@ -75,7 +80,7 @@ def resolve(*layers: Mapping[str, Any], without: Collection[str] = ()) -> RunCon
     if found := _misnamed(asked, to_dict(RunConfig())):
         raise RequestError(*found)
     config = _typed(asked)
-    if found := violations(config, without):
+    if found := missing(config, needs) + violations(config, without):
         raise RequestError(*found)
     return config
 
@@ -169,7 +174,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as fault:
-        raise RequestError(f"Cannot read the settings in '{path}': {fault.strerror}.") from fault
+        raise RequestError(
+            f"Cannot read the settings in '{path}': {fault.strerror}. Give the path of a YAML file."
+        ) from fault
     except (yaml.YAMLError, ValueError, RecursionError) as fault:
         raise RequestError(f"'{path}' is not valid YAML: {fault}") from fault
     if not isinstance(values, dict):

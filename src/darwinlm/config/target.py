@@ -11,6 +11,7 @@ from darwinlm.config.settings import TargetConfig
 HARD: tuple[Unit, ...] = ("parameters", "memory", "speedup")
 """Targets that are not counted in levels."""
 _ASKS = ("level", *HARD)
+_UNITS = {"parameters": "parameters", "memory": "bytes"}
 
 
 def latest_target(layers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -70,7 +71,11 @@ def target_violations(target: TargetConfig, levels: int) -> list[str]:
     for name in HARD:
         try:
             if (typed := getattr(target, name)) is not None:
-                quantity(typed, name)
+                asked = quantity(typed, name)
+                if name != "speedup" and not asked.is_share and asked.value <= 100:
+                    found.append(
+                        f"target.{name} is {typed}, which are {asked.value:g} {_UNITS[name]}. Do you mean {asked.value:g}%?"
+                    )
         except ValueError as fault:
             found.append(f"target.{name} {fault}.")
     if target.context == 0 and (target.speedup is not None or not target.formats):

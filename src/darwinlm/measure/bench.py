@@ -13,8 +13,8 @@ import torch
 
 from darwinlm.config import BenchConfig, RunConfig, to_dict, violations
 from darwinlm.errors import RequestError
-from darwinlm.measure.bench_picture import draw_bench
 from darwinlm.measure.memory import peak_memory
+from darwinlm.measure.pictures import draw_bench
 from darwinlm.measure.rival import Facts, Rival, Workload, engine_of, is_gguf, load_code, open_rival
 from darwinlm.measure.timing import Spread, interleaved, ratios
 from darwinlm.models.source import ModelSource
@@ -126,8 +126,6 @@ def _measure(
 
 
 def _check(models: Sequence[str], config: RunConfig) -> None:
-    if not all(models) or not models:
-        raise RequestError("No model is given: a folder such as runs/llama/model, a hub id, or a .gguf file.")
     if len({engine_of(name, config) for name in models}) > 1:
         raise RequestError(
             f"{' and '.join(map(repr, models))} belong to different engines, whose speeds say nothing of the models. "

@@ -6,8 +6,9 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from darwinlm.measure.quality import Quality, with_error
-from darwinlm.measure.task_scores import TaskComparison, task_markdown
+from darwinlm.measure.quality import Quality
+from darwinlm.measure.tables import Table, quality_table, task_tables
+from darwinlm.measure.task_scores import TaskComparison
 from darwinlm.runtime.files import write_json, write_text
 
 
@@ -26,13 +27,14 @@ class Evaluation:
         rows = {name: dataclasses.asdict(quality) for name, quality in self.qualities.items()}
         tasks = self.tasks.as_dict() if self.tasks else None
         write_json(folder / "eval.json", {"text": self.text, "qualities": rows, "tasks": tasks})
-        lines = [f"| {name} | {_row(quality)} |" for name, quality in self.qualities.items()]
-        head = ["| model | parameters | perplexity | KL to dense |", "|---|---|---|---|"]
-        parts = ["\n".join([f"{self.text}.", "", *head, *lines]) + "\n"] if lines else []
-        parts += [task_markdown(self.tasks)] if self.tasks else []
+        models = [f"{label}: `{name}`  " for label, name in (self.tasks.models if self.tasks else {}).items()]
+        parts = [*(["\n".join(models) + "\n"] if models else []), *(table.markdown() for table in self.as_tables())]
         write_text(folder / "eval.md", "\n".join(parts))
 
-
-def _row(quality: Quality) -> str:
-    kl = "-" if quality.kl is None else with_error(quality.kl, quality.kl_error, 4)
-    return f"{quality.parameters:,} | {with_error(quality.perplexity, quality.perplexity_error, 2)} | {kl}"
+    def as_tables(self) -> list[Table]:
+        """Text and tasks, as far as there are any."""
+        qualities = {name: dataclasses.asdict(quality) for name, quality in self.qualities.items()}
+        return [
+            *([quality_table(qualities, self.text)] if qualities else []),
+            *(task_tables(self.tasks) if self.tasks else []),
+        ]

@@ -29,7 +29,6 @@ from darwinlm.models.source import ModelSource
 from darwinlm.models.tokens import require_same_chat, require_same_tokens, tokens_digest
 from darwinlm.runtime.device import choose_device, choose_dtype
 from darwinlm.runtime.progress import log
-from darwinlm.runtime.rundir import RunDirectory
 
 
 @dataclass(frozen=True)
@@ -116,8 +115,6 @@ def run_evaluation(config: RunConfig, asked: Asked, folder: Path | None = None) 
 
 def _sources(config: RunConfig, asked: Asked) -> dict[str, ModelSource]:
     """By what tables call them."""
-    if not config.model:
-        raise RequestError("No model is given: a folder such as runs/llama/model, or a hub id.")
     named = {**({"dense": asked.against} if asked.against else {}), "model": config.model}
     taken = {*named, *named.values()}
     for name in asked.beside:
@@ -224,11 +221,3 @@ def _tokens(source: ModelSource, config: RunConfig, lineage: Lineage) -> Tensor:
         )
     source.require_context(config.blocks.sequence_length)
     return source.begun(from_the_beginning(config.data, config.blocks, source.tokenizer, lineage).blocks)
-
-
-def eval_folder(config: RunConfig, output: str) -> Path | None:
-    """Where `eval.json` and `eval.md` go: what is asked for, else the checkpoint's run directory; None where neither is."""
-    if output:
-        return Path(output).expanduser()
-    run = RunDirectory(Path(config.model).expanduser().resolve().parent)
-    return run.path if run.config.exists() else None

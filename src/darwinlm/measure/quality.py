@@ -109,8 +109,3 @@ def _mean_and_error(values: Tensor) -> tuple[float, float | None]:
     """The mean of (S, tokens), and its standard error as S independent blocks have it."""
     blocks = values.mean(1)
     return values.mean().item(), (blocks.std() / math.sqrt(len(blocks))).item() if len(blocks) > 1 else None
-
-
-def with_error(value: float, error: float | None, digits: int) -> str:
-    """A number and its standard error, where there is one that is not 0."""
-    return f"{value:.{digits}f}" + (f" ± {error:.{digits}f}" if error else "")

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import yaml
 
 from darwinlm.errors import RequestError
-from darwinlm.measure.report_others import is_training, training_tiles
-from darwinlm.measure.report_parts import Section, told_of
-from darwinlm.measure.report_sections import run_sections
-from darwinlm.measure.report_tables import percent
+from darwinlm.measure.report_sections import Contents, Section, result_sections, told_of
+from darwinlm.measure.tables import percent
 from darwinlm.runtime.files import read_json, write_text
 from darwinlm.runtime.output import pasted
 from darwinlm.runtime.progress import duration
 from darwinlm.runtime.rundir import RunDirectory
 
-TEMPLATE = Path(__file__).parent / "report.html.jinja"
+_TEMPLATE = Path(__file__).parent / "report.html.jinja"
+_LOAD = """from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained({folder!r}{trust})
+tokenizer = AutoTokenizer.from_pretrained({folder!r})
+"""
+_FURTHER = "Scores on other text, speed, what training wins back, a file for llama.cpp and Ollama."
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,10 @@ def write_report(path: Path) -> Path:
         directory.database, settings = family.database, family.settings()  # shared by the models of a family
     else:
         raise RequestError(f"'{path}' holds no run (no config.yaml). {_instead(path)}")
-    write_text(directory.report, render(gather(directory, settings)))
+    summary = read_json(directory.summary) if directory.summary.exists() else {}
+    with told_of(directory.summary):
+        settings |= {"target": summary["settings"]["target"]} if "settings" in summary else {}
+    write_text(directory.report, _html(_gathered(Contents(directory, settings, summary))))
     return directory.report
 
 
@@ -62,40 +71,63 @@ def _instead(path: Path) -> str:
     return "Give a folder that a command wrote by --output."
 
 
-def gather(directory: RunDirectory, settings: dict[str, Any]) -> Report:
-    """Read a run directory with these settings."""
+def _gathered(found: Contents) -> Report:
+    directory, settings = found.directory, found.settings
     with told_of(directory.summary):
-        summary = read_json(directory.summary) if directory.summary.exists() else {}
-        tiles = (training_tiles if is_training(directory) else _tiles)(summary) if summary else []
-        settings = {**settings, **({"target": summary["settings"]["target"]} if "settings" in summary else {})}
+        tiles = list(_tiles(found))
     name = Path(str(settings.get("model", ""))).name or directory.path.resolve().name
-    done = "trained" if is_training(directory) else "pruned"
-    sections = run_sections(directory, settings, summary)
-    return Report(f"{name}, {done}", _status(directory), tiles, sections)
+    with told_of(directory.config):
+        after = [*_next(found), *_load(directory)]
+    sections = [*result_sections(found), *after]
+    code = yaml.safe_dump(settings, sort_keys=False)
+    sections.append(Section("settings", "Settings", code=code, folded="config.yaml, complete"))
+    return Report(f"{name}, {'trained' if found.is_training else 'pruned'}", _status(found), tiles, sections)
 
 
-def render(report: Report) -> str:
-    """The page as HTML; every text is escaped, pictures alone are not."""
+def _html(report: Report) -> str:
+    """Every text is escaped, pictures alone are not."""
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(report=report)
+    return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(report=report)
 
 
-def _status(directory: RunDirectory) -> str:
-    there = [stage for stage, exists in _stages(directory) if exists]
-    missing = [stage for stage, exists in _stages(directory) if not exists]
-    taken = sum(directory.seconds().values())
+def _tiles(found: Contents) -> Iterator[tuple[str, str]]:
+    summary = found.summary
+    if not summary:
+        return
+    if found.is_training:
+        yield "tokens", f"{summary['tokens']:,}"
+        yield "perplexity, before", f"{summary['before']['perplexity']:.2f}"
+        yield "perplexity, after", f"{summary['trained']['perplexity']:.2f}"
+        if summary["trained"].get("kl") is not None:
+            yield "KL to teacher", f"{summary['trained']['kl']:.4f}"
+        return
+    dense, pruned = summary["dense"], summary["pruned"]
+    yield "parameters left", percent(pruned["parameters"] / dense["parameters"])
+    yield "perplexity, dense", f"{dense['perplexity']:.2f}"
+    yield "perplexity, pruned", f"{pruned['perplexity']:.2f}"
+    yield "KL to dense", f"{pruned['kl']:.4f}"
+    if "uniform" in summary:
+        yield "KL, uniform model", f"{summary['uniform']['kl']:.4f}"
+
+
+def _status(found: Contents) -> str:
+    there = [stage for stage, exists in _stages(found) if exists]
+    missing = [stage for stage, exists in _stages(found) if not exists]
+    with told_of(found.directory.timings):
+        taken = sum(found.directory.seconds().values())
     parts = [f"There: {', '.join(there) or 'settings alone'}"]
     parts += [f"not yet: {', '.join(missing)}"] if missing else []
     parts += [f"{duration(taken)} of work"] if taken else []
-    return f"{'; '.join(parts)}. Run directory: {directory.path}"
+    return f"{'; '.join(parts)}. Run directory: {found.directory.path}"
 
 
-def _stages(directory: RunDirectory) -> list[tuple[str, bool]]:
+def _stages(found: Contents) -> list[tuple[str, bool]]:
     """What the folder's command makes, and whether it is there."""
+    directory = found.directory
     end = [("checkpoint", (directory.model / "config.json").exists()), ("evaluation", directory.summary.exists())]
-    if is_training(directory):
+    if found.is_training:
         return [("training", directory.summary.exists()), *end]
     folders = [(title, directory.path / name) for title, name in (("family", "family"), ("comparison", "compare"))]
     others = [(title, (folder / f"{folder.name}.json").exists()) for title, folder in folders if folder.is_dir()]
@@ -103,12 +135,41 @@ def _stages(directory: RunDirectory) -> list[tuple[str, bool]]:
     return [("database", (directory.database / "manifest.json").exists()), *search, *others]
 
 
-def _tiles(summary: dict[str, Any]) -> list[tuple[str, str]]:
-    dense, pruned = summary["dense"], summary["pruned"]
-    tiles = [
-        ("parameters left", percent(pruned["parameters"] / dense["parameters"])),
-        ("perplexity, dense", f"{dense['perplexity']:.2f}"),
-        ("perplexity, pruned", f"{pruned['perplexity']:.2f}"),
-        ("KL to dense", f"{pruned['kl']:.4f}"),
-    ]
-    return [*tiles, ("KL, uniform model", f"{summary['uniform']['kl']:.4f}")] if "uniform" in summary else tiles
+def _next(found: Contents) -> Iterator[Section]:
+    """The commands that go on from here."""
+    path, title = found.directory.path, "To continue"
+    text, lines = "Type the command that began this again: it goes on where it was.", list[tuple[Any, ...]]()
+    if all(exists for _, exists in _stages(found)):
+        if not (found.directory.model / "config.json").exists():  # a family, a comparison
+            return
+        title, text, lines = "What next", _FURTHER, list(_further(found))
+    elif found.directory.config.exists() and not any((path / other).is_dir() for other in ("family", "compare")):
+        text, lines = "It goes on where it was.", [("train" if found.is_training else "prune", "--output", path)]
+    yield Section("next", title, text, code="\n".join(pasted("darwinlm", *line) for line in lines))
+
+
+def _further(found: Contents) -> Iterator[tuple[Any, ...]]:
+    """What can be done with the checkpoint, the trained one where there is one, and has not been."""
+    path, settings = found.directory.path, found.settings
+    place = path / "trained" if (path / "trained/model").is_dir() else path
+    dense = settings["train"]["teacher"] if found.is_training else settings["model"]
+    against = ("--against", dense) if dense else ()
+    if not (place / "eval.json").exists():
+        yield "eval", place / "model", *against, "--data", "OTHER_TEXT"
+    if not (place / "bench.json").exists():
+        yield "bench", place / "model", *against
+    if place == path and not found.is_training:
+        yield "train", place / "model", "--data", settings["data"], "--tokens", "50M", "--teacher", dense
+    if not (place / "model-gguf").exists():
+        yield "export", place / "model", "--format", "gguf", "--dtype", "q8_0"
+
+
+def _load(directory: RunDirectory) -> Iterator[Section]:
+    if not (directory.model / "config.json").exists():
+        return
+    own = (directory.model / "modeling_darwinlm.py").exists()  # layers of one shape are stock code
+    code = _LOAD.format(folder=str(directory.model), trust=", trust_remote_code=True" * own)
+    text = f"The folder loads with transformers alone{'; it ships one modeling file' * own}."
+    if beside := sorted(directory.path.glob("model-*")):
+        text += f" Beside it: {', '.join(form.name for form in beside)}."
+    yield Section("load", "How to load it", text, code=code)

@@ -63,8 +63,6 @@ def measure_table(config: RunConfig) -> LatencyTable:
     Raises:
         RequestError: the request cannot be fulfilled; raised before anything is measured.
     """
-    if not config.model:
-        raise RequestError("No model is given: a folder with a config.json, or a hub id.")
     if found := violations(config, ("target", "search")):
         raise RequestError(*found)
     source = ModelSource(config.model, weights=False)

@@ -1,11 +1,11 @@
-"""What models score at tasks, side by side: rows, Markdown, JSON."""
+"""What models score at tasks, side by side."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,8 +50,6 @@ PAIRED = (
     "average, the mean over tasks and sqrt(sum of squared errors) / tasks"
 )
 """What stands beside differences."""
-WIDE = 3
-"""Models beyond which they are rows, and only what counts in the average is shown."""
 
 
 @dataclass(frozen=True)
@@ -118,71 +116,3 @@ def _mean(rows: Sequence[Score | Difference]) -> Estimate | None:
 
 def _as_dict(estimate: Estimate | None) -> dict[str, Any] | None:
     return dataclasses.asdict(estimate) if estimate else None
-
-
-Rows = tuple[list[str], list[list[str]]]
-"""Headings, and rows as people read them."""
-
-
-def score_rows(comparison: TaskComparison) -> Rows:
-    """The metric that counts in the average has a star. The average comes last."""
-    if len(comparison.models) > WIDE:
-        return _by_model(comparison, comparison.scores, comparison.average, "")
-    rows = []
-    for row in zip(*comparison.scores.values(), strict=True):
-        first = row[0]
-        metric = f"{first.metric} *" if first.counts else first.metric
-        rows.append([first.task, str(first.shots), metric, f"{first.questions:,}", *map(_value, row)])
-    averages = [comparison.average(model) for model in comparison.models]
-    if None not in averages:
-        rows.append(["average of *", "", "", "", *map(_value, averages)])
-    return ["task", "shots", "metric", "questions", *comparison.models], rows
-
-
-def difference_rows(comparison: TaskComparison) -> Rows:
-    """Every model but the first less the first; no rows where there is one model alone."""
-    first = next(iter(comparison.models))
-    if not any(comparison.differences.values()):
-        return [], []
-    if len(comparison.models) > WIDE:
-        return _by_model(comparison, comparison.differences, comparison.average_difference, "+")
-    rows = []
-    for row in zip(*comparison.differences.values(), strict=True):
-        metric = f"{row[0].metric} *" if row[0].counts else row[0].metric
-        rows.append([row[0].task, str(row[0].shots), metric, *(_value(each, "+") for each in row)])
-    averages = [comparison.average_difference(model) for model in comparison.differences]
-    if None not in averages:
-        rows.append(["average of *", "", "", *(_value(average, "+") for average in averages)])
-    return ["task", "shots", "metric", *(f"{model} - {first}" for model in comparison.differences)], rows
-
-
-def _by_model(comparison: TaskComparison, scored: dict[str, Any], average: Callable[[str], Any], sign: str) -> Rows:
-    counted = {model: [row for row in rows if row.counts] for model, rows in scored.items()}
-    heads = [f"{row.task} {row.metric}" for row in next(iter(counted.values()))]
-    rows = [
-        [model, *(_value(row, sign) for row in found), _value(mean, sign) if (mean := average(model)) else "-"]
-        for model, found in counted.items()
-    ]
-    first = f" less {next(iter(comparison.models))}" if sign else ""
-    return [f"model{first}", *heads, "average"], rows
-
-
-def _value(score: Any, sign: str = "") -> str:
-    number = f"{score.value:{sign}.4f}" if abs(score.value) < 1000 else f"{score.value:{sign}.4g}"
-    return number + ("" if score.stderr is None else f" ± {score.stderr:.4f}")
-
-
-def task_markdown(comparison: TaskComparison) -> str:
-    """The tables, with what they depend on above them."""
-    lines = [f"{label}: `{name}`  " for label, name in comparison.models.items()]
-    lines += [", ".join(f"{key} {value}" for key, value in comparison.settings.items()), ""]
-    lines += _markdown(*score_rows(comparison))
-    heads, rows = difference_rows(comparison)
-    if rows:
-        lines += ["", f"Paired: {PAIRED}.", "", *_markdown(heads, rows)]
-    return "\n".join(lines) + "\n"
-
-
-def _markdown(heads: list[str], rows: list[list[str]]) -> list[str]:
-    escaped = ([cell.replace("|", "\\|") for cell in row] for row in (heads, ["---"] * len(heads), *rows))
-    return [f"| {' | '.join(row)} |" for row in escaped]

@@ -60,7 +60,13 @@ def read_config(folder: Path, name: str) -> tuple[Family, Any]:
     """
     path = folder / "config.json"
     if not path.is_file():
-        raise RequestError(f"'{name}' has no config.json; it is not a Hugging Face checkpoint.")
+        run = (folder / "model/config.json").is_file()
+        remedy = (
+            f"Its model is '{Path(name) / 'model'}'"
+            if run
+            else "Give the folder of one, or a hub id such as Qwen/Qwen3-0.6B"
+        )
+        raise RequestError(f"'{name}' has no config.json, so it is no Hugging Face checkpoint. {remedy}.")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as fault:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
+from matplotlib.axes import Axes
 
-from darwinlm.runtime.files import write_text, written_whole
+from darwinlm.runtime.files import read_lines, write_text
+from darwinlm.runtime.pictures import BLUE, Panel, write_panels
+
+Lines = Sequence[dict[str, Any]]
 
 
 class History:
@@ -21,7 +26,7 @@ class History:
 
     def __init__(self, path: Path, step: int) -> None:
         self.path = path
-        kept = [line for line in read_history(path) if line["step"] <= step] if step else []
+        kept = [line for line in read_lines(path) if line["step"] <= step] if step else []
         write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def add(self, line: dict[str, Any]) -> None:
@@ -30,32 +35,24 @@ class History:
             file.write(json.dumps(line) + "\n")
 
 
-def read_history(path: Path) -> list[dict[str, Any]]:
-    """The lines of a history; a last one that a kill cut short is left out."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+def draw_curves(lines: Lines, path: Path) -> None:
+    """All curves as PNG."""
+    panels = curves(lines)
+    write_panels(panels, path, columns=len(panels), size=(4.5, 3.6))
 
 
-def draw_curves(lines: list[dict[str, Any]], path: Path) -> None:
-    """`curves_figure` as PNG."""
-    with written_whole(path) as partial:
-        curves_figure(lines).savefig(partial, format="png", dpi=150)
-
-
-def curves_figure(lines: list[dict[str, Any]]) -> Figure:
+def curves(lines: Lines) -> list[Panel]:
     """Loss and held-out quality against tokens."""
     losses = [line for line in lines if "loss" in line]
     looks = [line for line in lines if "held_out" in line]
-    series = [("training loss", losses, lambda line: line["loss"])]
-    series += [("held-out perplexity", looks, lambda line: line["held_out"]["perplexity"])]
-    if looks and "kl" in looks[0]["held_out"]:
-        series.append(("held-out KL to the teacher", looks, lambda line: line["held_out"]["kl"]))
-    figure = Figure(figsize=(4.5 * len(series), 3.6), layout="constrained")
-    for axis, (title, points, value) in zip(figure.subplots(1, len(series)), series):
-        axis.plot(
-            [line["tokens"] for line in points], [value(line) for line in points], marker="." * (len(points) < 30)
-        )
-        axis.set(title=title, xlabel="tokens")
-        axis.grid(alpha=0.3, linewidth=0.5)
-        axis.spines[["top", "right"]].set_visible(False)
-    return figure
+    series = {"training loss": [(line["tokens"], line["loss"]) for line in losses]}
+    for key, title in (("perplexity", "held-out perplexity"), ("kl", "held-out KL to the teacher")):
+        if found := [(line["tokens"], line["held_out"][key]) for line in looks if key in line["held_out"]]:
+            series[title] = found
+    return [functools.partial(_curve, title=title, points=points) for title, points in series.items() if points]
+
+
+def _curve(axis: Axes, *, title: str, points: Sequence[tuple[int, float]]) -> None:
+    axis.plot(*zip(*points), color=BLUE, marker="." * (len(points) < 30))
+    axis.set(title=title, xlabel="tokens")
+    axis.grid(alpha=0.3, linewidth=0.5)

@@ -22,7 +22,7 @@ from darwinlm.recovery.adapters import add_adapters
 from darwinlm.recovery.arguments import training_arguments
 from darwinlm.recovery.batches import Batches
 from darwinlm.recovery.held_out import Watch
-from darwinlm.recovery.history import History, draw_curves, read_history
+from darwinlm.recovery.history import History, draw_curves
 from darwinlm.recovery.objective import Objective
 from darwinlm.recovery.request import Request
 from darwinlm.recovery.result import write_result
@@ -32,7 +32,7 @@ from darwinlm.recovery.teacher_logits import StoredTeacher, fill
 from darwinlm.recovery.trainer import Course, Recovery
 from darwinlm.runtime import ranks
 from darwinlm.runtime.device import peak_memory_bytes
-from darwinlm.runtime.files import read_json, write_json, write_tensors
+from darwinlm.runtime.files import read_json, read_lines, write_json, write_tensors
 from darwinlm.runtime.progress import log, progress
 from darwinlm.runtime.rundir import RunDirectory
 
@@ -161,7 +161,7 @@ def _finish(request: Request, directory: RunDirectory, last: Path, watch: Watch)
         _facts(request),
         {"trained": request.identity},
     )
-    lines = read_history(folder / "history.jsonl")
+    lines = read_lines(folder / "history.jsonl")
     draw_curves(lines, folder / "curves.png")
     trained = ModelSource(str(directory.model))
     looks = [line["held_out"] for line in lines if "held_out" in line]

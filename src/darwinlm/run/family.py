@@ -19,7 +19,7 @@ from darwinlm.config.quantities import Unit, quantity
 from darwinlm.cost import database_need, search_need
 from darwinlm.errors import RequestError
 from darwinlm.genome import Genome
-from darwinlm.measure.family_picture import draw_family
+from darwinlm.measure.pictures import draw_family
 from darwinlm.refit.store import Refits
 from darwinlm.run.request import Run, opened
 from darwinlm.run.results import evaluation_stage

@@ -83,8 +83,6 @@ def make_plan(config: RunConfig) -> Plan:
     Raises:
         RequestError: the settings do not fit the model, or each other.
     """
-    if not config.model:
-        raise RequestError("No model is given: a folder with a config.json, or a hub id.")
     if found := violations(config):
         raise RequestError(*found)
     source = ModelSource(config.model, weights=False)

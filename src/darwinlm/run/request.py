@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from darwinlm.assemble import Assembler
-from darwinlm.config import RunConfig, target_identity, to_dict, violations
+from darwinlm.config import NEEDED, RunConfig, missing, target_identity, to_dict, violations
 from darwinlm.cost import Work, database_bytes, database_need, nominal_module, nominal_widths, search_need
 from darwinlm.data.blocks import SPLITS, Splits, make_splits, settings_of_split
 from darwinlm.data.lineage import Lineage
@@ -339,16 +339,7 @@ def opened(
     Raises:
         RequestError: the request cannot be fulfilled.
     """
-    missing = [
-        f"No {name} is given: {hint}."
-        for name, hint in (
-            ("model", "a folder or hub id"),
-            ("data", "--data with a file, folder, hub data set or stdlib"),
-            ("output", "--output with a run directory"),
-        )
-        if not getattr(config, name)
-    ]
-    if found := missing + violations(config):
+    if found := missing(config, NEEDED) + violations(config):
         raise RequestError(*found)
     documents(config.data, config.blocks.text_field)
     directory = RunDirectory(config.path)

@@ -23,14 +23,6 @@ from darwinlm.runtime.device import peak_memory_bytes
 from darwinlm.runtime.files import read_json, sha256_of, write_json
 from darwinlm.runtime.progress import log
 
-QUALITIES = {
-    "dense": "dense",
-    "uniform": "uniform, same level",
-    "before_refit": "DarwinLM before its refit",
-    "pruned": "DarwinLM",
-}
-"""What `summary.json` holds of models on held-out text, and what tables call them."""
-
 
 def card_facts(run: Run, genome: Genome, refits: Refits | None = None) -> dict[str, Any]:
     """What the model card says of how the checkpoint was made."""

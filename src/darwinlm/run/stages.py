@@ -283,11 +283,11 @@ def run_export(config: RunConfig, wanted: Wanted | None = None, *, again: bool =
     """
     wanted = wanted or Wanted()
     if config.model and not config.output:
+        source = checkpoint_in(folder := Path(config.model).expanduser())
         if not wanted and not again:
             raise RequestError(
                 f"Nothing is asked for '{config.model}': add --portable, --format gguf or --push USER/NAME."
             )
-        source = checkpoint_in(folder := Path(config.model).expanduser())
         check_forms(source, wanted)
         text = some_text(config, source) if wanted.weighs_columns and config.data else None
         return write_forms(folder, wanted, config.database.tensor_parallel, text, choose_device(config.device))

@@ -35,9 +35,10 @@ def choose_device(name: str) -> torch.device:
         if device.type == "cuda" and device.index is not None:
             torch.cuda.set_device(device)
     except (RuntimeError, AssertionError, ImportError, TypeError, ValueError) as fault:
-        reason = first_line(fault)
+        reason = first_line(fault).split(" device type at start of", 1)[0]  # where torch lists all it has ever heard of
+        reason = "no such device" if reason.startswith("Expected one of") else reason
         raise RequestError(
-            f"Device '{name}' cannot be used ({reason}). Leave --device at auto, or choose cpu."
+            f"Device '{name}' cannot be used ({reason}). Leave --device at auto, or choose cpu, cuda or cuda:1."
         ) from fault
     return device
 

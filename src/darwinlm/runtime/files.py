@@ -128,6 +128,12 @@ def read_json(path: Path) -> Any:
         raise DamagedFileError(f"'{path}' is damaged: {fault}.") from fault
 
 
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a file of JSON lines, none where there is no file; a last one that a kill cut short is left out."""
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
+    return [json.loads(line) for line in lines]
+
+
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Replace `path` by a safetensors file, whole or not at all."""
     with written_whole(path) as partial:

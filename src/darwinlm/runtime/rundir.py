@@ -99,6 +99,14 @@ class RunDirectory:
         return read_json(self.timings) if self.timings.exists() else {}
 
 
+def results_folder(model: str, output: str) -> Path | None:
+    """Where results about a checkpoint go: what is asked for, else its run directory; None where neither is."""
+    if output:
+        return Path(output).expanduser()
+    run = RunDirectory(Path(model).expanduser().resolve().parent)
+    return run.path if run.config.exists() else None
+
+
 def require_same(stored: dict[str, Any], asked: dict[str, Any], where: Path, what: str, remedy: str) -> None:
     """Check that what lies in a run was made from what is asked now.
 

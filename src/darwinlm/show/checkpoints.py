@@ -11,8 +11,9 @@ from darwinlm.export.forms import Form
 from darwinlm.export.huggingface import CODE
 from darwinlm.foreign.gguf.importing import ImportedGguf
 from darwinlm.foreign.masked import Imported as ImportedMasked
+from darwinlm.measure.tables import gigabytes, trained_table
 from darwinlm.runtime.output import pasted
-from darwinlm.show.result import Result, empty_table, gigabytes, lies, quality_cells, taken
+from darwinlm.show.result import Result, empty_table, lies, shown, taken
 
 
 @dataclass(frozen=True)
@@ -107,11 +108,7 @@ class Trained(Result):
 
     def tables(self) -> Iterable[Any]:
         """Held-out text before and after."""
-        table, values = empty_table("Held-out text", "model", "parameters", "perplexity", "KL to teacher"), self.summary
-        for key, label in (("before", "as it was"), ("trained", f"after {values['tokens']:,} tokens")):
-            table.add_row(label, f"{values['parameters']:,}", *quality_cells(values[key]))
-        table.caption = taken(values)
-        yield table
+        yield shown(trained_table(self.summary, "Held-out text", taken(self.summary)))
 
     def after(self) -> Sequence[Any]:
         """Score it."""

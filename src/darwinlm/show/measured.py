@@ -9,12 +9,12 @@ from typing import Any
 
 from rich.table import Table
 
-from darwinlm.comparison.table import Comparison, Row, headings, level_title, texts
+from darwinlm.comparison.table import Comparison, Row, tables
 from darwinlm.measure.bench import BenchResult
 from darwinlm.measure.evaluated import Evaluation
 from darwinlm.measure.predicted import Prediction
-from darwinlm.measure.task_scores import PAIRED, TaskComparison, difference_rows, score_rows
-from darwinlm.show.result import Result, empty_table, gigabytes, lies, plain, quality_cells, speedup_cell
+from darwinlm.measure.tables import bench_note, bench_tables
+from darwinlm.show.result import Result, empty_table, lies, plain, shown
 from darwinlm.target.latency import LatencyTable, Work
 
 
@@ -27,34 +27,9 @@ class Evaluated(Evaluation, Result):
 
     def tables(self) -> Iterable[Any]:
         """Text, tasks, and where they lie."""
-        if self.qualities:
-            table = empty_table(self.text, "model", "parameters", "perplexity", "KL to dense")
-            for name, quality in self.qualities.items():
-                table.add_row(name, f"{quality.parameters:,}", *quality_cells(vars(quality)))
-            yield table
-        if self.tasks:
-            yield from _tasks(self.tasks)
+        yield from map(shown, self.as_tables())
         if self.folder:
             yield f"{lies('Numbers and tables lie', self.folder / 'eval.json')} and eval.md."
-
-
-def _tasks(comparison: TaskComparison) -> Iterable[Table]:
-    """What every model scored, and by how much it differs from the first."""
-    scored = _bold_averages("lm-evaluation-harness, with standard errors", *score_rows(comparison))
-    scored.caption = f"* counts in the average; questions of each task, at most: {comparison.settings['limit']}"
-    yield scored
-    heads, rows = difference_rows(comparison)
-    if rows:
-        paired = _bold_averages("Differences, paired by document", heads, rows)
-        paired.caption = PAIRED
-        yield paired
-
-
-def _bold_averages(title: str, heads: list[str], rows: list[list[str]]) -> Table:
-    table = empty_table(title, *heads)
-    for row in rows:
-        table.add_row(*row, style="bold" if row[0].startswith("average") else None)
-    return table
 
 
 @dataclass(frozen=True)
@@ -68,31 +43,9 @@ class Benchmarked(Result):
 
     def tables(self) -> Iterable[Any]:
         """A table for each batch size and context length."""
-        result = self.result
-        columns = ("layers", "first token", "prefill", "speed-up", "decode", "speed-up", "memory", "KV/token")
-        for place, first in enumerate(result.measurements[0]):
-            work = first.work
-            title = f"{work.sequences} x {work.tokens:,} tokens read, {work.written:,} more written; tokens per second"
-            table = empty_table(title, "model", *columns)
-            for model, (facts, rows) in enumerate(zip(result.models, result.measurements)):
-                row = rows[place]
-                table.add_row(
-                    Path(facts.name).name,
-                    f"{result.layer_ratio(model):.2f}x",
-                    f"{1e3 * row.prefill_seconds.median:,.1f} ms",
-                    f"{row.tokens_per_second('prefill'):,.0f}",
-                    speedup_cell(row.prefill_speedup),
-                    f"{row.tokens_per_second('decode'):,.0f}",
-                    speedup_cell(row.decode_speedup),
-                    "-" if row.memory_bytes is None else gigabytes(row.memory_bytes),
-                    f"{row.cache_bytes_per_token:,.0f} B",
-                )
-            yield table
-        machine = ", ".join(f"{key} {value}" for key, value in result.machine.items())
-        yield (
-            f"Medians of {result.settings['repeats']} rounds in turn, quartiles in brackets; layers: how many times fewer "
-            f"parameters the layers have, which is the speed-up that they promise. {result.models[0].engine}, {machine}."
-        )
+        values = self.result.as_dict()
+        yield from map(shown, bench_tables(values))
+        yield bench_note(values)
         if self.predictions:
             yield self._predicted()
         yield f"{lies('The numbers lie', self.files[0])} and their picture {lies('', self.files[1]).strip()}"
@@ -162,15 +115,7 @@ class Compared(Result):
 
     def tables(self) -> Iterable[Any]:
         """A table for each level."""
-        result = self.comparison
-        for level in result.budgets:
-            table = empty_table(level_title(result, level), *headings(result))
-            table.columns[0].no_wrap = True
-            for row in result.rows:
-                if row.level == level:
-                    table.add_row(*texts(result, row), style="bold" if row.method == "darwinlm" else None)
-            table.caption = f"dense: perplexity {result.dense.perplexity:.2f}; held-out text"
-            yield table
+        yield from map(shown, tables(self.comparison))
         yield lies("Tables, numbers and pictures lie", self.folder)
 
     def to_dict(self) -> dict[str, Any]:

@@ -9,9 +9,10 @@ from typing import Any
 
 from rich.table import Table
 
+from darwinlm.measure.tables import gigabytes
 from darwinlm.run.plan import Plan, SizeRow
 from darwinlm.run.prediction import RecipePrediction, Work
-from darwinlm.show.result import Result, count, empty_table, gigabytes
+from darwinlm.show.result import Result, count, empty_table
 from darwinlm.target.target import format_limit
 
 
@@ -169,7 +170,7 @@ def _hours(piece: Work) -> str:
 
 
 def _time(hours: float) -> str:
-    return f"{hours:,.1f} h" if hours >= 0.1 else f"{60 * hours:.1f} min"
+    return f"{hours:,.1f} h" if hours >= 0.1 else f"{60 * hours:.1f} min" if hours >= 0.01 else f"{3600 * hours:.1f} s"
 
 
 def _cells(piece: Work) -> tuple[str, str, str]:

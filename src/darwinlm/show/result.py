@@ -11,8 +11,7 @@ from typing import Any
 from rich.console import Group
 from rich.table import Table
 
-from darwinlm.measure.quality import with_error
-from darwinlm.measure.timing import Spread
+from darwinlm.measure import tables
 from darwinlm.runtime.output import pasted
 from darwinlm.runtime.progress import duration
 
@@ -64,6 +63,16 @@ def lies(what: str, place: Any) -> str:
     return f"{what} in {pasted(place)}"
 
 
+def shown(made: tables.Table) -> Table:
+    """A table with its rows, for the terminal."""
+    table = empty_table(made.title, *made.headings)
+    table.columns[0].no_wrap = True
+    for row in made.rows:
+        table.add_row(*row, style="bold" if row[0] in made.ours else None)
+    table.caption = made.note or None
+    return table
+
+
 def empty_table(title: str, first: str, *columns: str) -> Table:
     """A table with a title; all columns but the first are numbers."""
     table = Table(title=title, title_justify="left", title_style="bold")
@@ -73,33 +82,12 @@ def empty_table(title: str, first: str, *columns: str) -> Table:
     return table
 
 
-def quality_cells(row: Mapping[str, Any]) -> tuple[str, str]:
-    """Perplexity and KL."""
-    perplexity = with_error(row["perplexity"], row.get("perplexity_error"), 2)
-    return perplexity, kl_cell(row.get("kl"), row.get("kl_error"))
-
-
-def kl_cell(value: float | None, error: float | None = None) -> str:
-    """Nats per token, with a standard error where there is one."""
-    return "-" if value is None else with_error(value, error, 4)
-
-
 def count(parameters: int) -> str:
     """Parameters, in millions or billions."""
     return f"{parameters / 1e9:.2f} B" if parameters >= 1e9 else f"{parameters / 1e6:.2f} M"
-
-
-def gigabytes(size: int) -> str:
-    """Bytes, in MB or GB."""
-    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
 
 
 def taken(summary: Mapping[str, Any]) -> str:
     """Time by stage, and memory."""
     stages = ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in summary["seconds"].items())
     return f"{stages}; peak memory {summary['peak_memory_bytes'] / 1e9:.2f} GB"
-
-
-def speedup_cell(spread: Spread | None) -> str:
-    """Median and quartiles."""
-    return "-" if spread is None else f"{spread.median:.2f}x ({spread.low:.2f}-{spread.high:.2f})"

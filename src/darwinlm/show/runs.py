@@ -12,13 +12,13 @@ from rich.syntax import Syntax
 
 from darwinlm.config import RunConfig, as_flags
 from darwinlm.database.store import Database
+from darwinlm.measure.tables import pruned_table, quality_cells
 from darwinlm.models.family import place_of
 from darwinlm.models.sites import KINDS, Kind
 from darwinlm.refit.store import Refits
 from darwinlm.run.demonstration import DemoRow
 from darwinlm.run.family import Member
-from darwinlm.run.results import QUALITIES
-from darwinlm.show.result import Result, empty_table, kl_cell, lies, quality_cells, taken
+from darwinlm.show.result import Result, empty_table, lies, shown, taken
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,7 @@ class Pruned(Result):
 
     def tables(self) -> Iterable[Any]:
         """Quality and time."""
-        table = empty_table("Held-out text", "model", "parameters", "perplexity", "KL to dense")
-        for key, label in QUALITIES.items():
-            if row := self.summary.get(key):
-                table.add_row(label, f"{row['parameters']:,}", *quality_cells(row))
-        table.caption = taken(self.summary)
-        yield table
+        yield shown(pruned_table(self.summary, "Held-out text", taken(self.summary)))
         yield lies("The report lies", self.folder / "report.html")
 
     def after(self) -> Sequence[Any]:
@@ -212,7 +207,7 @@ class Demonstrated(Result):
         table = empty_table("The embedded model, pruned", "model", *columns)
         for row in self.rows:
             speed = f"{row.tokens_per_second:,.0f}"
-            table.add_row(row.name, f"{row.parameters:,}", f"{row.perplexity:.2f}", kl_cell(row.kl), speed)
+            table.add_row(row.name, f"{row.parameters:,}", f"{row.perplexity:.2f}", f"{row.kl:.4f}", speed)
         yield table
         yield lies("This run lies", self.folder)
 

@@ -37,6 +37,7 @@ from darwinlm.comparison.methods.task import Task
 from darwinlm.comparison.methods.taylor import taylor_need
 from darwinlm.comparison.methods.uniform import uniform_levels
 from darwinlm.comparison.methods.ziplm import ziplm, ziplm_kinds
+from darwinlm.config.described import did_you_mean
 from darwinlm.cost import Work, search_need
 from darwinlm.errors import RequestError
 from darwinlm.genome import Genome
@@ -136,7 +137,8 @@ def methods_named(names: str) -> list[str]:
     """
     asked = [name.strip() for name in names.split(",") if name.strip()]
     if unknown := [name for name in asked if name not in METHODS and name != "all"]:
-        raise RequestError(f"There is no method '{unknown[0]}'; there are: all, {', '.join(METHODS)}.")
+        near = did_you_mean(unknown[0], METHODS)
+        raise RequestError(f"There is no method '{unknown[0]}'; there are: all, {', '.join(METHODS)}.{near}")
     if not asked:
         raise RequestError(f"--methods names no method. Give all, or some of: {', '.join(METHODS)}.")
     return [name for name in METHODS if name in asked or "all" in asked]
