@@ -40,7 +40,7 @@ def stock_config(shape: ModelShape, widths: LayerWidths, kept: Sequence[int]) ->
     """
     stock, values = CONFIG_MAPPING[shape.family.model_type], shape.stock.config.to_dict()
     own = [key for key in ("head_dim", "logit_scale") if key in stock.__dataclass_fields__]
-    if shape.head_dim * shape.original.heads != shape.hidden:  # then the model's own configuration says it, field or not
+    if shape.head_dim * shape.original.heads != shape.hidden:  # the configuration says it then, field or not
         own.append("head_dim")
     if "head_dim" not in own and widths.heads != shape.original.heads:
         raise ValueError(
