@@ -260,11 +260,11 @@ def _time(found: Contents, file: Path) -> Iterable[Section]:
 SECTIONS = {
     "summary.json": _quality,
     "train/history.jsonl": _training,
-    "trained/train/history.jsonl": _training,
     "genome.json": _genome,
     "search/start.json": _start,
     "search/history.jsonl": _evolution,
     f"refit/{RECORD}": _refit,
+    "trained/train/history.jsonl": _training,
     MANIFEST: _errors,
     "family/family.json": _family,
     "eval.json": _evaluated,
