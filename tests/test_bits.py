@@ -6,6 +6,7 @@ import itertools
 import json
 import random
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,12 @@ from darwinlm.config import RunConfig, TargetConfig
 from darwinlm.errors import RequestError
 from darwinlm.export.gguf.file import MIXED, formats_record, header_bytes, write_gguf
 from darwinlm.export.huggingface import export_checkpoint
+from darwinlm.formats.rounding import rounded_in_order
 from darwinlm.genome import Genome, Space
+from darwinlm.models.blocks import BlockStream
 from darwinlm.models.source import ModelSource
+from darwinlm.refit.blocks import refit_blocks
+from darwinlm.refit.store import Refits
 from darwinlm.search.linearize import level_moves
 from darwinlm.search.mutation import offspring
 from darwinlm.search.propose import allocate
@@ -38,6 +43,7 @@ gguf = pytest.importorskip("gguf")
 FORMATS = ("q8_0", "q4_0")
 WIDE = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
 TOKENS = pico.random_tokens(4, 12)
+MATRICES = {"self_attn": ("q", "k", "v", "o"), "mlp": ("gate", "up", "down")}
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +144,30 @@ def test_the_first_order_of_a_format_is_the_derivative_of_the_kl(family: str, ma
                 kls.append(float((log_p.exp() * (log_p - log_q)).sum(-1).mean()))
             slope = (kls[0] - kls[1]) / (2 * step)
             assert moves[module][:, 0, rung].mean().item() == pytest.approx(slope, rel=2e-2, abs=2e-5)
+
+
+def test_the_refit_rounds_matrices_in_front_by_what_the_pruned_model_feeds_them(made) -> None:
+    assembler = made("llama_gqa")
+    space, stream = assembler.space, pico.stream(assembler.source)
+    genome, tokens = tuple(ladder.rung(0, "q4_0") for ladder in space.ladders), pico.random_tokens(8, 24, seed=9)
+    refits, block = Refits(None, {}), partial(assembler.block, genome, device=pico.CPU, dtype=torch.float32)
+    embedded = BlockStream(assembler.embedded, pico.CPU, torch.float32)
+    refit_blocks(refits, stream, block, None, tokens, 4, None, embedded, partial(assembler.in_format, genome))
+    model, fed = truth(assembler, genome), list[Tensor]()
+    model.model.layers[0].self_attn.q_proj.register_forward_hook(lambda _, x, y: fed.append(x[0]))
+    with torch.no_grad():
+        model(tokens[:7])  # the eighth is checked
+    x = fed[0].flatten(0, 1).double()
+    hessian = x.T @ x
+    hessian += 1e-2 * hessian.diagonal().mean() * torch.eye(64)
+    matrix = assembler.source.layer(0)["self_attn.q_proj.weight"]
+    found = refits.read(0)["self_attn.q_proj.weight"]
+    assert (found - rounded_in_order(matrix, hessian, "q4_0")).abs().gt(1e-6).double().mean() < 0.02
+    errors = [((one - matrix).double() @ x.T).square().sum() for one in (found, read_back(matrix, "q4_0"))]
+    assert errors[0] < errors[1]
+    assert {name for name in refits.read(2) if name.endswith("proj.weight")} == {
+        f"{module}.{part}_proj.weight" for module, parts in MATRICES.items() for part in parts
+    }
 
 
 @pytest.mark.parametrize("family", ["llama_gqa", "qwen3_tied"])
