@@ -54,7 +54,7 @@ ORDERS: dict[str, dict[str, Order]] = {
     "change of the output": {"change": experts.by_change},
     "the better of the last two, by layer": dict(experts.ORDERS),
 }
-LEAVES = {"experts": list(ORDERS), "columns": ["none"], "both": list(ORDERS)}
+LEAVES = {"columns": ["none"], "experts": list(ORDERS), "both": list(ORDERS)}
 
 
 def main() -> None:
