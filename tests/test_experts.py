@@ -80,7 +80,7 @@ def test_without_experts_or_columns_it_is_the_masked_model_and_learns(
 ) -> None:
     database = pico.make_database(tmp_path / "database", source(name), levels=4, experts_lose=leaves)
     ladders, whole = database.ladders(), source(name).shape.layers[0]
-    genome = tuple(1 + ladder.layer if ladder.rungs else 0 for ladder in ladders)
+    genome = tuple(min(1 + ladder.layer, ladder.top - 1) if ladder.rungs else 0 for ladder in ladders)
     kept = [ladder.rungs[level] for ladder, level in zip(ladders, genome) if ladder.rungs]
     assert any(count < whole.experts for count, _ in kept) == (leaves != "columns")
     assert all(count >= source(name).shape.chosen for count, _ in kept)
