@@ -260,7 +260,7 @@ def test_the_whole_way_and_on_from_there(checkpoint, text, tmp_path) -> None:
         name: config[name]
         for name in ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size")
     }
-    assert "shape stock" in (tmp_path / "run/report.html").read_text()
+    assert "stock shape" in (tmp_path / "run/report.html").read_text()
 
     tokens = pico.random_tokens(2, 16, seed=1)
     save_file({"tokens": tokens}, tmp_path / "exchange")
