@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from darwinlm.database.store import Database, ModuleRecord
 from darwinlm.models.family import place_of
-from darwinlm.models.sites import KINDS, TITLES, layer_of
+from darwinlm.models.sites import KINDS, TITLES, Kind, layer_of
 from darwinlm.runtime.pictures import BLUE, ORANGE, RED, Panel, logarithmic, write_panels
 
 Facts = Mapping[str, Any]
@@ -36,7 +36,9 @@ def draw_errors(database: Database, path: Path) -> None:
 def errors(database: Database) -> list[Panel]:
     """Heat maps of the relative output error, layers x levels, one for each kind of module."""
     records = list(database.modules.values())
-    of = {kind: [record for record in records if record.ladder.kind == kind] for kind in KINDS}
+    of: dict[Kind, list[ModuleRecord]] = {
+        kind: [record for record in records if record.ladder.kind == kind] for kind in KINDS
+    }
     return [partial(_errors, title=TITLES[kind], records=found) for kind, found in of.items() if found]
 
 

@@ -135,13 +135,15 @@ def _quality(found: Contents, _: Path) -> Iterable[Section]:
 
 def _genome(found: Contents, file: Path) -> Iterable[Section]:
     values = read_json(file)
-    levels, formats = values["levels"], values.get("formats", {})
-    steps, manifest = found.settings["database"]["levels"], found.directory.database / MANIFEST
+    levels: dict[str, int] = values["levels"]
+    formats: dict[str, str] = values.get("formats", {})
+    steps: int = found.settings["database"]["levels"]
+    manifest = found.directory.database / MANIFEST
     ladders: dict[str, int] = {}
     if manifest.exists():
         with told_of(manifest):
             ladders = {ladder.name: ladder.top for ladder in Database.open(manifest.parent).ladders()}
-    tops = {name: ladders.get(name, max(steps, level)) for name, level in levels.items()}
+    tops = {name: ladders[name] if name in ladders else max(steps, level) for name, level in levels.items()}
     target = found.settings["target"].get("level")
     share = 1 - target / steps if target else 1 - sum(levels.values()) / sum(tops.values())
     layers: dict[int, dict[Kind, str]] = {}

@@ -64,7 +64,8 @@ def as_svg(name: str, panel: Panel, size: tuple[float, float] = (4.6, 3.0)) -> s
         panel: what is drawn.
         size: in inches.
     """
-    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
+    style: Any = {**_STYLE, "svg.hashsalt": name}
+    with matplotlib.rc_context(style):
         figure, text = Figure(figsize=size, layout="constrained"), io.StringIO()
         _draw(figure.subplots(), panel)
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from darwinlm.formats.types import stored_bytes
 from darwinlm.models.shape import ModelShape
-from darwinlm.models.sites import KINDS
+from darwinlm.models.sites import KINDS, Kind
 from darwinlm.models.stubs import CHANNELS
 from darwinlm.models.widths import LayerWidths
 
@@ -45,7 +45,7 @@ class FileBytes:
 
     def module(self, widths: LayerWidths, format_: str) -> int:
         """What modules take beyond their stubs, in a format or, where its name is empty, as they are stored."""
-        absent = [kind for kind in KINDS if not widths.has(kind)]
+        absent: list[Kind] = [kind for kind in KINDS if not widths.has(kind)]
         return max(0, self._stored(widths, format_) - self._stored(self._stub.without(absent), self.stubs))
 
     def _stored(self, widths: LayerWidths, format_: str) -> int:
