@@ -150,7 +150,11 @@ def test_all_faults_at_once(capsys, checkpoint):
     said = refused(capsys, "prune", checkpoint("llama_gqa"), "--target.level", 99, "--seed", 1)
     assert [word in said for word in ("No data", "No output", "target.level is 99")] == [True] * 3
     said = refused(capsys, "prune", "--database.levels", 1, "--search.offspring", 0)
-    assert said.count("darwinlm: ") == 2
+    words = ("database.levels is 1", "search.offspring is 0", "No model", "No data", "No output")
+    assert [word in said for word in words] == [True] * 5
+    assert said.count("darwinlm: ") == 5
+    said = refused(capsys, "prune", checkpoint("llama_gqa"), "--target.level", 99, "--search.offspring", 0, "--seed", 1)
+    assert said.count("darwinlm: ") >= 2
 
 
 def test_data_and_output_are_asked_for(capsys, checkpoint):

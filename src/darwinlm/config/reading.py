@@ -79,35 +79,41 @@ def resolve(*layers: Mapping[str, Any], without: Collection[str] = (), needs: Co
         raise RequestError(_NO_CODE)
     if found := _misnamed(asked, to_dict(RunConfig())):
         raise RequestError(*found)
-    config = _typed(asked)
-    if found := missing(config, needs) + violations(config, without):
+    config, ill = _typed(asked)
+    beside = missing(config, needs) + violations(config, without)
+    if found := [*ill.values(), *(told for told in beside if not any(name in told for name in ill))]:
         raise RequestError(*found)
     return config
 
 
-def _typed(asked: Mapping[str, Any]) -> RunConfig:
-    """Every value in the type of its setting, within its constraints.
-
-    Raises:
-        RequestError: some are not; names all of them.
-    """
+def _typed(asked: Mapping[str, Any]) -> tuple[RunConfig, dict[str, str]]:
+    """Every value in the type of its setting and within its constraints; and what is to be said of settings that are not, by
+    their names: they have their defaults."""
     from pydantic import ValidationError
 
+    found: dict[str, str] = {}
     try:
-        return _adapter(RunConfig).validate_python(asked)
+        return _adapter(RunConfig).validate_python(asked), found
     except ValidationError as fault:
-        found: dict[str, str] = {}
-        for error in fault.errors():
-            parts = [str(part) for part in error["loc"]]
-            name = next(name for n in (2, 1) if (name := ".".join(parts[:n])) in all_settings())
-            value: Any = asked
-            for part in name.split("."):
-                value = value[part]
-            if words := _LIMITS.get(error["type"]):
-                found[name] = f"{name} is {value}; it must be {words.format(**error.get('ctx', {}))}."
-            else:
-                found.setdefault(name, _ill_typed(name, value, all_settings()[name].type))
-        raise RequestError(*found.values()) from fault
+        errors = fault.errors()
+    for error in errors:
+        parts = [str(part) for part in error["loc"]]
+        name = next(name for n in (2, 1) if (name := ".".join(parts[:n])) in all_settings())
+        value: Any = asked
+        for part in name.split("."):
+            value = value[part]
+        if words := _LIMITS.get(error["type"]):
+            found[name] = f"{name} is {value}; it must be {words.format(**error.get('ctx', {}))}."
+        else:
+            found.setdefault(name, _ill_typed(name, value, all_settings()[name].type))
+    sound = {
+        group: {name: v for name, v in value.items() if f"{group}.{name}" not in found}
+        if isinstance(value, Mapping)
+        else value
+        for group, value in asked.items()
+        if group not in found
+    }
+    return _adapter(RunConfig).validate_python(sound), found
 
 
 @functools.cache
