@@ -40,7 +40,6 @@ from darwinlm.models.source import ModelSource
 from darwinlm.models.whole import load_whole
 from darwinlm.refit.blocks import refit_blocks
 from darwinlm.refit.store import Refits
-from darwinlm.run.demonstration import DEMO_MODEL
 from darwinlm.run.request import Run, opened
 from darwinlm.run.stages import database_stage, make_teacher
 from darwinlm.runtime.files import write_json
@@ -48,6 +47,7 @@ from darwinlm.runtime.progress import log, show_log
 from darwinlm.runtime.seeds import python_random
 from darwinlm.search.start import ModelMeasures, StartRecord, linearized_start
 from darwinlm.target.budget import Budget, uniform
+from subjects import named
 
 RESULTS = Path(__file__).parent / "results"
 STRIDE = 16
@@ -62,11 +62,7 @@ METHODS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--name", default="demo")
-    parser.add_argument("--model", default=str(DEMO_MODEL))
-    parser.add_argument("--data")
-    parser.add_argument("--held-out-data")
-    parser.add_argument("--preset", default="demo")
+    named.add_flags(parser)
     parser.add_argument("--formats", default="q8_0,q5_0,q4_0")
     parser.add_argument("--embedding", default="q8_0")
     parser.add_argument("--at", default="q5_0,q4_0", help="formats whose sizes of the dense model are asked")
@@ -77,8 +73,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--refit-tokens", type=int, default=16_384)
     parser.add_argument("--engine-blocks", type=int, default=2)
-    parser.add_argument("--blocks", type=int, nargs=5, help="length, hessian, train, select, held-out")
-    parser.add_argument("--runs", type=Path, help="where the run is kept; by default nowhere")
     args = parser.parse_args()
     show_log()
     with (
@@ -101,14 +95,10 @@ def main() -> None:
 
 
 def settings_of(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
-    blocks: dict[str, Any] = {"held_out_data": args.held_out_data} if args.held_out_data else {}
-    if args.blocks:
-        blocks |= zip(("sequence_length", "hessian", "train", "select", "held_out"), args.blocks)
     target = {"memory": "50%", "formats": args.formats.split(","), "embedding_format": args.embedding, "context": 0}
     search = {"generations": 0, "start_tokens": args.start_tokens, "start_rounds": args.rounds}
-    found = {"model": args.model, "blocks": blocks, "target": target, "search": search}
-    found["output"] = str((args.runs or scratch) / args.name)
-    return {**found, "data": args.data} if args.data else found
+    output = str((args.runs or scratch) / args.name)
+    return {**named.settings_of(args), "target": target, "search": search, "output": output}
 
 
 class Bench:

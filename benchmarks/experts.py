@@ -1,7 +1,7 @@
 """A small mixture of experts, pruned by count, by width and by both at equal sizes, its experts leaving in several orders.
 
-    python recipes/demo_model/train_experts.py --output MODEL
-    python benchmarks/experts.py MODEL [--levels 2 3] [--runs FOLDER]
+    python recipes/demo_model/train_experts.py --output runs/experts
+    python benchmarks/experts.py [--model runs/experts] [--levels 2 3] [--runs FOLDER]
 
 Every layer at the same level of 4, attentions whole; held-out KL and perplexity before and after the refit. Prints a table and
 writes benchmarks/results/experts.json after every row; rows that are there already are not made again.
@@ -59,10 +59,15 @@ LEAVES = {"columns": ["none"], "experts": list(ORDERS), "both": list(ORDERS)}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path)
+    parser.add_argument("--model", type=Path, default=Path("runs/experts"))
     parser.add_argument("--levels", type=int, nargs="+", default=[2, 3])
     parser.add_argument("--runs", type=Path, help="where databases are kept; by default nowhere")
     args = parser.parse_args()
+    if not (args.model / "config.json").exists():
+        print(
+            f"Left out: there is no '{args.model}'. Make it by recipes/demo_model/train_experts.py --output {args.model}."
+        )
+        return
     show_log()
     rows: list[dict[str, Any]] = read_json(RESULTS) if RESULTS.exists() else []
     with tempfile.TemporaryDirectory() as scratch:

@@ -21,10 +21,10 @@ from darwinlm.assemble import Assembler
 from darwinlm.comparison.table import Cell
 from darwinlm.config import settled
 from darwinlm.measure.quality import HeldOut, Quality
-from darwinlm.run.demonstration import DEMO_MODEL
 from darwinlm.run.request import opened
 from darwinlm.runtime.files import write_json
 from darwinlm.runtime.progress import show_log
+from subjects import named
 
 METHODS = ("minitron", "minitron_depth", "darwinlm_parameters", "darwinlm_stock")
 REFITTED = ("darwinlm_parameters", "darwinlm_stock")
@@ -32,18 +32,10 @@ REFITTED = ("darwinlm_parameters", "darwinlm_stock")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--name", default="demo")
-    parser.add_argument("--model", default=str(DEMO_MODEL))
-    parser.add_argument("--data")
-    parser.add_argument("--held-out-data")
-    parser.add_argument("--preset", default="demo")
+    named.add_flags(parser)
     parser.add_argument("--levels", default="2,4,6", help="of 8")
     parser.add_argument("--start-tokens", type=int, default=8192, help="that the linearized start scores on")
     parser.add_argument("--refit-tokens", type=int, default=65_536)
-    parser.add_argument(
-        "--blocks", type=int, nargs=5, help="length, hessian, train, select, held-out; by default the preset's"
-    )
-    parser.add_argument("--runs", type=Path, help="where the run is kept; by default nowhere")
     args = parser.parse_args()
     show_log()
     with tempfile.TemporaryDirectory() as scratch:
@@ -61,13 +53,8 @@ def main() -> None:
 
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
-    blocks: dict[str, Any] = {"held_out_data": args.held_out_data} if args.held_out_data else {}
-    if args.blocks:
-        blocks |= zip(("sequence_length", "hessian", "train", "select", "held_out"), args.blocks)
-    found = {"model": args.model, "preset": args.preset, "blocks": blocks, "refit": {"tokens": args.refit_tokens}}
-    found["search"] = {"generations": 0, "start_tokens": args.start_tokens}
-    found["database"] = {"levels": 8}
-    return {**found, "data": args.data} if args.data else found
+    more = {"preset": args.preset, "refit": {"tokens": args.refit_tokens}, "database": {"levels": 8}}
+    return {**named.settings_of(args), **more, "search": {"generations": 0, "start_tokens": args.start_tokens}}
 
 
 def measure(settings: dict[str, Any], levels: str, run: Path) -> list[dict[str, Any]]:

@@ -1,1 +1,1 @@
-"""What is measured on: the embedded model, and pep-llama of the shared folder."""
+"""What is measured on: the embedded model or one that is named, and pep-llama of the shared folder."""

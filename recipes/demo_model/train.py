@@ -135,16 +135,22 @@ def fit(
     return time.perf_counter() - started
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def asked(words: str | None, steps: int, lr: float) -> argparse.Namespace:
+    """The flags of a training; from here on its random numbers are those of the seed."""
+    parser = argparse.ArgumentParser(description=words, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=4800)
+    parser.add_argument("--steps", type=int, default=steps)
     parser.add_argument("--batch", type=int, default=8, help="windows a step")
     parser.add_argument("--window", type=int, default=256, help="tokens a window")
-    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--lr", type=float, default=lr)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.manual_seed(args.seed)
+    return args
+
+
+def main() -> None:
+    args = asked(__doc__, steps=4800, lr=2e-3)
 
     fitted = list(stdlib_documents(held_out=False, tests=True))
     held_out = list(stdlib_documents(held_out=True))

@@ -5,13 +5,12 @@
 Minutes on one CPU core. A Qwen3-MoE of 4 layers: 16 experts of 64 columns each, of which a token takes 2.
 """
 
-import argparse
 import json
 import math
 from pathlib import Path
 
 import torch
-from train import fit, held_out_nll, windows
+from train import asked, fit, held_out_nll, windows
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 import darwinlm
@@ -45,16 +44,7 @@ def balanced_loss(model: PreTrainedModel, batch: torch.Tensor) -> torch.Tensor:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=2400)
-    parser.add_argument("--batch", type=int, default=8, help="windows a step")
-    parser.add_argument("--window", type=int, default=256, help="tokens a window")
-    parser.add_argument("--lr", type=float, default=3e-3)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    torch.manual_seed(args.seed)
-
+    args = asked(__doc__, steps=2400, lr=3e-3)
     tokenizer = AutoTokenizer.from_pretrained(Path(darwinlm.__file__).parent / "demo_model")
     fitted, held_out = (list(stdlib_documents(held_out=held, tests=not held)) for held in (False, True))
     train, valid = windows(tokenizer, fitted, args.window), windows(tokenizer, held_out, args.window)
