@@ -171,10 +171,10 @@ class Assembler:
             as_it_was, key = level * len(ladder.formats), (ladder.name, "output", rung)
             made = self._modules.get(key, lambda: {"": rounded(self.output(ladder, as_it_was)[0], format_)})
             return made[""], kept
-        dense, _ = self.output_matrix(ladder)
-        return dense if level == ladder.level(ladder.present) else self.database.weight(ladder.name, level).to(
-            dense
-        ), kept
+        weight, _ = self.output_matrix(ladder)
+        if level != ladder.level(ladder.present):
+            weight = self.database.weight(ladder.name, level).to(weight)
+        return weight, kept
 
     def output_matrix(self, ladder: Ladder) -> tuple[Tensor, Tensor | None]:
         """Weight (R, C) and bias (R,) of a module's output matrix as they are now."""
