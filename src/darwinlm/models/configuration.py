@@ -19,7 +19,7 @@ from darwinlm.models.heterogeneous import modeling
 from darwinlm.models.obstacles import EXPERTS
 from darwinlm.models.shape import ModelShape
 from darwinlm.models.stock import Stock
-from darwinlm.models.widths import PADDING
+from darwinlm.models.widths import LINEAR, PADDING
 
 LARGEST = {
     "vocab_size": 1 << 24,
@@ -33,6 +33,11 @@ LARGEST = {
     "num_experts": 1 << 16,
     "num_local_experts": 1 << 16,
     "num_experts_per_tok": 1 << 16,
+    "linear_num_key_heads": 1 << 14,
+    "linear_num_value_heads": 1 << 14,
+    "linear_key_head_dim": 1 << 14,
+    "linear_value_head_dim": 1 << 14,
+    "linear_conv_kernel_dim": 1 << 10,
     "sliding_window": 1 << 40,
     "max_position_embeddings": 1 << 40,
 }
@@ -193,7 +198,7 @@ def _wrong_sizes(values: Mapping[str, Any], where: str) -> Iterator[str]:
 
 def _wrong_layers(layers: Any, values: Mapping[str, Any]) -> Iterator[str]:
     """What is wrong with `per_layer_config`: layers have widths and modules that are gone, and nothing else."""
-    count = values.get("num_hidden_layers")
+    count, types = values.get("num_hidden_layers"), values.get("layer_types") or []
     if not isinstance(layers, dict) or not all(isinstance(layer, dict) for layer in layers.values()):
         yield "per_layer_config is no object of objects"
         return
@@ -209,6 +214,8 @@ def _wrong_layers(layers: Any, values: Mapping[str, Any]) -> Iterator[str]:
         skip = layer.get("skip", [])
         if not isinstance(skip, list) or any(module not in _MODULES for module in skip):
             yield f"per_layer_config skips {skip!r:.40} in layer {key:.40}; only {' and '.join(_MODULES)} can be gone"
+        elif "attention" in skip and types[int(key) : int(key) + 1] == [LINEAR]:
+            yield f"per_layer_config skips attention in layer {key:.40}, which has linear attention: that cannot be gone"
         whole = {name: values[name] for name in _LAYER_WIDTHS if type(values.get(name)) is int}
         yield from _wrong_sizes({**whole, **layer}, f"layer {key:.40}: ")
 

@@ -17,7 +17,6 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from darwinlm import __version__
 from darwinlm.models.experts import fused, has_fused
 from darwinlm.models.family import Family
-from darwinlm.models.sites import KINDS
 from darwinlm.models.widths import PADDING, LayerWidths
 
 MODELING_FILE = Path(__file__).parent / "modeling_darwinlm.py"
@@ -77,7 +76,7 @@ def _overrides(family: Family, widths: LayerWidths, whole: dict[str, Any]) -> di
     """One layer's entry of `per_layer_config`. Skipped modules still override a width, with one that is not the whole
     model's, so that stock code, which does not know `skip`, refuses the checkpoint instead of filling the layer with
     random weights. It is not the head count: Llama's stock configuration reads that one, which tokenizers need."""
-    skip = [kind for kind in KINDS if not widths.has(kind)]
+    skip = widths.gone
     values = {field: getattr(widths, own) or whole[field] for own, field in family.width_fields.items()}
     heads, keys, columns = (family.width_fields[own] for own in ("heads", "kv_heads", "intermediate"))
     if "attention" in skip:

@@ -60,7 +60,7 @@ class Stock:
         config = copy.copy(self.config)
         for own, field in self.family.width_fields.items():
             setattr(config, field, getattr(widths, own) or getattr(config, field))
-        config.skip = [site.kind for site in self.family.sites if not widths.has(site.kind)]
+        config.skip = widths.gone
         with empty():
             return placed(modeling(self.family)._layer(self.config, index, config), device)
 
