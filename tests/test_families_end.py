@@ -17,7 +17,7 @@ from darwinlm.models.source import ModelSource
 from darwinlm.runtime.files import read_tensors
 from training import BLOCKS, TRAIN
 
-NAMES = ["gemma3_text", "phi3", "olmo2", "granite", "cohere2"]
+NAMES = ["gemma3_text", "phi3", "olmo2", "granite", "cohere2", "qwen3_5_text"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -65,7 +65,7 @@ def test_a_method_that_fails_behind_norms_is_refused_before_the_work(checkpoint,
     assert not (tmp_path / "run/database").exists()
 
 
-@pytest.mark.parametrize("name", ["gemma2", "olmo2", "granite", "cohere2", "smollm3", "arcee"])
+@pytest.mark.parametrize("name", ["gemma2", "olmo2", "granite", "cohere2", "smollm3", "arcee", "qwen3_5_text"])
 def test_what_no_graph_of_llama_cpp_computes_is_refused(name, checkpoint) -> None:
     with pytest.raises(RequestError, match=r"no graph of llama\.cpp computes"):
         darwinlm.export_checkpoint(str(checkpoint(name)), format="gguf")

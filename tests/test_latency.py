@@ -40,7 +40,7 @@ def test_where_times_add_up_the_parts_are_found(seed: int) -> None:
     base, layers = rng.uniform(0, 20), rng.randint(1, 5)
     (heads, width) = shapes.middle
     pairs = {(a, width) for a in attention} | {(heads, m) for m in mlp}
-    parts = solved({(a, m): base + layers * (attention[a] + mlp[m]) for a, m in pairs}, shapes, layers)
+    parts = solved({(a, m): base + layers * (attention[a] + mlp[m]) for a, m in pairs}, shapes, layers, layers)
     assert parts.base == pytest.approx(base)
     assert parts.attention == pytest.approx(attention)
     assert parts.mlp == pytest.approx(mlp)

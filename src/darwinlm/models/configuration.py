@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import functools
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -11,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import CONFIG_MAPPING, DynamicCache
+from transformers import CONFIG_MAPPING
 
 from darwinlm.errors import RequestError, first_line
 from darwinlm.models.family import Family, family_of
 from darwinlm.models.heterogeneous import modeling
 from darwinlm.models.obstacles import EXPERTS
 from darwinlm.models.shape import ModelShape
-from darwinlm.models.stock import Stock
 from darwinlm.models.widths import LINEAR, PADDING
 
 LARGEST = {
@@ -121,24 +118,10 @@ def try_out(family: Family, config: Any, shape: ModelShape, name: str) -> None:
             widths = shape.layers[index]
             if widths.experts:  # which of them a token takes is decided by numbers
                 widths = widths.without({"mlp"})
-            outlines = shape.stock.outlines(index, widths)
-            tensors = {name: torch.empty(sizes, device="meta") for name, sizes in outlines.items()}
-            block = Stock(family, config).block(index, widths, tensors, torch.device("cpu"))
-            rotary = copy.deepcopy(block.decoder.rotary_emb)
-            block.to("meta").decoder.rotary_emb.forward = functools.partial(_turned, rotary)
             with torch.no_grad():
-                inputs = torch.empty(1, 2, shape.hidden, device="meta")
-                block(inputs, past_key_values=DynamicCache(config=block.decoder.config))
+                shape.stock.dry_run(index, widths, 2)
     except Exception as fault:  # the library's own checks: activations, rotary embeddings, padding, masks
         raise unreadable(name, f"transformers cannot build such a layer ({reason(fault)})") from fault
-
-
-def _turned(rotary: Any, inputs: torch.Tensor, position_ids: torch.Tensor, *options: Any, **more: Any) -> tuple:
-    """What a rotary embedding gives, by numbers, for a run without any."""
-    turns = rotary(torch.zeros(1), torch.arange(position_ids.shape[-1])[None], *options, **more)
-    if not all(torch.isfinite(turn).all() for turn in turns):
-        raise ValueError("its rotary embedding is not finite")
-    return tuple(turn.to("meta", inputs.dtype) for turn in turns)
 
 
 def _refuse_other_weights(values: Mapping[str, Any], family: Family, name: str) -> None:

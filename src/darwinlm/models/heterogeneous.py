@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -47,7 +47,22 @@ def modeling(family: Family) -> ModuleType:
     module.__file__ = str(MODELING_FILE)
     sys.modules[module.__name__] = module  # decorators look classes' modules up by name
     exec(compile(modeling_source(family), str(MODELING_FILE), "exec"), module.__dict__)
+    if family.linear_heads:
+        stock = vars(module._modeling)
+        stock.update({name: _where_it_can(fast) for name, fast in stock.items() if hasattr(fast, "__wrapped__")})
     return module
+
+
+def _where_it_can(fast: Callable[..., Any]) -> Callable[..., Any]:
+    """A function for which the stock code takes a package's, where one is installed. Those want a GPU, and refuse float32:
+    there the stock code's own stands in."""
+
+    @functools.wraps(fast)
+    def chosen(inputs: Tensor, *args: Any, **kwargs: Any) -> Any:
+        able = inputs.is_cuda and inputs.dtype != torch.float32
+        return (fast if able else fast.__wrapped__)(inputs, *args, **kwargs)
+
+    return chosen
 
 
 def heterogeneous_config(family: Family, dense_config: Any, widths: Sequence[LayerWidths] | None) -> Any:

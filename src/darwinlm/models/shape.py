@@ -127,6 +127,11 @@ class ModelShape:
         """Numbers that the KV cache holds for each token."""
         return sum(2 * widths.kv_heads * self.head_dim for widths in self.layers)
 
+    @property
+    def states(self) -> int:
+        """Numbers that linear attention keeps of a sequence, however long it is."""
+        return sum(widths.linear for widths in self.layers) * self.stock.linear.sequence
+
 
 def _layer_widths(family: Family, config: Any, padding: int, linear: bool) -> LayerWidths:
     whole = {own: getattr(config, field) for own, field in family.width_fields.items()}
