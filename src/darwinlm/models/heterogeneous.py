@@ -49,11 +49,11 @@ def modeling(family: Family) -> ModuleType:
     exec(compile(modeling_source(family), str(MODELING_FILE), "exec"), module.__dict__)
     if family.linear_heads:
         stock = vars(module._modeling)
-        stock.update({name: _where_it_can(fast) for name, fast in stock.items() if hasattr(fast, "__wrapped__")})
+        stock.update({name: where_it_can(fast) for name, fast in stock.items() if hasattr(fast, "__wrapped__")})
     return module
 
 
-def _where_it_can(fast: Callable[..., Any]) -> Callable[..., Any]:
+def where_it_can(fast: Callable[..., Any]) -> Callable[..., Any]:
     """A function for which the stock code takes a package's, where one is installed. Those want a GPU, and refuse float32:
     there the stock code's own stands in."""
 
