@@ -17,17 +17,20 @@ from transformers import AutoModelForCausalLM
 
 import pico
 from darwinlm.assemble import Assembler
-from darwinlm.config import DatabaseConfig
+from darwinlm.config import DatabaseConfig, TargetConfig
+from darwinlm.cost import nominal_module
 from darwinlm.database.levels import ladders
 from darwinlm.database.store import Database
 from darwinlm.errors import RequestError
 from darwinlm.export.huggingface import export_checkpoint
+from darwinlm.genome import Space
 from darwinlm.models.check import check_streamed
 from darwinlm.models.family import family_of, known_families
 from darwinlm.models.heterogeneous import modeling, where_it_can
 from darwinlm.models.sites import KINDS
 from darwinlm.models.source import ModelSource
 from darwinlm.search.linearize import level_moves
+from darwinlm.target.target import Target
 
 NAMES = [*pico.MORE, *pico.EXPERTS, "llama_bias", "mistral", "qwen2", "qwen3"]
 PAD = 0
@@ -134,7 +137,9 @@ def kept(module: torch.nn.Module, inputs: Tensor) -> float:
 def test_linear_attention_keeps_what_is_planned(source) -> None:
     shape, model, tokens = source("qwen3_5_text").shape, pico.random_model("qwen3_5_text"), 512
     layer = model.model.layers[0]
-    values = kept(torch.nn.Sequential(layer.input_layernorm, layer.linear_attn), torch.ones(1, tokens, 32, requires_grad=True))
+    values = kept(
+        torch.nn.Sequential(layer.input_layernorm, layer.linear_attn), torch.ones(1, tokens, 32, requires_grad=True)
+    )
     assert values / tokens == pytest.approx(shape.stock.linear.token, rel=0.05)
     cache = model(input_ids=pico.random_tokens(1, 70)).past_key_values
     states = [held[0].numel() for one in cache.layers[::2] for held in (one.conv_states, one.recurrent_states)]
@@ -150,9 +155,14 @@ def test_what_linear_attention_holds_counts_and_never_leaves(source) -> None:
     ]
     assert shape.shared_parameters == sum(mixers)
     assert shape.with_layers([widths.without(KINDS) for widths in shape.layers]).layer_parameters == sum(mixers)
-    assert {ladder.name for ladder in ladders(shape, DatabaseConfig(levels=4, multiple_of=4))} == {
-        f"model.layers.{place}" for place in ("0.mlp", "1.self_attn", "1.mlp", "2.mlp", "3.self_attn", "3.mlp")
-    }
+    space = Space.of(ladders(shape, DatabaseConfig(levels=4, multiple_of=4)))
+    assert [ladder.name.removeprefix("model.layers.") for ladder in space.ladders] == [
+        "0.mlp", "1.self_attn", "1.mlp", "2.mlp", "3.self_attn", "3.mlp",
+    ]  # fmt: skip
+    asked = Target(TargetConfig(memory="70%", batch=3, context=8), None, shape, space, 4)
+    limit = asked.budget(functools.partial(nominal_module, shape)).limits[0]
+    outside = stock.num_parameters() - sum(p.numel() for p in stock.model.layers.parameters())
+    assert limit.base == 4 * (outside + sum(mixers) + 3 * shape.states)
 
 
 def test_packages_of_fast_kernels_are_left_out_where_they_refuse() -> None:

@@ -65,7 +65,9 @@ def load(folder):
         ("qwen3_5_text", "shortgpt", "ShortGPT does not work on the family qwen3_5_text: it drops whole layers"),
     ],
 )
-def test_a_method_that_fails_on_a_family_is_refused_before_the_work(name, method, said, checkpoint, text, tmp_path) -> None:
+def test_a_method_that_fails_on_a_family_is_refused_before_the_work(
+    name, method, said, checkpoint, text, tmp_path
+) -> None:
     asked = {"data": str(text), "output": str(tmp_path / "run"), "methods": f"uniform,{method}", "levels": "2"}
     with pytest.raises(RequestError, match=said):
         darwinlm.compare(str(checkpoint(name)), **asked, **pico.RUN)

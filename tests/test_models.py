@@ -126,7 +126,9 @@ def test_unusable_checkpoints_are_refused_with_a_remedy(folder: Path, spoil, sai
 
 def name_as_in_multimodal(folder: Path) -> None:
     tensors = load_file(folder / WEIGHTS)
-    save_file({name.replace("model.", "model.language_model."): tensor for name, tensor in tensors.items()}, folder / WEIGHTS)
+    save_file(
+        {name.replace("model.", "model.language_model."): tensor for name, tensor in tensors.items()}, folder / WEIGHTS
+    )
 
 
 def move_outside(folder: Path) -> None:

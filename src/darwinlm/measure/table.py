@@ -1,6 +1,7 @@
 """`darwinlm bench --table`: what a module of each width takes on this machine, from whole models that take turns.
 
-Letters: L = layers of a probe, A = those that can have heads: linear attention is part of the base; h = the middle widths of a kind of module.
+Letters: L = layers of a probe, A = those of them that can have heads; h = the middle widths of a kind of module. Linear attention
+is part of the base.
 
 Each width is measured in a model whose layers all have it, beside modules of the other kind at their middle width: targets
 lie there, caches are as full, and operations as many as in the models that are asked for. With T the seconds of a probe

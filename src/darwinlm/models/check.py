@@ -164,7 +164,7 @@ def _without_modules(small: _Small, stock: Any) -> Any:
     turns: list[set[Kind]] = [{"attention"}, {"mlp"}, {"attention", "mlp"}, set()]
     layers = small.shape.layers
     places = [sum(other.linear == own.linear for other in layers[:index]) for index, own in enumerate(layers)]
-    gone = [{kind for kind in turns[place % 4] if own.has(kind)} for place, own in zip(places, layers)]
+    gone: list[set[Kind]] = [{kind for kind in turns[place % 4] if own.has(kind)} for place, own in zip(places, layers)]
     widths = [layer.without(kinds) for layer, kinds in zip(layers, gone)]
     for index, kinds in enumerate(gone):
         for site in small.family.sites:

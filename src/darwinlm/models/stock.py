@@ -116,7 +116,9 @@ class Stock:
         saved: dict[int, Tensor] = {}
         with torch.enable_grad(), saved_tensors_hooks(functools.partial(_note, saved), lambda tensor: tensor):
             cache = self.dry_run(index, alone, _TOKENS)
-        states = [state for held in vars(cache.layers[index]).values() if isinstance(held, dict) for state in held.values()]
+        states = [
+            state for held in vars(cache.layers[index]).values() if isinstance(held, dict) for state in held.values()
+        ]
         return Kept(
             token=sum(tensor.untyped_storage().nbytes() for tensor in saved.values()) // 4 // _TOKENS,
             sequence=sum(state.numel() for state in states if isinstance(state, Tensor)),
