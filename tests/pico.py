@@ -51,6 +51,14 @@ FAMILIES: dict[str, dict[str, Any]] = {
 """Name -> what differs from `COMMON`. A new model family is one line."""
 _SLIDING = {"sliding_window": 5, "layer_types": ["sliding_attention", "sliding_attention", "full_attention"]}
 _GEMMA = {"head_dim": 8, "query_pre_attn_scalar": 12, "tie_word_embeddings": True, "pad_token_id": 0, **_SLIDING}
+_LINEAR = {
+    "num_hidden_layers": 4,
+    "layer_types": ["linear_attention", "full_attention"] * 2,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 4,
+}
 _GRANITE = {"embedding_multiplier": 3.0, "residual_multiplier": 0.4, "attention_multiplier": 0.3, "logits_scaling": 4.0}
 MORE: dict[str, dict[str, Any]] = {
     "ministral": {"model_type": "ministral", "head_dim": 8, **_SLIDING},
@@ -80,6 +88,7 @@ MORE: dict[str, dict[str, Any]] = {
         **_SLIDING,
     },
     "apertus": {"model_type": "apertus", "pad_token_id": 0},
+    "qwen3_5_text": {"model_type": "qwen3_5_text", "head_dim": 8, **_LINEAR},
 }
 """The same of families that `test_families.py` alone goes through."""
 EXPERTS: dict[str, dict[str, Any]] = {

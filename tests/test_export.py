@@ -50,7 +50,7 @@ def some_genomes(database) -> dict[str, tuple[int, ...]]:
     return genomes
 
 
-@pytest.mark.parametrize("family", pico.FAMILIES)
+@pytest.mark.parametrize("family", [*pico.FAMILIES, "qwen3_5_text"])
 def test_checkpoints_load_without_darwinlm_and_are_equal(family, source, database, checkpoint, tmp_path):
     units = pico.UNITS if pico.is_grouped(family) else ("query_head",)
     expected, tokens = {}, pico.random_tokens(2, 16, seed=3)

@@ -17,13 +17,20 @@ from transformers import AutoModelForCausalLM
 
 import pico
 from darwinlm.assemble import Assembler
+from darwinlm.config import DatabaseConfig, TargetConfig
+from darwinlm.cost import nominal_module
+from darwinlm.database.levels import ladders
 from darwinlm.database.store import Database
 from darwinlm.errors import RequestError
 from darwinlm.export.huggingface import export_checkpoint
+from darwinlm.genome import Space
 from darwinlm.models.check import check_streamed
 from darwinlm.models.family import family_of, known_families
+from darwinlm.models.heterogeneous import modeling, where_it_can
+from darwinlm.models.sites import KINDS
 from darwinlm.models.source import ModelSource
 from darwinlm.search.linearize import level_moves
+from darwinlm.target.target import Target
 
 NAMES = [*pico.MORE, *pico.EXPERTS, "llama_bias", "mistral", "qwen2", "qwen3"]
 PAD = 0
@@ -108,18 +115,70 @@ def load(folder: Path) -> Any:
 def test_what_a_backward_pass_keeps_of_an_mlp_is_what_is_planned(name: str) -> None:
     hidden, columns, tokens = 16, 1024, 10
     mlp = pico.random_model(name, hidden_size=hidden, intermediate_size=columns).model.layers[0].mlp
-    known, kept = {parameter.untyped_storage().data_ptr() for parameter in mlp.parameters()}, {}
+    values = kept(mlp, torch.ones(1, tokens, hidden, requires_grad=True))
+    site = known_families()[pico.EVERY[name]["model_type"]].site("mlp")
+    assert 0.8 * site.saved < values / tokens / columns <= site.saved + 2 * hidden / columns
+
+
+def kept(module: torch.nn.Module, inputs: Tensor) -> float:
+    """Numbers beside parameters that the backward pass of a module needs."""
+    known, found = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}, {}
 
     def keep(tensor: Tensor) -> Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor
+        found[tensor.untyped_storage().data_ptr()] = tensor
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        output = mlp(torch.ones(1, tokens, hidden, requires_grad=True))
+        output = module(inputs)
     assert output.requires_grad
-    values = sum(tensor.untyped_storage().nbytes() for place, tensor in kept.items() if place not in known) / 4
-    site = known_families()[pico.EVERY[name]["model_type"]].site("mlp")
-    assert 0.8 * site.saved < values / tokens / columns <= site.saved + 2 * hidden / columns
+    return sum(tensor.untyped_storage().nbytes() for place, tensor in found.items() if place not in known) / 4
+
+
+def test_linear_attention_keeps_what_is_planned(source) -> None:
+    shape, model, tokens = source("qwen3_5_text").shape, pico.random_model("qwen3_5_text"), 512
+    layer = model.model.layers[0]
+    values = kept(
+        torch.nn.Sequential(layer.input_layernorm, layer.linear_attn), torch.ones(1, tokens, 32, requires_grad=True)
+    )
+    assert values / tokens == pytest.approx(shape.stock.linear.token, rel=0.05)
+    cache = model(input_ids=pico.random_tokens(1, 70)).past_key_values
+    states = [held[0].numel() for one in cache.layers[::2] for held in (one.conv_states, one.recurrent_states)]
+    assert sum(states) == shape.states
+    assert sum(2 * one.keys[0, :, 0].numel() for one in cache.layers[1::2]) == shape.kv_cache_values_per_token
+
+
+def test_what_linear_attention_holds_counts_and_never_leaves(source) -> None:
+    shape, stock = source("qwen3_5_text").shape, pico.random_model("qwen3_5_text")
+    mixers = [
+        sum(p.numel() for module in (layer.linear_attn, layer.input_layernorm) for p in module.parameters())
+        for layer in stock.model.layers[::2]
+    ]
+    assert shape.shared_parameters == sum(mixers)
+    assert shape.with_layers([widths.without(KINDS) for widths in shape.layers]).layer_parameters == sum(mixers)
+    space = Space.of(ladders(shape, DatabaseConfig(levels=4, multiple_of=4)))
+    assert [ladder.name.removeprefix("model.layers.") for ladder in space.ladders] == [
+        "0.mlp", "1.self_attn", "1.mlp", "2.mlp", "3.self_attn", "3.mlp",
+    ]  # fmt: skip
+    asked = Target(TargetConfig(memory="70%", batch=3, context=8), None, shape, space, 4)
+    limit = asked.budget(functools.partial(nominal_module, shape)).limits[0]
+    outside = stock.num_parameters() - sum(p.numel() for p in stock.model.layers.parameters())
+    assert limit.base == 4 * (outside + sum(mixers) + 3 * shape.states)
+
+
+def test_packages_of_fast_kernels_are_left_out_where_they_refuse() -> None:
+    """On a CPU, without numbers, and in float32."""
+
+    def own(inputs: Tensor) -> Tensor:
+        return inputs + 1
+
+    @functools.wraps(own)
+    def of_a_package(inputs: Tensor) -> Tensor:
+        raise ValueError("wants a GPU, and no float32")
+
+    assert where_it_can(of_a_package)(torch.ones(1)) == 2
+    assert where_it_can(of_a_package)(torch.ones(1, device="meta")).is_meta
+    stock = modeling(known_families()["qwen3_5_text"])._modeling
+    assert sum(hasattr(getattr(chosen, "__wrapped__", None), "__wrapped__") for chosen in vars(stock).values()) == 4
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -197,6 +256,9 @@ def test_weights_that_are_read_otherwise_are_found_before_a_run_begins(checkpoin
     [
         ({"model_type": "deepseek_v3"}, "its layers have experts"),
         ({"model_type": "gpt_oss"}, "its layers have experts"),
+        ({"model_type": "qwen3_next", "num_experts": 512}, "its layers have experts"),
+        ({"model_type": "qwen3_next"}, "its layers have experts, one of which every token takes"),
+        ({"model_type": "olmo_hybrid"}, "some of its layers have linear attention"),
         (
             {"model_type": "gemma3", "text_config": {"model_type": "gemma3_text"}},
             "multimodal.*'gemma3_text' .which it knows",

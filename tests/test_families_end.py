@@ -17,7 +17,7 @@ from darwinlm.models.source import ModelSource
 from darwinlm.runtime.files import read_tensors
 from training import BLOCKS, TRAIN
 
-NAMES = ["gemma3_text", "phi3", "olmo2", "granite", "cohere2"]
+NAMES = ["gemma3_text", "phi3", "olmo2", "granite", "cohere2", "qwen3_5_text"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -58,14 +58,23 @@ def load(folder):
     return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32).eval()
 
 
-def test_a_method_that_fails_behind_norms_is_refused_before_the_work(checkpoint, text, tmp_path) -> None:
-    asked = {"data": str(text), "output": str(tmp_path / "run"), "methods": "uniform,sheared", "levels": "2"}
-    with pytest.raises(RequestError, match="ShearedLLaMA does not work on the family gemma2"):
-        darwinlm.compare(str(checkpoint("gemma2")), **asked, **pico.RUN)
+@pytest.mark.parametrize(
+    ("name", "method", "said"),
+    [
+        ("gemma2", "sheared", "ShearedLLaMA does not work on the family gemma2: gates cannot close modules in front"),
+        ("qwen3_5_text", "shortgpt", "ShortGPT does not work on the family qwen3_5_text: it drops whole layers"),
+    ],
+)
+def test_a_method_that_fails_on_a_family_is_refused_before_the_work(
+    name, method, said, checkpoint, text, tmp_path
+) -> None:
+    asked = {"data": str(text), "output": str(tmp_path / "run"), "methods": f"uniform,{method}", "levels": "2"}
+    with pytest.raises(RequestError, match=said):
+        darwinlm.compare(str(checkpoint(name)), **asked, **pico.RUN)
     assert not (tmp_path / "run/database").exists()
 
 
-@pytest.mark.parametrize("name", ["gemma2", "olmo2", "granite", "cohere2", "smollm3", "arcee"])
+@pytest.mark.parametrize("name", ["gemma2", "olmo2", "granite", "cohere2", "smollm3", "arcee", "qwen3_5_text"])
 def test_what_no_graph_of_llama_cpp_computes_is_refused(name, checkpoint) -> None:
     with pytest.raises(RequestError, match=r"no graph of llama\.cpp computes"):
         darwinlm.export_checkpoint(str(checkpoint(name)), format="gguf")

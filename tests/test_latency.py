@@ -37,10 +37,11 @@ def test_where_times_add_up_the_parts_are_found(seed: int) -> None:
     shapes = Shapes([(h, h // 2) for h in (8, 6, 4, 2)], [64, 48, 32, 16])
     attention = dict(zip([(0, 0), *reversed(shapes.attention)], [0.0, *sorted(rng.uniform(1, 9) for _ in range(4))]))
     mlp = dict(zip([0, *reversed(shapes.mlp)], [0.0, *sorted(rng.uniform(1, 9) for _ in range(4))]))
-    base, layers = rng.uniform(0, 20), rng.randint(1, 5)
+    base, layers, with_heads = rng.uniform(0, 20), rng.randint(3, 5), rng.randint(1, 3)
     (heads, width) = shapes.middle
     pairs = {(a, width) for a in attention} | {(heads, m) for m in mlp}
-    parts = solved({(a, m): base + layers * (attention[a] + mlp[m]) for a, m in pairs}, shapes, layers)
+    seconds = {(a, m): base + with_heads * attention[a] + layers * mlp[m] for a, m in pairs}
+    parts = solved(seconds, shapes, layers, with_heads)
     assert parts.base == pytest.approx(base)
     assert parts.attention == pytest.approx(attention)
     assert parts.mlp == pytest.approx(mlp)

@@ -124,6 +124,13 @@ def test_unusable_checkpoints_are_refused_with_a_remedy(folder: Path, spoil, sai
     assert str(folder) in str(caught.value)
 
 
+def name_as_in_multimodal(folder: Path) -> None:
+    tensors = load_file(folder / WEIGHTS)
+    save_file(
+        {name.replace("model.", "model.language_model."): tensor for name, tensor in tensors.items()}, folder / WEIGHTS
+    )
+
+
 def move_outside(folder: Path) -> None:
     outside = folder.with_name("outside.safetensors")
     (folder / WEIGHTS).rename(outside)
@@ -152,6 +159,7 @@ def change_tensors(folder: Path, **changed: Any) -> None:
             lambda folder: change_tensors(folder, model__norm__weight=torch.ones(32, dtype=torch.int8)),
             "as I8.*quantized",
         ),
+        (name_as_in_multimodal, "text model of a multimodal one.*save_original_format=False"),
         (move_outside, "link out of its folder"),
         (lambda folder: (folder / "adapter_config.json").write_text("{}"), "an adapter"),
     ],
@@ -170,6 +178,10 @@ def test_weights_that_do_not_fit_are_refused(folder: Path, spoil, said: str) -> 
         ({"num_attention_heads": 8, "num_key_value_heads": 3}, "no multiple of num_key_value_heads"),
         ({"layer_types": ["full_attention"] * 4}, r"\(3\) must be equal to the number of `layer_types` \(4\)"),
         ({"per_layer_config": {"7": {}}}, "a layer '7'"),
+        (
+            {"layer_types": ["linear_attention"] * 3, "per_layer_config": {"1": {"skip": ["attention"]}}},
+            "skips attention in layer 1, which has linear attention",
+        ),
         ({"head_dim": None, "hidden_size": 36}, "36.*not a multiple of the number of attention heads"),
         ({"hidden_act": "foo"}, "cannot build such a layer"),
         ({"num_local_experts": 8}, "mixture of experts"),

@@ -197,18 +197,19 @@ def nominal(source: ModelSource) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("unit", "genome", "said"),
+    ("family", "unit", "genome", "said"),
     [
-        ("query_head", None, "database.attention_unit query_head.*Choose kv_group or balanced"),
-        ("kv_group", (0, 1, 0, 2, 0, 1), "layers differ in width already.*pruned from"),
+        ("llama_gqa", "query_head", None, "database.attention_unit query_head.*Choose kv_group or balanced"),
+        ("llama_gqa", "kv_group", (0, 1, 0, 2, 0, 1), "layers differ in width already.*pruned from"),
+        ("qwen3_5_text", "kv_group", None, "linear attention, which stays"),
     ],
 )
 def test_what_has_no_stock_shape_is_refused_before_the_work(
-    unit, genome, said, source, database, tmp_path, text
+    family, unit, genome, said, source, database, tmp_path, text
 ) -> None:
-    opened = source("llama_gqa")
+    opened = source(family)
     if genome:
-        export_checkpoint(Assembler(opened, database("llama_gqa", unit)), genome, tmp_path / "pruned", {}, {})
+        export_checkpoint(Assembler(opened, database(family, unit)), genome, tmp_path / "pruned", {}, {})
         opened = ModelSource(str(tmp_path / "pruned"))
     asked = {**pico.RUN, "database": {"levels": 4, "multiple_of": 4, "attention_unit": unit}}
     asked |= {"data": str(text), "output": str(tmp_path / "run"), "target": {"parameters": "70%", "shape": "stock"}}

@@ -197,9 +197,8 @@ class Assembler:
         for ladder, level in self._of_layer(genome, layer):
             if level < ladder.top:  # its norms go with it
                 found |= self._module(ladder, level)
-        if found:
-            dense = self._dense_layer(layer)
-            found |= {f"{norm}.weight": dense[f"{norm}.weight"] for norm in self.source.family.shared_norms}
+        if found or self.source.shape.layers[layer].linear:
+            found |= self.source.family.beside(self._dense_layer(layer), self.source.shape.layers[layer])
         return found
 
     def _module(self, ladder: Ladder, level: int) -> dict[str, Tensor]:

@@ -257,9 +257,9 @@ def activation_bytes(shape: ModelShape, tokens: int, value: int, checkpointing: 
 
 def _activations(shape: ModelShape, widths: LayerWidths, tokens: int, value: int) -> int:
     """Bytes of one layer's activations that its backward pass needs."""
-    attention = (
-        shape.family.site("attention").saved * widths.heads * shape.head_dim + 6 * shape.hidden if widths.heads else 0
-    )
+    attention = shape.stock.linear.token if widths.linear else 0
+    if widths.heads:
+        attention = shape.family.site("attention").saved * widths.heads * shape.head_dim + 6 * shape.hidden
     columns = widths.intermediate * (shape.chosen if widths.experts else 1)
     mlp = shape.family.site("mlp").saved * columns + 4 * shape.hidden if columns else 0
     return tokens * (attention + mlp) * value

@@ -99,7 +99,8 @@ class Ladder:
 
 
 def ladders(shape: ModelShape, config: DatabaseConfig) -> list[Ladder]:
-    """The ladders of all modules, also of those that are gone already, attention before MLP, layer by layer.
+    """The ladders of all modules, also of those that are gone already, attention before MLP, layer by layer. Linear attention
+    has none.
 
     Raises:
         RequestError: the settings do not fit the model's widths, before any pruning or now.
@@ -108,10 +109,11 @@ def ladders(shape: ModelShape, config: DatabaseConfig) -> list[Ladder]:
     found: list[Ladder] = []
     for layer, widths in enumerate(shape.layers):
         _check_split(widths, unit, config.tensor_parallel)
-        attention = _attention_ladder(shape.family, layer, whole, unit, shape.head_dim, config)
-        live = widths.heads - widths.padding
-        rounds = widths.kv_heads or None if attention.rounds else None
-        found.append(_as_it_is(attention, widths.heads * shape.head_dim, live * shape.head_dim, rounds))
+        if not widths.linear:
+            attention = _attention_ladder(shape.family, layer, whole, unit, shape.head_dim, config)
+            live = widths.heads - widths.padding
+            rounds = widths.kv_heads or None if attention.rounds else None
+            found.append(_as_it_is(attention, widths.heads * shape.head_dim, live * shape.head_dim, rounds))
         if whole.experts:
             found.append(_experts_ladder(shape, layer, config))
         else:

@@ -82,7 +82,8 @@ def model_card(
     rows = []
     for layer, widths in enumerate(shape.layers):
         attention, mlp = (levels.get(source.family.module(layer, kind), "-") for kind in KINDS)
-        rows.append(f"| {layer} | {attention} | {widths.heads} | {widths.kv_heads} | {mlp} | {widths.intermediate} |")
+        heads, keys = ("linear", "-") if widths.linear else (widths.heads, widths.kv_heads)
+        rows.append(f"| {layer} | {attention} | {heads} | {keys} | {mlp} | {widths.intermediate} |")
     return _TEMPLATE.format(
         front=front_matter(source, "pruned"),
         title=f"{title}, pruned",

@@ -43,7 +43,7 @@ def write_portable(source: ModelSource, folder: Path, heads: int = 1) -> None:
     config = heterogeneous_config(source.family, source.config, shape.layers)
     note = _NOTE.format(
         heads=heads,
-        stubs=sum((widths.heads == 0) + (widths.intermediate == 0) for widths in source.shape.layers),
+        stubs=sum(len(widths.gone) for widths in source.shape.layers),
         parameters=shape.parameters,
         canonical=source.shape.parameters,
     )

@@ -126,7 +126,8 @@ def _widths(model: ModelSource, layer: int, live: _Live) -> LayerWidths:
     old = model.shape.layers[layer]
     layout = lay_out(live.heads, old.heads, old.kv_heads)
     experts = old.experts if live.columns else 0
-    return LayerWidths(layout.heads, layout.kv_heads, len(live.columns) // max(experts, 1), layout.padding, experts)
+    width = len(live.columns) // max(experts, 1)
+    return LayerWidths(layout.heads, layout.kv_heads, width, layout.padding, experts).as_in(old)
 
 
 def _tensors(model: ModelSource, files: Mapping[str, Path], live: list[_Live]) -> Iterator[tuple[str, Tensor]]:
@@ -148,5 +149,4 @@ def _shrunk(model: ModelSource, layer: int, tensors: Mapping[str, Tensor], live:
         kept = torch.tensor(live.columns)
         output = tensors[f"{mlp.output}.weight"][:, kept].contiguous()
         found |= shrink_mlp(mlp, held(mlp, tensors), old, kept, output)
-    shared = [f"{norm}.weight" for norm in model.family.shared_norms] if found else []
-    return {**{name: tensors[name] for name in shared}, **found}
+    return {**model.family.beside(tensors, old), **found} if found or old.linear else {}

@@ -1,13 +1,14 @@
 """`darwinlm bench --table`: what a module of each width takes on this machine, from whole models that take turns.
 
-Letters: L = layers of a probe; h = the middle widths of a kind of module.
+Letters: L = layers of a probe, A = those of them that can have heads; h = the middle widths of a kind of module. Linear attention
+is part of the base.
 
 Each width is measured in a model whose layers all have it, beside modules of the other kind at their middle width: targets
 lie there, caches are as full, and operations as many as in the models that are asked for. With T the seconds of a probe
 (attention width, MLP width) and 0 for an absent kind:
 
-    attention(a) = (T(a, h) - T(0, h)) / L        mlp(m) = (T(h, m) - T(h, 0)) / L
-    base = T(h, h) - L (attention(h) + mlp(h))
+    attention(a) = (T(a, h) - T(0, h)) / A        mlp(m) = (T(h, m) - T(h, 0)) / L
+    base = T(h, h) - A attention(h) - L mlp(h)
 
 so that the model of middle widths is exact but for noise: a module never takes less than one that is narrower, and where
 the measured seconds say so, both are evened out. Models of mixed widths, which the table is not made from, check it.
@@ -109,14 +110,16 @@ def _measured(
 ) -> list[StageTimes]:
     """The times of both stages of a workload."""
     layers = len(source.shape.layers)
-    if source.shape.parameters * dtype.itemsize > LARGEST_PROBE:
+    linear = any(widths.linear for widths in source.shape.layers)  # of all layers, since none has a time of its own
+    if source.shape.parameters * dtype.itemsize > LARGEST_PROBE and not linear:
         layers = min(layers, LAYERS_OF_LARGE)
+    like = source.shape.layers[:layers]
     probes, middle = Probes(source, device, dtype, config.seed), shapes.middle
     pairs = {(heads, middle[1]) for heads in [*shapes.attention, (0, 0)]}
     pairs |= {(middle[0], width) for width in [*shapes.mlp, 0]}
-    whole = {pair: [LayerWidths(*pair[0], pair[1])] * layers for pair in sorted(pairs)}
-    mixed = _mixed(shapes, layers, config.seed)
-    models = [*whole.values(), *mixed, list(source.shape.layers)[:layers]]
+    whole = {pair: [LayerWidths(*pair[0], pair[1]).as_in(own) for own in like] for pair in sorted(pairs)}
+    mixed = _mixed(shapes, like, config.seed)
+    models = [*whole.values(), *mixed, list(like)]
     title = f"{len(models)} models, {work.sequences} x {work.tokens} tokens"
     with TemporaryDirectory(prefix="darwinlm-", ignore_cleanup_errors=True) as scratch:
         rivals = list(_rivals(config, probes, models, Path(scratch)))
@@ -126,7 +129,7 @@ def _measured(
     found = []
     for stage in STAGES:
         seconds = _without_drift([rounds[stage] for rounds in taken])
-        times = solved(dict(zip(whole, seconds)), shapes, layers)
+        times = solved(dict(zip(whole, seconds)), shapes, layers, sum(not own.linear for own in like))
         checks = zip(mixed, seconds[len(whole) :])
         found.append(_with_checks(times, Work(stage, **vars(work)), list(checks), seconds[-1], source.shape, layers))
     return found
@@ -168,21 +171,22 @@ class Solved:
         return self.base + sum(self.attention[w.heads, w.kv_heads] + self.mlp[w.intermediate] for w in widths)
 
 
-def solved(seconds: dict[tuple[Heads, int], float], shapes: Shapes, layers: int) -> Solved:
+def solved(seconds: dict[tuple[Heads, int], float], shapes: Shapes, layers: int, with_heads: int) -> Solved:
     """The parts of the seconds of uniform models.
 
     Args:
         seconds: (attention width, MLP width) -> of a probe.
         shapes: that were measured.
         layers: L, of a probe.
+        with_heads: A, of a probe.
     """
     heads, width = shapes.middle
     absent: Heads = (0, 0)
-    attention = {a: max(0.0, (seconds[a, width] - seconds[absent, width]) / layers) for a in shapes.attention}
+    attention = {a: max(0.0, (seconds[a, width] - seconds[absent, width]) / with_heads) for a in shapes.attention}
     mlp = {m: max(0.0, (seconds[heads, m] - seconds[heads, 0]) / layers) for m in shapes.mlp}
     attention = rising(attention)
     mlp = {m: took for (m,), took in rising({(m,): took for m, took in mlp.items()}).items()}
-    base = seconds[heads, width] - layers * (attention[heads] + mlp[width])
+    base = seconds[heads, width] - with_heads * attention[heads] - layers * mlp[width]
     return Solved(max(0.0, base), {**attention, absent: 0.0}, {**mlp, 0: 0.0})
 
 
@@ -201,12 +205,12 @@ def rising(seconds: Mapping[Widths, float]) -> dict[Widths, float]:
     return {widths: middle(widths) for widths in seconds}
 
 
-def _mixed(shapes: Shapes, layers: int, seed: int) -> list[list[LayerWidths]]:
+def _mixed(shapes: Shapes, like: Sequence[LayerWidths], seed: int) -> list[list[LayerWidths]]:
     """Models whose layers differ, absent modules among them."""
     rng = python_random(seed, "mixed widths")
     attention: list[Heads] = [*shapes.attention, (0, 0)]
     return [
-        [LayerWidths(*rng.choice(attention), rng.choice([*shapes.mlp, 0])) for _ in range(layers)]
+        [LayerWidths(*rng.choice(attention), rng.choice([*shapes.mlp, 0])).as_in(own) for own in like]
         for _ in range(CHECKS)
     ]
 

@@ -136,6 +136,8 @@ def _small(family: Family, values: dict[str, Any]) -> Any:
     if family.experts:
         chosen = min(2, values[family.experts.chosen])
         changed |= {family.experts.chosen: chosen, family.experts.count: chosen + 2}
+    counts = [values[field] for field in family.linear_heads]
+    changed |= {field: count // math.gcd(*counts) for field, count in zip(family.linear_heads, counts)}
     if values.get("sliding_window") is not None:
         changed["sliding_window"] = _WINDOW
     config_class = modeling(family)._Config
@@ -160,12 +162,14 @@ def _random(family: Family, config: Any) -> Any:
 def _without_modules(small: _Small, stock: Any) -> Any:
     """The modeling file's model, in which every third layer lacks attention and every third an MLP; the stock one, masked."""
     turns: list[set[Kind]] = [{"attention"}, {"mlp"}, {"attention", "mlp"}, set()]
-    gone = [turns[i % 4] for i in range(len(small.shape.layers))]
-    widths = [layer.without(kinds) for layer, kinds in zip(small.shape.layers, gone)]
+    layers = small.shape.layers
+    places = [sum(other.linear == own.linear for other in layers[:index]) for index, own in enumerate(layers)]
+    gone: list[set[Kind]] = [{kind for kind in turns[place % 4] if own.has(kind)} for place, own in zip(places, layers)]
+    widths = [layer.without(kinds) for layer, kinds in zip(layers, gone)]
     for index, kinds in enumerate(gone):
         for site in small.family.sites:
-            module, output = stock.get_submodule(layer_prefix(index) + site.module), site.output.rpartition(".")[2]
-            for name, parameter in module.named_parameters() if site.kind in kinds else ():
+            module, output = layer_prefix(index) + site.module, site.output.rpartition(".")[2]
+            for name, parameter in stock.get_submodule(module).named_parameters() if site.kind in kinds else ():
                 if output in name.split("."):
                     parameter.zero_()
     config = heterogeneous_config(small.family, small.config, widths)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import functools
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -11,15 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import CONFIG_MAPPING, DynamicCache
+from transformers import CONFIG_MAPPING
 
 from darwinlm.errors import RequestError, first_line
 from darwinlm.models.family import Family, family_of
 from darwinlm.models.heterogeneous import modeling
 from darwinlm.models.obstacles import EXPERTS
 from darwinlm.models.shape import ModelShape
-from darwinlm.models.stock import Stock
-from darwinlm.models.widths import PADDING
+from darwinlm.models.widths import LINEAR, PADDING
 
 LARGEST = {
     "vocab_size": 1 << 24,
@@ -33,6 +30,11 @@ LARGEST = {
     "num_experts": 1 << 16,
     "num_local_experts": 1 << 16,
     "num_experts_per_tok": 1 << 16,
+    "linear_num_key_heads": 1 << 14,
+    "linear_num_value_heads": 1 << 14,
+    "linear_key_head_dim": 1 << 14,
+    "linear_value_head_dim": 1 << 14,
+    "linear_conv_kernel_dim": 1 << 10,
     "sliding_window": 1 << 40,
     "max_position_embeddings": 1 << 40,
 }
@@ -116,24 +118,10 @@ def try_out(family: Family, config: Any, shape: ModelShape, name: str) -> None:
             widths = shape.layers[index]
             if widths.experts:  # which of them a token takes is decided by numbers
                 widths = widths.without({"mlp"})
-            outlines = shape.stock.outlines(index, widths)
-            tensors = {name: torch.empty(sizes, device="meta") for name, sizes in outlines.items()}
-            block = Stock(family, config).block(index, widths, tensors, torch.device("cpu"))
-            rotary = copy.deepcopy(block.decoder.rotary_emb)
-            block.to("meta").decoder.rotary_emb.forward = functools.partial(_turned, rotary)
             with torch.no_grad():
-                inputs = torch.empty(1, 2, shape.hidden, device="meta")
-                block(inputs, past_key_values=DynamicCache(config=block.decoder.config))
+                shape.stock.dry_run(index, widths, 2)
     except Exception as fault:  # the library's own checks: activations, rotary embeddings, padding, masks
         raise unreadable(name, f"transformers cannot build such a layer ({reason(fault)})") from fault
-
-
-def _turned(rotary: Any, inputs: torch.Tensor, position_ids: torch.Tensor, *options: Any, **more: Any) -> tuple:
-    """What a rotary embedding gives, by numbers, for a run without any."""
-    turns = rotary(torch.zeros(1), torch.arange(position_ids.shape[-1])[None], *options, **more)
-    if not all(torch.isfinite(turn).all() for turn in turns):
-        raise ValueError("its rotary embedding is not finite")
-    return tuple(turn.to("meta", inputs.dtype) for turn in turns)
 
 
 def _refuse_other_weights(values: Mapping[str, Any], family: Family, name: str) -> None:
@@ -193,7 +181,7 @@ def _wrong_sizes(values: Mapping[str, Any], where: str) -> Iterator[str]:
 
 def _wrong_layers(layers: Any, values: Mapping[str, Any]) -> Iterator[str]:
     """What is wrong with `per_layer_config`: layers have widths and modules that are gone, and nothing else."""
-    count = values.get("num_hidden_layers")
+    count, types = values.get("num_hidden_layers"), values.get("layer_types") or []
     if not isinstance(layers, dict) or not all(isinstance(layer, dict) for layer in layers.values()):
         yield "per_layer_config is no object of objects"
         return
@@ -209,6 +197,8 @@ def _wrong_layers(layers: Any, values: Mapping[str, Any]) -> Iterator[str]:
         skip = layer.get("skip", [])
         if not isinstance(skip, list) or any(module not in _MODULES for module in skip):
             yield f"per_layer_config skips {skip!r:.40} in layer {key:.40}; only {' and '.join(_MODULES)} can be gone"
+        elif "attention" in skip and types[int(key) : int(key) + 1] == [LINEAR]:
+            yield f"per_layer_config skips attention in layer {key:.40}, which has linear attention: that cannot be gone"
         whole = {name: values[name] for name in _LAYER_WIDTHS if type(values.get(name)) is int}
         yield from _wrong_sizes({**whole, **layer}, f"layer {key:.40}: ")
 

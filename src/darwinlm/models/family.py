@@ -9,11 +9,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from torch import Tensor
+
 from darwinlm.errors import RequestError
 from darwinlm.models import families
 from darwinlm.models.experts import Experts
 from darwinlm.models.obstacles import obstacle
 from darwinlm.models.sites import Kind, Site, attention, layer_of, layer_prefix, mlp
+from darwinlm.models.widths import LayerWidths
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,8 @@ class Family:
     """Why there is none: the end of "it ..."."""
     experts: Experts | None = None
     """What its configuration calls them; None where every layer has one MLP."""
+    linear_heads: tuple[str, ...] = ()
+    """Fields of its configuration that count the heads of linear attention; empty where no layer has any."""
     rope_pairs: bool = False
     """Whether neighbouring rows of a head are rotated together, and not those half a head apart."""
 
@@ -82,6 +87,12 @@ class Family:
     def output(self, layer: int, kind: Kind) -> str:
         """Full name of the weight of a module's output matrix."""
         return f"{layer_prefix(layer)}{self.site(kind).output}.weight"
+
+    def beside(self, layer: Mapping[str, Tensor], widths: LayerWidths) -> dict[str, Tensor]:
+        """Those of a layer's tensors that belong to no module alone, and go with the last one: norms that modules share;
+        linear attention, which stays."""
+        sites = [site for site in self.sites if not (widths.linear and site.kind == "attention")]
+        return {name: tensor for name, tensor in layer.items() if not any(site.holds(name) for site in sites)}
 
     @property
     def shared_norms(self) -> tuple[str, ...]:

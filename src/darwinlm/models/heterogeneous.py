@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -17,7 +17,6 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from darwinlm import __version__
 from darwinlm.models.experts import fused, has_fused
 from darwinlm.models.family import Family
-from darwinlm.models.sites import KINDS
 from darwinlm.models.widths import PADDING, LayerWidths
 
 MODELING_FILE = Path(__file__).parent / "modeling_darwinlm.py"
@@ -48,7 +47,22 @@ def modeling(family: Family) -> ModuleType:
     module.__file__ = str(MODELING_FILE)
     sys.modules[module.__name__] = module  # decorators look classes' modules up by name
     exec(compile(modeling_source(family), str(MODELING_FILE), "exec"), module.__dict__)
+    if family.linear_heads:
+        stock = vars(module._modeling)
+        stock.update({name: where_it_can(fast) for name, fast in stock.items() if hasattr(fast, "__wrapped__")})
     return module
+
+
+def where_it_can(fast: Callable[..., Any]) -> Callable[..., Any]:
+    """A function for which the stock code takes a package's, where one is installed. Those want a GPU, and refuse float32:
+    there the stock code's own stands in."""
+
+    @functools.wraps(fast)
+    def chosen(inputs: Tensor, *args: Any, **kwargs: Any) -> Any:
+        able = inputs.is_cuda and inputs.dtype != torch.float32
+        return (fast if able else fast.__wrapped__)(inputs, *args, **kwargs)
+
+    return chosen
 
 
 def heterogeneous_config(family: Family, dense_config: Any, widths: Sequence[LayerWidths] | None) -> Any:
@@ -77,7 +91,7 @@ def _overrides(family: Family, widths: LayerWidths, whole: dict[str, Any]) -> di
     """One layer's entry of `per_layer_config`. Skipped modules still override a width, with one that is not the whole
     model's, so that stock code, which does not know `skip`, refuses the checkpoint instead of filling the layer with
     random weights. It is not the head count: Llama's stock configuration reads that one, which tokenizers need."""
-    skip = [kind for kind in KINDS if not widths.has(kind)]
+    skip = widths.gone
     values = {field: getattr(widths, own) or whole[field] for own, field in family.width_fields.items()}
     heads, keys, columns = (family.width_fields[own] for own in ("heads", "kv_heads", "intermediate"))
     if "attention" in skip:

@@ -138,8 +138,8 @@ def _layer(config, index, layer_config=None):
     if all(_skips(layer_config, kind) for kind in FAMILY["modules"]):
         for norm in FAMILY["shared_norms"]:
             layer.set_submodule(norm, AbsentNorm())
-    if not _skips(layer_config, "attention"):
-        module, output, _ = FAMILY["modules"]["attention"]
+    module, output, _ = FAMILY["modules"]["attention"]
+    if not _skips(layer_config, "attention") and hasattr(layer, module):  # else linear attention is in its place
         attention, matrix = layer.get_submodule(module), layer.get_submodule(output)
         columns = layer_config.num_attention_heads * attention.head_dim
         if matrix.in_features != columns:  # the family takes all heads for as wide as the model
@@ -170,7 +170,8 @@ class DarwinLMModel(_Model):
 
     def __init__(self, config):
         skipped = [_skips(layer_config, "attention") for layer_config in _layer_configs(config)]
-        if any(skipped) and not all(skipped):
+        types = getattr(config, "layer_types", None) or [""] * len(skipped)
+        if any(skipped) and not all(skip for skip, kind in zip(skipped, types) if kind != "linear_attention"):
             # No slot in the KV cache for layers that would leave it empty: get_seq_length() must not read one of those.
             config.kv_sharing_modes = ["reuse" if skip else None for skip in skipped]
         _stock(self, _Model, config)

@@ -10,7 +10,11 @@ from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelF
 
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 """Fields that only configurations of experts have."""
+_SHARED = ("shared_expert_intermediate_size", "n_shared_experts", "num_shared_experts", "moe_num_shared_experts")
+"""Fields that only configurations with an expert for every token have."""
+_ALSO = ", one of which every token takes (a shared expert)"
 _PARTS = {
+    "shared_expert": f"its layers have experts{_ALSO}",
     "experts": "its layers have experts",
     "router": "its layers have experts",
     "linear_attn": "some of its layers have linear attention",
@@ -40,7 +44,7 @@ def obstacle(values: Mapping[str, Any], known: Collection[str]) -> str:
         there = " (which it knows: save that model alone)" if kind in known else ""
         return f"; it is multimodal, and its text model is of the family {kind!r:.60}{there}"
     if any(values.get(key) for key in EXPERTS):
-        return "; its layers have experts"
+        return "; its layers have experts" + (_ALSO if any(values.get(key) for key in _SHARED) else "")
     model_type = str(values.get("model_type"))
     if model_type not in CONFIG_MAPPING:
         return "; its code lies in its own repository" if values.get("auto_map") else "; nor does transformers"

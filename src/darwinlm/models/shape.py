@@ -10,7 +10,7 @@ from typing import Any
 from darwinlm.models.family import Family
 from darwinlm.models.sites import EMBEDDING, HEAD, KINDS, NORM, layer_prefix
 from darwinlm.models.stock import Outlines, Stock
-from darwinlm.models.widths import PADDING, LayerWidths
+from darwinlm.models.widths import LINEAR, PADDING, LayerWidths
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,8 @@ class ModelShape:
         count = config.num_hidden_layers
         padding = getattr(config, PADDING, None) or [0] * count
         own = config.per_layer_config or [config] * count  # None of equal layers in older transformers
-        layers = [_layer_widths(family, own[i], padding[i]) for i in range(count)]
+        types = getattr(config, "layer_types", None) or [""] * count
+        layers = [_layer_widths(family, own[i], padding[i], types[i] == LINEAR) for i in range(count)]
         whole = config.to_dict()  # a pruned model's layers have widths of their own; these are still those of before
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         return cls(
@@ -53,7 +54,7 @@ class ModelShape:
     @property
     def whole(self) -> ModelShape:
         """The model before any pruning."""
-        return self.with_layers([self.original] * len(self.layers))
+        return self.with_layers([self.original.as_in(widths) for widths in self.layers])
 
     def with_layers(self, layers: Sequence[LayerWidths]) -> ModelShape:
         """The same model with other widths."""
@@ -72,7 +73,7 @@ class ModelShape:
 
     @property
     def shared_parameters(self) -> int:
-        """Parameters of layers that belong to no module alone: norms that modules share."""
+        """Parameters of layers that belong to no module alone: norms that modules share, and linear attention."""
         return self.layer_parameters - sum(map(self.module_parameters, self.layers))
 
     @property
@@ -88,13 +89,18 @@ class ModelShape:
 
     def module_parameters(self, widths: LayerWidths) -> int:
         """Parameters of the modules of a layer, each with its own norms; of none where it is absent."""
-        return sum(self._alone(widths.without({kind})) for kind in KINDS)
-
-    def _alone(self, widths: LayerWidths) -> int:
+        index = self._with_heads
+        widths = widths.as_in(self.layers[index])
         if not any(map(widths.has, KINDS)):
             return 0
-        shared = sum(math.prod(self.stock.outlines(0, widths)[f"{norm}.weight"]) for norm in self.family.shared_norms)
-        return self.stock.parameters(0, widths) - shared
+        held = self.stock.outlines(index, widths)
+        shared = sum(math.prod(held[f"{norm}.weight"]) for norm in self.family.shared_norms)
+        return self.stock.parameters(index, widths) - self.stock.parameters(index, widths.without(KINDS)) - shared
+
+    @property
+    def _with_heads(self) -> int:
+        """A layer that can have modules of all kinds, if there is one."""
+        return min(range(len(self.layers)), key=lambda index: self.layers[index].linear)
 
     def layer_outlines(self, index: int) -> Outlines:
         """Name within a layer -> shape of its tensors."""
@@ -111,7 +117,8 @@ class ModelShape:
     @property
     def biases(self) -> tuple[bool, bool, bool]:
         """Whether the first matrix of an attention, its output matrix, and the matrices of an MLP have biases."""
-        names, (attention, mlp) = self.stock.outlines(0, self.original), map(self.family.site, KINDS)
+        index, (attention, mlp) = self._with_heads, map(self.family.site, KINDS)
+        names = self.stock.outlines(index, self.original.as_in(self.layers[index]))
         matrices = (attention.cuts[0].matrix, attention.output, mlp.output)
         return tuple(f"{matrix}.bias" in names for matrix in matrices)  # type: ignore[return-value]
 
@@ -120,7 +127,13 @@ class ModelShape:
         """Numbers that the KV cache holds for each token."""
         return sum(2 * widths.kv_heads * self.head_dim for widths in self.layers)
 
+    @property
+    def states(self) -> int:
+        """Numbers that linear attention keeps of a sequence, however long it is."""
+        return sum(widths.linear for widths in self.layers) * self.stock.linear.sequence
 
-def _layer_widths(family: Family, config: Any, padding: int) -> LayerWidths:
+
+def _layer_widths(family: Family, config: Any, padding: int, linear: bool) -> LayerWidths:
     whole = {own: getattr(config, field) for own, field in family.width_fields.items()}
-    return LayerWidths(padding=padding, **whole).without(getattr(config, "skip", ()))
+    gone = [*getattr(config, "skip", ()), *(["attention"] if linear else [])]
+    return LayerWidths(padding=padding, linear=linear, **whole).without(gone)

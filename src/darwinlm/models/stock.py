@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from transformers import DynamicCache
 
 from darwinlm.models.experts import WideMLP, apart
 from darwinlm.models.family import Family
 from darwinlm.models.heterogeneous import build_empty, empty, fill, heterogeneous_config, modeling, placed
 from darwinlm.models.sites import EMBEDDING, NORM, Kind
-from darwinlm.models.widths import LayerWidths
+from darwinlm.models.widths import LINEAR, LayerWidths
 
 Outlines = dict[str, tuple[int, ...]]
+_TOKENS = 512
+"""Of a dry run: several of the chunks that linear attention takes them in."""
+
+
+class Kept(NamedTuple):
+    """Numbers that a layer's linear attention keeps."""
+
+    token: int = 0
+    """Of a token for the backward pass, in float32 and without a package of fast kernels, which keep less."""
+    sequence: int = 0
+    """Of a sequence for its next token, however long it is."""
 
 
 class Stock:
@@ -60,7 +74,7 @@ class Stock:
         config = copy.copy(self.config)
         for own, field in self.family.width_fields.items():
             setattr(config, field, getattr(widths, own) or getattr(config, field))
-        config.skip = [site.kind for site in self.family.sites if not widths.has(site.kind)]
+        config.skip = widths.gone
         with empty():
             return placed(modeling(self.family)._layer(self.config, index, config), device)
 
@@ -83,6 +97,33 @@ class Stock:
             )
         return self._known[key]
 
+    def dry_run(self, index: int, widths: LayerWidths, tokens: int) -> DynamicCache:
+        """Run layer `index` without numbers, as transformers would; the cache as it leaves it."""
+        tensors = {name: torch.empty(sizes, device="meta") for name, sizes in self.outlines(index, widths).items()}
+        block = Stock(self.family, self.config).block(index, widths, tensors, torch.device("cpu"))
+        rotary = copy.deepcopy(block.decoder.rotary_emb)
+        block.to("meta").decoder.rotary_emb.forward = functools.partial(_turned, rotary)
+        cache, hidden = DynamicCache(config=self.config), self.config.hidden_size
+        block(torch.empty(1, tokens, hidden, device="meta", requires_grad=True), past_key_values=cache)
+        return cache
+
+    @functools.cached_property
+    def linear(self) -> Kept:
+        """What a layer's linear attention keeps; nothing where no layer has any."""
+        if LINEAR not in self._types:
+            return Kept()
+        index, alone = self._types.index(LINEAR), LayerWidths(0, 0, 0, linear=True)
+        saved: dict[int, Tensor] = {}
+        with torch.enable_grad(), saved_tensors_hooks(functools.partial(_note, saved), lambda tensor: tensor):
+            cache = self.dry_run(index, alone, _TOKENS)
+        states = [
+            state for held in vars(cache.layers[index]).values() if isinstance(held, dict) for state in held.values()
+        ]
+        return Kept(
+            token=sum(tensor.untyped_storage().nbytes() for tensor in saved.values()) // 4 // _TOKENS,
+            sequence=sum(state.numel() for state in states if isinstance(state, Tensor)),
+        )
+
     def block(self, index: int, widths: LayerWidths, tensors: dict[str, Tensor], device: torch.device) -> Block:
         """Layer `index`, to be run alone.
 
@@ -99,6 +140,21 @@ class Stock:
                 layer.set_submodule(module, WideMLP(layer.get_submodule(module)))
         fill(layer, tensors)
         return Block(self.family, self.decoder(device), layer, index, widths)
+
+
+def _note(saved: dict[int, Tensor], tensor: Tensor) -> Tensor:
+    """Keep one tensor of each memory, but for parameters."""
+    if not isinstance(tensor._base if tensor._is_view() else tensor, nn.Parameter):
+        saved[tensor.untyped_storage()._cdata] = tensor
+    return tensor
+
+
+def _turned(rotary: Any, inputs: Tensor, position_ids: Tensor, *options: Any, **more: Any) -> tuple[Tensor, ...]:
+    """What a rotary embedding gives, by numbers, for a run without any."""
+    turns = rotary(torch.zeros(1), torch.arange(position_ids.shape[-1])[None], *options, **more)
+    if not all(torch.isfinite(turn).all() for turn in turns):
+        raise ValueError("its rotary embedding is not finite")
+    return tuple(turn.to("meta", inputs.dtype) for turn in turns)
 
 
 class Pass(nn.Module):

@@ -14,7 +14,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from darwinlm.errors import first_line
 from darwinlm.models.experts import apart
 from darwinlm.models.shape import ModelShape
-from darwinlm.models.sites import HEAD, KINDS, layer_of, layer_prefix
+from darwinlm.models.sites import HEAD, layer_of, layer_prefix
 from darwinlm.models.widths import LayerWidths
 
 DEPTH = "num_hidden_layers"
@@ -62,7 +62,7 @@ def stock_config(shape: ModelShape, widths: LayerWidths, kept: Sequence[int]) ->
 
 def kept_layers(shape: ModelShape) -> list[int]:
     """Layers of which something is left."""
-    return [layer for layer, widths in enumerate(shape.layers) if any(map(widths.has, KINDS))]
+    return [layer for layer, widths in enumerate(shape.layers) if not widths.empty]
 
 
 def renumbered(tensors: Iterable[tuple[str, Tensor]], kept: Sequence[int]) -> Iterator[tuple[str, Tensor]]:

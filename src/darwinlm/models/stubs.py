@@ -22,8 +22,8 @@ CHANNELS = 32
 def stubbed(shape: ModelShape, heads: int = 1) -> ModelShape:
     """The shape with stubs in place of absent modules; a stub attention has `heads` query and KV heads."""
     layers = [
-        LayerWidths(widths.heads or heads, widths.kv_heads or heads, widths.intermediate or CHANNELS, widths.padding)
-        for widths in shape.layers
+        LayerWidths(w.heads or heads, w.kv_heads or heads, w.intermediate or CHANNELS, w.padding).as_in(w)
+        for w in shape.layers
     ]
     return shape.with_layers(layers)
 

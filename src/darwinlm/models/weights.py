@@ -22,6 +22,7 @@ from darwinlm.runtime.progress import log
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_MULTIMODAL = "language_model."
 _COMPUTED = "rotary_emb.inv_freq"  # stored by old checkpoints, computed by every model
 _WINDOW, _WINDOWS = 4096, 4  # bytes and places of a tensor that a fingerprint reads
 _AGAIN = "Download or copy the checkpoint again."
@@ -114,6 +115,11 @@ def stored_tensors(folder: Path, shape: ModelShape, name: str) -> dict[str, Stor
     optional = {HEAD: (shape.vocabulary, shape.hidden)} if shape.tied else {}
     known = needed | {tensor: sizes for tensor, sizes in optional.items() if tensor in held}
     if missing := [tensor for tensor in needed if tensor not in held]:
+        if any(f"model.{_MULTIMODAL}{tensor.removeprefix('model.')}" in held for tensor in missing):
+            raise RequestError(
+                f"'{name}' is the text model of a multimodal one, its tensors still named as there (model.{_MULTIMODAL}*). Load "
+                "it by AutoModelForCausalLM.from_pretrained, and save it by save_pretrained(FOLDER, save_original_format=False)."
+            )
         raise DamagedFileError(
             f"'{name}' lacks {len(missing)} of its tensors, {_some(missing)}: a weight file is missing, or the weights do not "
             f"belong to the config.json. {_AGAIN}"

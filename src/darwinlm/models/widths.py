@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from darwinlm.models.sites import Kind, Part
+from darwinlm.models.sites import KINDS, Kind, Part
 
 PADDING = "padding_heads"
 """Field of a pruned model's configuration: padding query heads of every layer, where there are any."""
+LINEAR = "linear_attention"
+"""What `layer_types` of a configuration calls a layer with linear attention."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,8 @@ class LayerWidths:
     """Those of the query heads that came in as zeros, to make uneven groups even; they do not count in levels."""
     experts: int = 0
     """Experts, each `intermediate` wide; 0 where the MLP is one, or absent."""
+    linear: bool = False
+    """Whether linear attention is in place of heads. No site prunes it: it stays with its norm, whatever else goes."""
 
     @property
     def counts(self) -> dict[Part, int]:
@@ -37,6 +41,20 @@ class LayerWidths:
     def has(self, kind: Kind) -> bool:
         """Whether the layer has a module of this kind."""
         return bool(self.heads if kind == "attention" else self.intermediate)
+
+    @property
+    def gone(self) -> list[Kind]:
+        """Kinds of the modules that pruning has taken from it."""
+        return [kind for kind in KINDS if not self.has(kind) and not (self.linear and kind == "attention")]
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing of the layer is left."""
+        return len(self.gone) == len(KINDS)
+
+    def as_in(self, other: LayerWidths) -> LayerWidths:
+        """These widths in a layer like another one: without heads where that has linear attention."""
+        return replace(self.without({"attention"}) if other.linear else self, linear=other.linear)
 
     def without(self, kinds: Iterable[Kind]) -> LayerWidths:
         """The same without modules of these kinds."""

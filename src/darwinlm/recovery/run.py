@@ -98,7 +98,7 @@ def _fit(request: Request, folder: Path, watch: Watch, state: Path | None) -> No
         enable = getattr(student, "activation_checkpointing_enable", None) or student.gradient_checkpointing_enable
         enable({"use_reentrant": False})  # the second name is that of transformers before 5.20
     layers = sorted({type(layer).__name__ for layer in student.get_decoder().layers})
-    compared = [i for i, widths in enumerate(request.source.shape.layers) if widths.heads or widths.intermediate]
+    compared = [i for i, widths in enumerate(request.source.shape.layers) if not widths.empty]
     arguments = training_arguments(train, request.rhythm, folder, request.device, request.dtype, layers, state is None)
     batches = Batches(request.stream, request.rhythm, ranks.rank())
     history = History(folder / "history.jsonl", done) if ranks.is_first() else None

@@ -143,7 +143,8 @@ def _stage_times(saved: dict[str, Any], engine: str) -> StageTimes:
 
 def model_key(shape: ModelShape) -> str:
     """What the times of a model's modules depend on."""
-    layers = ",".join(f"{w.heads}/{w.kv_heads}/{w.intermediate}" for w in shape.layers)
+    heads = ["linear" if w.linear else f"{w.heads}/{w.kv_heads}" for w in shape.layers]
+    layers = ",".join(f"{own}/{w.intermediate}" for own, w in zip(heads, shape.layers))
     biases = "".join(str(int(there)) for there in shape.biases)
     kept = f"{shape.family.model_type} hidden {shape.hidden} head {shape.head_dim} vocabulary {shape.vocabulary}"
     return f"{kept} biases {biases} layers {layers}"

@@ -30,6 +30,10 @@ _QUERY_HEAD = (
     "target.shape is stock, but with database.attention_unit query_head the heads that leave decide how many KV heads a layer "
     "keeps, so layers would differ. Choose kv_group or balanced, or leave target.shape at free."
 )
+_LINEAR = (
+    "target.shape is stock, but some of the model's layers have linear attention, which stays, so no whole layer can go. Leave "
+    "target.shape at free."
+)
 
 
 @dataclass(frozen=True)
@@ -155,6 +159,8 @@ def stock_levels(shape: ModelShape, space: Space, widths: WidthsOf) -> tuple[tup
     Raises:
         RequestError: levels of different layers are not of one width, or the stock class cannot hold such a model at all.
     """
+    if any(widths.linear for widths in shape.layers):
+        raise RequestError(_LINEAR)
     group = shape.original.heads // shape.original.kv_heads
     if group > 1 and any(l.kind == "attention" and l.between and _by_heads(l, shape) for l in space.ladders):
         raise RequestError(_QUERY_HEAD)

@@ -118,7 +118,9 @@ class Target:
         count = self._parameters if name == "parameters" else self._bytes
         shared = self.shape.shared_parameters  # belongs to no module alone, so it counts in any case
         outside = self.shape.parameters - self.shape.layer_parameters + shared
-        base = outside * self.value_bytes if name == "memory" else outside
+        base = outside
+        if name == "memory":
+            base = (outside + self.shape.states * self.asked.batch) * self.value_bytes
         if name == "parameters" and self.asked.parameters_of == "layers":
             base = shared
         costs = self._costs(widths, count)

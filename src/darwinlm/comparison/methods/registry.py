@@ -80,6 +80,10 @@ def _experts_refused(family: Family) -> str:
     return "it scores rows and columns of single matrices, and its layers have experts" if family.experts else ""
 
 
+def _linear_refused(family: Family) -> str:
+    return "it drops whole layers, and linear attention stays" if family.linear_heads else ""
+
+
 METHODS = {
     "uniform": Method("uniform", uniform_levels),
     "magnitude": Method("magnitude, uniform", magnitude, model=ordered_model, refusal=_experts_refused),
@@ -87,16 +91,19 @@ METHODS = {
     "flap": Method("FLAP", flap, model=ordered_model, refusal=_experts_refused),
     "flap_no_bias": Method("FLAP, no bias", flap_no_bias, model=ordered_model, refusal=_experts_refused),
     "minitron": Method("Minitron, width", minitron, model=ordered_model, refusal=_experts_refused),
-    "minitron_depth": Method("Minitron, depth (as ShortGPT)", shortgpt),
+    "minitron_depth": Method("Minitron, depth (as ShortGPT)", shortgpt, refusal=_linear_refused),
     "random": Method("random levels", random_levels, seeds=3),
     "ziplm": Method("ZipLM, parameters", ziplm),
     "ziplm_kinds": Method("ZipLM, levels of a kind", ziplm_kinds),
-    "shortgpt": Method("ShortGPT", shortgpt),
-    "shortened_llama": Method("Shortened LLaMA, perplexity", shortened_llama),
+    "shortgpt": Method("ShortGPT", shortgpt, refusal=_linear_refused),
+    "shortened_llama": Method("Shortened LLaMA, perplexity", shortened_llama, refusal=_linear_refused),
     "shortened_llama_taylor": Method(
-        "Shortened LLaMA, Taylor", shortened_llama_taylor, need=taylor_need, refusal=_experts_refused
+        "Shortened LLaMA, Taylor",
+        shortened_llama_taylor,
+        need=taylor_need,
+        refusal=lambda family: _experts_refused(family) or _linear_refused(family),
     ),
-    "sliding_cosine": Method("sliding-window cosine", sliding_cosine),
+    "sliding_cosine": Method("sliding-window cosine", sliding_cosine, refusal=_linear_refused),
     "evopress": Method("EvoPress, modules", evopress, searches=True),
     "sheared": Method(
         "ShearedLLaMA",
