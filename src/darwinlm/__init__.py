@@ -31,6 +31,7 @@ from darwinlm.keywords import (
     Text,
     Training,
 )
+from darwinlm.version import __version__
 
 if TYPE_CHECKING:  # importing the package costs nothing: engines import its plugin
     from typing_extensions import Unpack
@@ -39,12 +40,12 @@ if TYPE_CHECKING:  # importing the package costs nothing: engines import its plu
     from darwinlm.config import RunConfig
     from darwinlm.config.training import Tokens
 
-__version__ = "0.1.0"
 __all__ = [
     "CalibrationError",
     "DamagedFileError",
     "DarwinLMError",
     "RequestError",
+    "__version__",
     "bench",
     "build_database",
     "check_database",
