@@ -38,7 +38,7 @@ def load(folder: Path):
     )
 
 
-@pytest.mark.parametrize("family", pico.FAMILIES)
+@pytest.mark.parametrize("family", [*pico.FAMILIES, "qwen3_moe", "mixtral"])
 def test_it_computes_what_the_canonical_checkpoint_computes(family, source, database, tmp_path):
     folder = pruned(tmp_path / "model", family, source, database)
     canonical, portable = darwinlm.export_checkpoint(folder, portable=True).forms
@@ -64,6 +64,15 @@ def test_it_computes_what_the_canonical_checkpoint_computes(family, source, data
     config = json.loads((portable.path / "config.json").read_text())
     assert not any("skip" in layer for layer in config["per_layer_config"].values())
     assert all(layer.self_attn.o_proj.in_features for layer in models[1].model.layers)
+
+
+def test_where_no_module_is_absent_no_other_form_is_written(source, database, tmp_path, capsys):
+    levels = database("llama_gqa", "auto")
+    genome = tuple(1 for _ in levels.ladders())
+    export_checkpoint(Assembler(source("llama_gqa"), levels, keep_dense=False), genome, tmp_path / "model", {}, {})
+    main(["export", str(tmp_path / "model"), "--portable"])
+    assert "No module is absent, so it is the portable form, too" in " ".join(capsys.readouterr().out.split())
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_stub_heads_can_be_split(source, database, tmp_path):

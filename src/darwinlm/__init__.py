@@ -352,7 +352,7 @@ def compare(
     model: Place = "",
     *,
     methods: str | Sequence[str] = "all",
-    levels: str | float | Sequence[float] = "",
+    levels: str | float | Sequence[str | float] = "",
     train_tokens: int = 0,
     learning_rate: float = 3e-5,
     seeds: int = 1,
@@ -367,7 +367,7 @@ def compare(
             random, ziplm, ziplm_kinds, shortgpt, shortened_llama, shortened_llama_taylor, sliding_cosine, evopress, sheared,
             sheared_levels, darwinlm_untrained, darwinlm, darwinlm_parameters,
             darwinlm_stock
-        levels: levels with commas, in steps of database.levels; by default the run's target
+        levels: with commas, levels in steps of database.levels, or sizes such as 60% or 80M; by default the run's target
         train_tokens: tokens of the same post-training for every model, which is then scored again; 0 for none
         learning_rate: AdamW's in that post-training, without warm-up
         seeds: runs with different seeds of every method that searches, whose mean is reported

@@ -7,6 +7,7 @@ those of an absent module are absent, too; everything else is zero.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -21,10 +22,14 @@ CHANNELS = 32
 
 def stubbed(shape: ModelShape, heads: int = 1) -> ModelShape:
     """The shape with stubs in place of absent modules; a stub attention has `heads` query and KV heads."""
-    layers = [
-        LayerWidths(widths.heads or heads, widths.kv_heads or heads, widths.intermediate or CHANNELS, widths.padding)
-        for widths in shape.layers
-    ]
+    experts = shape.chosen if shape.original.experts else 0
+
+    def filled(widths: LayerWidths) -> LayerWidths:
+        attention = {} if widths.heads else {"heads": heads, "kv_heads": heads}
+        mlp = {} if widths.intermediate else {"intermediate": CHANNELS, "experts": experts}
+        return replace(widths, **attention, **mlp)
+
+    layers = [filled(widths) for widths in shape.layers]
     return shape.with_layers(layers)
 
 
