@@ -87,7 +87,7 @@ def test_stock_code_reads_tokenizer_and_configuration_and_never_loads_other_weig
     source, tokens, expected = ModelSource(str(dense)), pico.random_tokens(2, 16, seed=3), {}
     levels = pico.make_database(tmp_path / "database", source, "query_head" if one else "auto")
     for name, genome in genomes(levels).items():
-        export_checkpoint(Assembler(source, levels, keep_dense=False), genome, tmp_path / name, {}, {})
+        export_checkpoint(Assembler(source, levels), genome, tmp_path / name, {}, {})
         with torch.no_grad():
             expected[name] = pico.zero_masked(dense, levels, genome)(tokens).logits
     save_file({"tokens": tokens}, tmp_path / "exchange")
@@ -116,7 +116,7 @@ def test_a_model_of_many_layers_is_read_again(tmp_path):
     dense = ModelSource(str(pico.make_checkpoint(tmp_path / "dense", "llama_gqa", num_hidden_layers=12)))
     levels = pico.make_database(tmp_path / "database", dense, levels=2)
     genome = tuple(1 for _ in levels.ladders())
-    export_checkpoint(Assembler(dense, levels, keep_dense=False), genome, tmp_path / "model", {}, {})
+    export_checkpoint(Assembler(dense, levels), genome, tmp_path / "model", {}, {})
     assert ModelSource(str(tmp_path / "model")).shape.layers[11].heads < 8
 
 

@@ -28,7 +28,7 @@ def pruned(folder: Path, family: str, source, database) -> Path:
     levels = database(family, "auto")
     gone = {"model.layers.0.self_attn", "model.layers.1.mlp", "model.layers.2.self_attn", "model.layers.2.mlp"}
     genome = tuple(ladder.top if ladder.name in gone else 1 for ladder in levels.ladders())
-    export_checkpoint(Assembler(source(family), levels, keep_dense=False), genome, folder, {}, {"genome": "of a test"})
+    export_checkpoint(Assembler(source(family), levels), genome, folder, {}, {"genome": "of a test"})
     return folder
 
 
@@ -69,7 +69,7 @@ def test_it_computes_what_the_canonical_checkpoint_computes(family, source, data
 def test_where_no_module_is_absent_no_other_form_is_written(source, database, tmp_path, capsys):
     levels = database("llama_gqa", "auto")
     genome = tuple(1 for _ in levels.ladders())
-    export_checkpoint(Assembler(source("llama_gqa"), levels, keep_dense=False), genome, tmp_path / "model", {}, {})
+    export_checkpoint(Assembler(source("llama_gqa"), levels), genome, tmp_path / "model", {}, {})
     main(["export", str(tmp_path / "model"), "--portable"])
     assert "No module is absent, so it is the portable form, too" in " ".join(capsys.readouterr().out.split())
     assert [path.name for path in tmp_path.iterdir()] == ["model"]

@@ -79,7 +79,7 @@ def sent(monkeypatch):
 def model(source, database, tmp_path):
     """A pruned checkpoint in a run directory."""
     levels = database("llama_gqa", "auto")
-    assembler = Assembler(source("llama_gqa"), levels, keep_dense=False)
+    assembler = Assembler(source("llama_gqa"), levels)
     genome = tuple(ladder.top if ladder.layer == 0 else 1 for ladder in levels.ladders())
     export_checkpoint(assembler, genome, tmp_path / "model", {}, {})
     (tmp_path / "summary.json").write_text(json.dumps({**SUMMARY, "settings": {"data": "owner/text"}}))

@@ -145,7 +145,7 @@ class Workbench:
         return Task.budget_of(self.assembler(), share, run.config.seed)
 
     def _assembler(self) -> Assembler:
-        return Assembler(self.run.source, database_stage(self.run), keep_dense=True, cache_bytes=cache_bytes())
+        return Assembler(self.run.source, database_stage(self.run), cache_bytes=cache_bytes())
 
     def task(self, place: Place) -> Task:
         """What a method is asked in a cell."""

@@ -105,12 +105,11 @@ class Run:
             )
         return header_bytes(self.source)
 
-    def assembler(self, database: Database, *, keep_dense: bool = False, cache_bytes: int = 0) -> Assembler:
+    def assembler(self, database: Database, *, cache_bytes: int = 0) -> Assembler:
         """What builds the models of genomes, in the formats that are asked for."""
         return Assembler(
             self.source,
             database,
-            keep_dense=keep_dense,
             cache_bytes=cache_bytes,
             formats=self.config.target.formats,
             embedding_format=self.config.target.embedding_format or "",

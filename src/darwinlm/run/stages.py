@@ -87,7 +87,7 @@ def search_stage(run: Run, database: Database, *, restart: bool = False) -> Geno
     state = run.record.load()
     if state is None or not finished(state, run.config.search):
         with run.directory.timed("search"):
-            state = _search(run, run.assembler(database, keep_dense=True, cache_bytes=cache_bytes()))
+            state = _search(run, run.assembler(database, cache_bytes=cache_bytes()))
     levels, formats = run.space.levels_of(state.parent), run.space.formats_of(state.parent)
     parameters = run.assembler(database).shape(state.parent).parameters
     totals = {**run.space.totals(state.parent), "parameters": parameters}
