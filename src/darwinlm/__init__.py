@@ -85,7 +85,7 @@ def prune(
     config = _settled(Pruning, settings, *_RUN, model=model)
 
     from darwinlm import show
-    from darwinlm.run.stages import run_prune
+    from darwinlm.run.pruning import run_prune
 
     return show.Pruned(config.model, config.path, run_prune(config, rebuild=rebuild, restart=restart))
 
@@ -125,7 +125,7 @@ def build_database(model: Place = "", *, rebuild: bool = False, **settings: Unpa
     config = _settled(Pruning, settings, *_RUN, model=model)
 
     from darwinlm import show
-    from darwinlm.run.stages import run_database
+    from darwinlm.run.pruning import run_database
 
     return show.Levels(run_database(config, rebuild=rebuild), config)
 
@@ -139,7 +139,7 @@ def check_database(output: Place = "", *, show: bool = False, **settings: Unpack
     """
     config = _settled(Continuing, settings, "output", output=output)
 
-    from darwinlm.run.stages import check_database
+    from darwinlm.run.pruning import check_database
     from darwinlm.show import Levels
 
     database, picture = check_database(config, draw=show)
@@ -156,7 +156,7 @@ def search_genome(output: Place = "", *, restart: bool = False, **settings: Unpa
     config = _settled(Continuing, settings, "output", output=output)
 
     from darwinlm import show
-    from darwinlm.run.stages import run_search
+    from darwinlm.run.pruning import run_search
 
     return show.Found(config.path, run_search(config, restart=restart))
 
@@ -170,7 +170,7 @@ def refit_genome(output: Place = "", **settings: Unpack[Continuing]) -> show.Ref
     config = _settled(Continuing, settings, "output", output=output)
 
     from darwinlm import show
-    from darwinlm.run.stages import run_refit
+    from darwinlm.run.pruning import run_refit
 
     return show.Refitted(config.path, run_refit(config))
 
@@ -203,7 +203,7 @@ def export_checkpoint(
     from darwinlm import show
     from darwinlm.export import push as hub
     from darwinlm.export.forms import Wanted
-    from darwinlm.run.stages import run_export
+    from darwinlm.run.pruning import run_export
 
     if push:
         hub.check_push(push)
