@@ -12,7 +12,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from darwinlm.models.experts import joined
 from darwinlm.models.shape import ModelShape
+from darwinlm.models.sites import KINDS
 from darwinlm.models.source import ModelSource
 from darwinlm.models.widths import LayerWidths
 
@@ -34,7 +36,7 @@ def stubbed(shape: ModelShape, heads: int = 1) -> ModelShape:
 
 
 def stubbed_layer(source: ModelSource, layer: int, tensors: Mapping[str, Tensor], heads: int = 1) -> dict[str, Tensor]:
-    """All tensors of a layer, in the order of the model, keyed by their names within it.
+    """All tensors of a layer, keyed by their names within it: those of stubs, and those that are there.
 
     Args:
         source: the checkpoint.
@@ -43,8 +45,11 @@ def stubbed_layer(source: ModelSource, layer: int, tensors: Mapping[str, Tensor]
         heads: query and KV heads of a stub attention.
     """
     like = torch.empty(0, dtype=source.dtype, device=next(iter(tensors.values())).device if tensors else "cpu")
-    outlines = stubbed(source.shape, heads).layer_outlines(layer)
-    return {name: tensors[name] if name in tensors else _stub(name, size, like) for name, size in outlines.items()}
+    own = source.shape.layers[layer]
+    absent = stubbed(source.shape, heads).layers[layer].without(kind for kind in KINDS if own.has(kind))
+    outlines = source.shape.stock.outlines(layer, absent)
+    stubs = {name: _stub(name, size, like) for name, size in outlines.items()}
+    return {**joined(stubs, source.family.experts), **tensors}
 
 
 def _stub(name: str, size: tuple[int, ...], like: Tensor) -> Tensor:
