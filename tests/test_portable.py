@@ -147,9 +147,9 @@ def test_vllm_finds_the_scale_of_the_logits():
 
 
 @pytest.mark.parametrize("form", [{"portable": True}, {"format": "gguf"}])
-def test_a_full_disk_is_found_before_the_work(form, checkpoint, tmp_path, monkeypatch):
+def test_a_full_disk_is_found_before_the_work(form, source, database, tmp_path, monkeypatch):
     pytest.importorskip("gguf")
-    folder = pico.make_checkpoint(tmp_path / "model", "llama_tied")
+    folder = pruned(tmp_path / "model", "llama_tied", source, database)
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000})())
     with pytest.raises(darwinlm.RequestError, match=r"only .* are free"):
         darwinlm.export_checkpoint(folder, **form)

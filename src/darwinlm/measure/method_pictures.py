@@ -83,7 +83,7 @@ def allocations(values: Facts, level: float) -> tuple[list[Panel], tuple[float, 
     cells = list(first.values())
     layers = 1 + max(place_of(name)[0] for cell in cells for name in cell["kept"])
     panels: list[Panel] = [partial(_allocations, kind=kind, cells=cells, level=level, layers=layers) for kind in KINDS]
-    return panels, (3.0 + max(3.0, 0.2 * layers), 1.0 + 0.24 * len(cells))
+    return panels, (2.2 + max(2.6, 0.2 * layers), 1.0 + 0.24 * len(cells))
 
 
 def _allocations(axis: Axes, *, kind: Kind, cells: Sequence[Facts], level: float, layers: int) -> None:
