@@ -1,10 +1,10 @@
 """A small mixture of experts, pruned by count, by width and by both at equal sizes, its experts leaving in several orders.
 
     python recipes/demo_model/train_experts.py --output runs/experts
-    python benchmarks/experts.py [--model runs/experts] [--levels 2 3] [--runs FOLDER]
+    python benchmarks/experts.py [--model runs/experts] [--levels 2 3] [--runs FOLDER] [--distil 32K]
 
-Every layer at the same level of 4, attentions whole; held-out KL and perplexity before and after the refit. Prints a table and
-writes benchmarks/results/experts.json after every row; rows that are there already are not made again.
+Every layer at the same level of 4, attentions whole; held-out KL and perplexity as pruned, refitted, and distilled after that.
+Prints a table and writes benchmarks/results/experts.json after every row; rows that are there already are not made again.
 """
 
 from __future__ import annotations
@@ -12,20 +12,26 @@ from __future__ import annotations
 import argparse
 import random
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from recovery import METHODS, RATES, TRAIN
+
+import darwinlm
 from darwinlm.assemble import Assembler
-from darwinlm.config import settled
+from darwinlm.config import Tokens, settled
 from darwinlm.database import experts
 from darwinlm.database.build import build_database
 from darwinlm.database.levels import ladders
 from darwinlm.database.store import MANIFEST, Database
+from darwinlm.export.huggingface import export_checkpoint
 from darwinlm.genome import Genome
 from darwinlm.measure.quality import HeldOut, Quality
+from darwinlm.models.blocks import BlockStream
+from darwinlm.models.source import ModelSource
 from darwinlm.refit.blocks import refit_blocks
 from darwinlm.refit.store import Refits
 from darwinlm.run.request import Run, opened
@@ -34,7 +40,6 @@ from subjects.rows import rows_of
 
 RESULTS = Path(__file__).parent / "results/experts.json"
 BLOCKS = {"sequence_length": 256, "hessian": 64, "train": 8, "select": 8, "held_out": 48}
-Order = Callable[[experts.Sample, int], list[int]]
 
 
 def by_chance(seed: int, sample: experts.Sample, least: int) -> list[int]:
@@ -47,12 +52,12 @@ def by_frequency(sample: experts.Sample, least: int) -> list[int]:
     return counts.argsort(descending=True, stable=True).tolist()
 
 
-ORDERS: dict[str, dict[str, Order]] = {
+ORDERS: dict[str, Mapping[str, experts.Ordering]] = {
     **{f"random, seed {seed}": {"random": partial(by_chance, seed)} for seed in range(3)},
     "frequency": {"frequency": by_frequency},
     "REAP": {"norm": experts.by_norm},
     "change of the output": {"change": experts.by_change},
-    "the better of the last two, by layer": dict(experts.ORDERS),
+    "the better of the last two, by layer": experts.ORDERS,
 }
 LEAVES = {"columns": ["none"], "experts": list(ORDERS), "both": list(ORDERS)}
 
@@ -62,6 +67,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=Path("runs/experts"))
     parser.add_argument("--levels", type=int, nargs="+", default=[2, 3])
     parser.add_argument("--runs", type=Path, help="where databases are kept; by default nowhere")
+    parser.add_argument("--distil", type=Tokens, default=Tokens("32K"), help="tokens")
     args = parser.parse_args()
     if not (args.model / "config.json").exists():
         print(
@@ -75,7 +81,7 @@ def main() -> None:
         asked |= {"database": {"multiple_of": 8, "levels": 4}, "target": {"level": 2}}
         with opened(settled(asked)) as run:
             held_out = HeldOut(run.splits.held_out, run.stream)
-            rows = rows_of(RESULTS, wanted(args.levels), lambda row: row_of(row, run, held_out, folder))
+            rows = rows_of(RESULTS, wanted(args.levels), lambda row: row_of(row, run, held_out, folder, args.distil))
             dense = held_out.dense_quality()
     print_table(rows, dense)
 
@@ -87,7 +93,7 @@ def wanted(levels: list[int]) -> Iterator[dict[str, Any]]:
                 yield {"leaves": leaves, "order": order, "level": level}
 
 
-def row_of(row: dict[str, Any], run: Run, held_out: HeldOut, folder: Path) -> dict[str, Any]:
+def row_of(row: dict[str, Any], run: Run, held_out: HeldOut, folder: Path, tokens: Tokens) -> dict[str, Any]:
     """Size and scores of the uniform genome of a level."""
     database = database_of(row, run, folder / f"{row['leaves']}, {row['order']}")
     assembler = Assembler(run.source, database)
@@ -97,22 +103,28 @@ def row_of(row: dict[str, Any], run: Run, held_out: HeldOut, folder: Path) -> di
     block = partial(assembler.block, genome, device=run.device, dtype=run.dtype)
     refit_blocks(refits, run.stream, block, None, run.splits.hessian, batch=8)
     refits.load_into(model)
-    rung = database.ladders()[-1].rungs[row["level"]]
-    return {"rung": list(rung), "before": scores(before), "after": scores(held_out.quality_of_model(model))}
+    after = held_out.quality_of_model(model)
+    with tempfile.TemporaryDirectory() as scratch:
+        export_checkpoint(assembler, genome, Path(scratch, "model"), {}, {}, refits)
+        train = {
+            **TRAIN,
+            **METHODS["distillation"],
+            "learning_rate": RATES["distillation"],
+            "teacher": run.config.model,
+        }
+        train |= {"tokens": int(tokens), "save_every_tokens": int(tokens), "eval_every_tokens": int(tokens)}
+        trained = darwinlm.train(f"{scratch}/model", data="stdlib", output=f"{scratch}/out", blocks=BLOCKS, train=train)
+        distilled = held_out.quality(BlockStream(ModelSource(str(trained.folder)), run.device, run.dtype))
+    found = {"before": before, "after": after, "distilled": distilled}
+    rung = list(database.ladders()[-1].rungs[row["level"]])
+    return {"rung": rung, "distilled_tokens": int(tokens), **{name: scores(one) for name, one in found.items()}}
 
 
 def database_of(row: dict[str, Any], run: Run, folder: Path) -> Database:
     config = replace(run.config.database, experts_lose=row["leaves"])
     database = Database.open(folder) if (folder / MANIFEST).exists() else Database(folder, {})
-    every = ladders(run.source.shape, config)
-    kept = dict(experts.ORDERS)
-    try:
-        experts.ORDERS.clear()
-        experts.ORDERS.update(ORDERS.get(row["order"], kept))
-        build_database(database, every, run.stream, run.splits.hessian, config)
-    finally:
-        experts.ORDERS.clear()
-        experts.ORDERS.update(kept)
+    orders = ORDERS.get(row["order"], experts.ORDERS)
+    build_database(database, ladders(run.source.shape, config), run.stream, run.splits.hessian, config, orders=orders)
     return database
 
 
@@ -122,14 +134,16 @@ def scores(quality: Quality) -> dict[str, Any]:
 
 def print_table(rows: list[dict[str, Any]], dense: Quality) -> None:
     print(f"dense: {dense.parameters:,} parameters, perplexity {dense.perplexity:.2f}\n")
-    print("| what leaves | order of experts | experts x columns | parameters | KL | refitted | perplexity | refitted |")
-    print("|---|---|---|---|---|---|---|---|")
+    stages = ("before", "after", "distilled")
+    print("| what leaves | order of experts | experts x columns | parameters ", end="")
+    print("| KL | refitted | distilled | perplexity | refitted | distilled |")
+    print("|---" * 10 + "|")
     for row in sorted(rows, key=lambda row: row["level"]):
-        before, after, (count, width) = row["before"], row["after"], row["rung"]
-        print(
-            f"| {row['leaves']} | {row['order']} | {count} x {width} | {before['parameters']:,} | {before['kl']:.4f} | "
-            f"{after['kl']:.4f} | {before['perplexity']:.2f} | {after['perplexity']:.2f} |"
-        )
+        count, width = row["rung"]
+        kls = " | ".join(f"{row[stage]['kl']:.4f}" for stage in stages)
+        perplexities = " | ".join(f"{row[stage]['perplexity']:.2f}" for stage in stages)
+        parameters = row["before"]["parameters"]
+        print(f"| {row['leaves']} | {row['order']} | {count} x {width} | {parameters:,} | {kls} | {perplexities} |")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ blocks as there are ranks make a round, in which every rank prunes an attention 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from darwinlm.config import DatabaseConfig
-from darwinlm.database.experts import Order, Seen, expert_order, watched
+from darwinlm.database.experts import ORDERS, Order, Ordering, Seen, expert_order, watched
 from darwinlm.database.hessians import block_hessians
 from darwinlm.database.levels import Ladder
 from darwinlm.database.pruned import mixture_pruned, pruned
@@ -35,6 +35,7 @@ def build_database(
     tokens: Tensor,
     config: DatabaseConfig,
     placement: Placement | None = None,
+    orders: Mapping[str, Ordering] = ORDERS,
 ) -> None:
     """Complete a database, module by module; those that it already has are not made again.
 
@@ -45,6 +46,7 @@ def build_database(
         tokens: (S, T) calibration blocks, the same on all ranks.
         config: damping and batch.
         placement: where the hidden states of all sequences lie; by default in host memory.
+        orders: ways of ordering the experts of a mixture; of each the best one is taken.
 
     Raises:
         CalibrationError: the calibration does not determine a module; names it and says what to change.
@@ -59,7 +61,7 @@ def build_database(
     with progress("Database", total=last + 1) as advance:
         for layer, block in enumerate(stream.blocks(last + 1)):
             wanted = [ladder for ladder in missing if ladder.layer == layer]
-            own += _calibrated(wanted, stream, block, hidden, tokens.numel(), config)
+            own += _calibrated(wanted, stream, block, hidden, tokens.numel(), config, orders)
             if (layer + 1) % ranks.world_size() == 0 or layer == last:
                 records = [_write_module(database, waiting, config, stream) for waiting in _taken(own)]
                 everyone = [record for share in ranks.all_gather(records) for record in share]
@@ -86,7 +88,13 @@ def _taken(own: list[_Waiting]) -> Iterator[_Waiting]:
 
 
 def _calibrated(
-    wanted: list[Ladder], stream: BlockStream, block: Block, hidden: Tensor, tokens: int, config: DatabaseConfig
+    wanted: list[Ladder],
+    stream: BlockStream,
+    block: Block,
+    hidden: Tensor,
+    tokens: int,
+    config: DatabaseConfig,
+    orders: Mapping[str, Ordering],
 ) -> Iterator[_Waiting]:
     """Run a block, leave its outputs in `hidden`, and give those of its wanted modules that this rank prunes."""
     here: list[Kind] = [ladder.kind for ladder in wanted if ladder.columns]
@@ -103,14 +111,15 @@ def _calibrated(
             parts = ranks.reduce_to(hessians.pop(ladder.kind), owner)
             if parts is not None:
                 weight = block.output_matrix(ladder.kind).weight.detach()
-                yield _Waiting(ladder, weight, parts, _ordered(ladder, block, shown) if ladder.rungs else None)
+                mixture = _ordered(ladder, block, shown, orders) if ladder.rungs else None
+                yield _Waiting(ladder, weight, parts, mixture)
         elif owner == ranks.rank():
             yield _Waiting(ladder)
 
 
-def _ordered(ladder: Ladder, block: Block, shown: list[Seen]) -> tuple[Order, Tensor]:
+def _ordered(ladder: Ladder, block: Block, shown: list[Seen], orders: Mapping[str, Ordering]) -> tuple[Order, Tensor]:
     inputs = ranks.interleave([seen.inputs for seen in shown])
-    order = expert_order(block.mixture, inputs, ladder.rungs[ladder.present :])
+    order = expert_order(block.mixture, inputs, ladder.rungs[ladder.present :], orders)
     return order, torch.stack([seen.tokens for seen in shown]).sum(0)
 
 

@@ -120,7 +120,9 @@ def by_change(sample: Sample, least: int) -> list[int]:
     return stay + gone[::-1]
 
 
-ORDERS: dict[str, Callable[[Sample, int], list[int]]] = {"change": by_change, "norm": by_norm}
+Ordering = Callable[[Sample, int], list[int]]
+"""A sample and how many experts stay at least -> all of them, most needed first."""
+ORDERS: Mapping[str, Ordering] = {"change": by_change, "norm": by_norm}
 
 
 @dataclass(frozen=True)
@@ -136,20 +138,26 @@ class Order:
 
 
 @torch.no_grad()
-def expert_order(mixture: WideMLP, inputs: list[Tensor], rungs: Sequence[tuple[int, int]]) -> Order:
+def expert_order(
+    mixture: WideMLP,
+    inputs: list[Tensor],
+    rungs: Sequence[tuple[int, int]],
+    orders: Mapping[str, Ordering] = ORDERS,
+) -> Order:
     """The order with the least change on tokens held back, at the counts of experts that levels have.
 
     Args:
         mixture: the experts.
         inputs: of each sequence (n, H), of all ranks; every CHECKS-th sequence is held back.
         rungs: (experts, width), the present ones first, (0, 0) last.
+        orders: ways of ordering.
     """
     place = mixture.gate.weight
     held = [number % CHECKS == 1 for number in range(len(inputs))]
     parts = [torch.cat([one for one, is_held in zip(inputs, held) if is_held == part] or inputs) for part in (0, 1)]
     fit, check = (Sample(mixture, part.to(place)) for part in parts)
     counts = sorted({count for count, _ in rungs} - {0, mixture.count})
-    found = {name: order(fit, counts[0]) for name, order in ORDERS.items()} if counts else {}
+    found = {name: order(fit, counts[0]) for name, order in orders.items()} if counts else {}
     errors = {
         name: sum(check.change(order[:count]) for count in counts) / len(counts) / (check.power or 1.0)
         for name, order in found.items()
