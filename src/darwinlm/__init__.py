@@ -388,11 +388,12 @@ def report(run: Place = "") -> show.Reported:
     Args:
         run: what a command wrote by --output
     """
+    if not run:
+        raise RequestError("No run is given: darwinlm report RUN, with the folder that a command wrote by --output.")
+
     from darwinlm import show
     from darwinlm.measure.report import write_report
 
-    if not run:
-        raise RequestError("No run is given: darwinlm report RUN, with the folder that a command wrote by --output.")
     return show.Reported(write_report(Path(run).expanduser()))
 
 
@@ -402,12 +403,13 @@ def run_recipe(file: Place = "", **settings: Unpack[Steps]) -> show.RecipeRun:
     Args:
         file: the recipe, such as recipes/llama2_7b_to_2.7b.yaml; settings go above those of every step
     """
+    if not file:
+        raise RequestError("No recipe is given: a file such as recipes/llama2_7b_to_2.7b.yaml.")
+
     from darwinlm import show
     from darwinlm.run.recipe import read_recipe
     from darwinlm.run.recipe_steps import run_recipe
 
-    if not file:
-        raise RequestError("No recipe is given: a file such as recipes/llama2_7b_to_2.7b.yaml.")
     return show.RecipeRun(run_recipe(read_recipe(os.fspath(file), _above(settings))))
 
 
