@@ -18,7 +18,7 @@ from darwinlm.runtime.pictures import Panel, logarithmic, write_panels
 Facts = Mapping[str, Any]
 OURS = "darwinlm"
 """The method to stress."""
-TRADEOFF_SIZE = (8.5, 5.0)
+TRADEOFF_SIZE = (7.0, 4.6)
 _MARKERS = "osD^v<>pPX*h"
 
 
