@@ -106,8 +106,8 @@ class Bench:
 
     def __init__(self, run: Run, args: argparse.Namespace) -> None:
         self.run, self.args, self.database = run, args, database_stage(run)
-        self.both = run.assembler(self.database, keep_dense=True, cache_bytes=2 << 30)
-        self.plain = Assembler(run.source, self.database, keep_dense=True, cache_bytes=1 << 30)
+        self.both = run.assembler(self.database, cache_bytes=2 << 30)
+        self.plain = Assembler(run.source, self.database, cache_bytes=1 << 30)
         self.teacher = make_teacher(run)
         self.held_out = HeldOut(run.splits.held_out, run.stream)
         self.ladders, self.formats = self.both.space.ladders, self.both.space.formats[1:]

@@ -62,7 +62,7 @@ def settings(args: argparse.Namespace, folder: Path):
 
 def families(run: Run, parents: int, children: int) -> Iterator[dict[str, list[float]]]:
     """For each parent, the scores of its children by every rule."""
-    assembler = Assembler(run.source, database_stage(run), keep_dense=True, cache_bytes=1 << 30)
+    assembler = Assembler(run.source, database_stage(run), cache_bytes=1 << 30)
     teacher, search, rng = make_teacher(run), run.config.search, python_random(run.config.seed, "families")
     steps = range(len(search.stages))
     rules = {

@@ -80,7 +80,7 @@ def pruned_models(dense: Path, unit: str, scratch: Path) -> Iterator[Path]:
     database = Database(scratch / "database", {})
     tokens = torch.randint(source.shape.vocabulary, (4, 64), generator=torch.Generator().manual_seed(0))
     build_database(database, rungs, BlockStream(source, torch.device("cpu"), torch.float32), tokens, settings)
-    assembler = Assembler(source, database, keep_dense=False)
+    assembler = Assembler(source, database)
     space = Space(tuple(rungs))
     genomes = {f"level {level}": uniform_at(space, level / STEPS, 0) for level in LEVELS}
     for name, genome in {**genomes, "floor": tuple(ladder.top - 1 for ladder in rungs)}.items():

@@ -35,8 +35,8 @@ from darwinlm.models.source import ModelSource
 from darwinlm.refit.blocks import refit_blocks
 from darwinlm.refit.store import Refits
 from darwinlm.run.request import Run, opened
-from darwinlm.runtime.files import read_json, write_json
 from darwinlm.runtime.progress import show_log
+from subjects.rows import rows_of
 
 RESULTS = Path(__file__).parent / "results/experts.json"
 BLOCKS = {"sequence_length": 256, "hessian": 64, "train": 8, "select": 8, "held_out": 48}
@@ -75,17 +75,13 @@ def main() -> None:
         )
         return
     show_log()
-    rows: list[dict[str, Any]] = read_json(RESULTS) if RESULTS.exists() else []
     with tempfile.TemporaryDirectory() as scratch:
         folder = args.runs or Path(scratch)
         asked = {"model": str(args.model), "data": "stdlib", "output": str(folder / "run"), "blocks": BLOCKS}
         asked |= {"database": {"multiple_of": 8, "levels": 4}, "target": {"level": 2}}
         with opened(settled(asked)) as run:
             held_out = HeldOut(run.splits.held_out, run.stream)
-            for row in wanted(args.levels):
-                if not any(row.items() <= found.items() for found in rows):
-                    rows.append({**row, **row_of(row, run, held_out, folder, args.distil)})
-                    write_json(RESULTS, rows)
+            rows = rows_of(RESULTS, wanted(args.levels), lambda row: row_of(row, run, held_out, folder, args.distil))
             dense = held_out.dense_quality()
     print_table(rows, dense)
 

@@ -43,7 +43,7 @@ def prune(run: Path, level: float) -> dict[str, int]:
     blocks = {"hessian": 32, "train": 4, "select": 4, "held_out": 4, "pool_tokens": 100_000}
     settings = {"blocks": blocks, "search": {"train_tokens": [64] * 3, "select_tokens": [64] * 3}}
     database = darwinlm.build_database(str(DEMO_MODEL), output=str(run), preset="demo", **settings).database
-    assembler = Assembler(ModelSource(str(DEMO_MODEL)), database, keep_dense=False)
+    assembler = Assembler(ModelSource(str(DEMO_MODEL)), database)
     budget, rng = level_budget(assembler.space, level / 8), random.Random(0)
     genome = uniform(budget, rng)
     while sum(map(operator.eq, genome, (ladder.top for ladder in assembler.space.ladders))) < 2:

@@ -142,7 +142,7 @@ def hessians(bench: Bench) -> dict[str, Any]:
 
 def trials(bench: Bench) -> dict[str, Any]:
     """Training steps of candidates in a row: seconds, the peak against the plan, what stays behind, survivors that wait."""
-    assembler, pool, found = Assembler(bench.source(), bench.database(), keep_dense=True), bench.tokens(4, 2), {}
+    assembler, pool, found = Assembler(bench.source(), bench.database()), bench.tokens(4, 2), {}
     genome, left = bench.middle(), []
     for number in range(4):
         trial = Trial(assembler.model(genome, bench.device, torch.bfloat16), 1e-5, 1, torch.bfloat16)
@@ -184,7 +184,7 @@ def generation(bench: Bench) -> dict[str, Any]:
     source, stream = bench.source(), bench.stream()
     select, train = bench.tokens(4, 4), bench.tokens(8, 5)
     teacher = Teacher(select, stream.final_hidden(select), source.head().to(bench.device, torch.float32))
-    assembler = Assembler(source, bench.database(), keep_dense=True)
+    assembler = Assembler(source, bench.database())
     parent, found, scores = bench.middle(), {}, {}
     children = [(*parent[:i], parent[i] + 1, *parent[i + 1 :]) for i in range(min(len(parent), 6))]
     for kept in (True, False):

@@ -111,7 +111,7 @@ def pruned(settings: dict[str, Any], run: Path, folder: Path) -> dict[str, Path]
     uniform = folder / "uniform"
     if not uniform.exists():
         with opened(settled({"output": str(run)})) as there:
-            assembler = Assembler(there.source, there.finished_database(), keep_dense=False)
+            assembler = Assembler(there.source, there.finished_database())
             export_checkpoint(assembler, there.uniform_genome, uniform, {"genome": "uniform"}, {})
     return {"darwinlm": run / "model", "uniform": uniform}
 

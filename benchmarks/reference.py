@@ -24,9 +24,10 @@ from typing import Any
 import yaml
 
 import darwinlm
-from darwinlm.runtime.files import read_json, write_json
+from darwinlm.runtime.files import read_json
 from darwinlm.runtime.progress import show_log
 from subjects import pep_llama
+from subjects.rows import rows_of
 
 RESULTS = Path(__file__).parent / "results/reference.json"
 TARGETS = ["level=4", "level=6", "parameters=4264192", "parameters=2658560"]
@@ -58,13 +59,13 @@ def main() -> None:
     if not pep_llama.is_there(args.shared):
         return
     show_log()
-    rows: list[dict[str, Any]] = read_json(RESULTS) if RESULTS.exists() else []
+    wanted = [
+        {"way": way, "set": args.set, "seed": seed, "target": target}
+        for way, seed, target in product(args.ways, args.seeds, args.targets)
+    ]
     with tempfile.TemporaryDirectory() as scratch:
-        for way, seed, target in product(args.ways, args.seeds, args.targets):
-            asked = {"way": way, "set": args.set, "seed": seed, "target": target}
-            if not any(asked.items() <= row.items() for row in rows):
-                rows.append({**asked, **row_of(asked, args.shared, args.runs or Path(scratch))})
-                write_json(RESULTS, rows)
+        folder = args.runs or Path(scratch)
+        rows = rows_of(RESULTS, wanted, lambda asked: row_of(asked, args.shared, folder))
     report(rows, read_json(args.shared / "reference/results.json"))
 
 

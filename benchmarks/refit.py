@@ -25,6 +25,7 @@ from darwinlm.run.request import Run, opened
 from darwinlm.runtime.files import read_json, write_json
 from darwinlm.runtime.progress import show_log
 from subjects import pep_llama
+from subjects.rows import rows_of
 
 RESULTS = Path(__file__).parent / "results/refit.json"
 
@@ -41,12 +42,9 @@ def main() -> None:
     if not pep_llama.is_there(args.shared):
         return
     show_log()
-    rows: list[dict[str, Any]] = read_json(RESULTS) if RESULTS.exists() else []
     with tempfile.TemporaryDirectory() as scratch:
-        for asked in wanted(args):
-            if not any(asked.items() <= row.items() for row in rows):
-                rows.append({**asked, **row_of(asked, args.shared, args.runs or Path(scratch))})
-                write_json(RESULTS, rows)
+        folder = args.runs or Path(scratch)
+        rows = rows_of(RESULTS, wanted(args), lambda asked: row_of(asked, args.shared, folder))
     print(
         "| genome | tokens | columns chosen again | KL before | after | perplexity before | after |\n|---|---|---|---|---|---|---|"
     )

@@ -118,7 +118,7 @@ class FullSize:
 
 def ours(run: Run) -> Fitness:
     """The search's own fitness, with its parts timed."""
-    assembler = Assembler(run.source, run.finished_database(), keep_dense=True, cache_bytes=1 << 30)
+    assembler = Assembler(run.source, run.finished_database(), cache_bytes=1 << 30)
     teacher = make_teacher(run)
     for owner, name, part in (
         (Assembler, "model", "assemble"),

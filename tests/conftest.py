@@ -71,7 +71,7 @@ def task(source, database, tmp_path) -> Callable[..., Task]:
     def make(family: str = "llama_gqa", share: float = 0.5, unit: str = "kv_group", **search) -> Task:
         stream = pico.stream(source(family))
         return Task(
-            assembler=Assembler(source(family), database(family, unit), keep_dense=True),
+            assembler=Assembler(source(family), database(family, unit)),
             stream=stream,
             teacher=Teacher(tokens, stream.final_hidden(tokens), source(family).head()),
             train=pico.random_tokens(4, 16, seed=6),

@@ -27,7 +27,7 @@ def pruned(source, database, tmp_path_factory) -> Path:
     from darwinlm.export.huggingface import export_checkpoint
 
     levels, folder = database("qwen2_tied", "kv_group"), tmp_path_factory.mktemp("pruned") / "model"
-    assembler = Assembler(source("qwen2_tied"), levels, keep_dense=False)
+    assembler = Assembler(source("qwen2_tied"), levels)
     export_checkpoint(assembler, some_genomes(levels)["middle"], folder, {}, {})
     return folder
 

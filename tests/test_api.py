@@ -25,7 +25,7 @@ def test_examples_in_docstrings():
 def test_load_gives_the_model_that_its_own_code_gives(source, database, tmp_path):
     levels, tokens = database("qwen3", "auto"), torch.arange(12).view(2, 6)
     genome = tuple(i % (ladder.top + 1) for i, ladder in enumerate(levels.ladders()))
-    export_checkpoint(Assembler(source("qwen3"), levels, keep_dense=False), genome, tmp_path / "model", {}, {})
+    export_checkpoint(Assembler(source("qwen3"), levels), genome, tmp_path / "model", {}, {})
     shipped = AutoModelForCausalLM.from_pretrained(tmp_path / "model", trust_remote_code=True, dtype=torch.float32)
     (tmp_path / "model/modeling_darwinlm.py").write_text("raise RuntimeError('this must not be run')")
     torch.testing.assert_close(darwinlm.load(tmp_path / "model")(tokens).logits, shipped(tokens).logits)

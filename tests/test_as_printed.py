@@ -87,7 +87,7 @@ def test_stock_code_reads_tokenizer_and_configuration_and_never_loads_other_weig
     source, tokens, expected = ModelSource(str(dense)), pico.random_tokens(2, 16, seed=3), {}
     levels = pico.make_database(tmp_path / "database", source, "query_head" if one else "auto")
     for name, genome in genomes(levels).items():
-        export_checkpoint(Assembler(source, levels, keep_dense=False), genome, tmp_path / name, {}, {})
+        export_checkpoint(Assembler(source, levels), genome, tmp_path / name, {}, {})
         with torch.no_grad():
             expected[name] = pico.zero_masked(dense, levels, genome)(tokens).logits
     save_file({"tokens": tokens}, tmp_path / "exchange")
@@ -108,7 +108,9 @@ def test_loading_code_runs_as_it_is_printed(checkpoint, text, tmp_path, monkeypa
     report = [part for part in page(model.parent).texts if "from_pretrained" in part]
     assert (len(card), len(readme), len(report)) == (1, 1, 1)
     for code in (card[0].replace("PATH", str(model)), *readme, *report):
-        assert run(code + using, cwd=tmp_path).split()[0] == "DarwinLMForCausalLM"
+        told = run(f"sys.stderr = sys.stdout\n{code}{using}", cwd=tmp_path)
+        assert told.split()[-1] == "DarwinLMForCausalLM"
+        assert "per-layer attribute" not in told
 
 
 def test_a_model_of_many_layers_is_read_again(tmp_path):
@@ -116,7 +118,7 @@ def test_a_model_of_many_layers_is_read_again(tmp_path):
     dense = ModelSource(str(pico.make_checkpoint(tmp_path / "dense", "llama_gqa", num_hidden_layers=12)))
     levels = pico.make_database(tmp_path / "database", dense, levels=2)
     genome = tuple(1 for _ in levels.ladders())
-    export_checkpoint(Assembler(dense, levels, keep_dense=False), genome, tmp_path / "model", {}, {})
+    export_checkpoint(Assembler(dense, levels), genome, tmp_path / "model", {}, {})
     assert ModelSource(str(tmp_path / "model")).shape.layers[11].heads < 8
 
 

@@ -54,7 +54,7 @@ def absent_genome(database: Database, absent: str) -> Genome:
 @pytest.mark.parametrize(("family", "unit"), pico.FAMILIES_AND_UNITS)
 def test_logits_and_size_of_random_genomes(family: str, unit: str, checkpoint, source, database) -> None:
     levels = database(family, unit)
-    assembler = Assembler(source(family), levels, keep_dense=True)
+    assembler = Assembler(source(family), levels)
     tokens = pico.random_tokens(2, 24, seed=1)
     for genome in genomes(levels):
         model = assembler.model(genome, pico.CPU)
@@ -70,7 +70,7 @@ def test_logits_and_size_of_random_genomes(family: str, unit: str, checkpoint, s
 def test_the_all_dense_genome_is_the_dense_model(family: str, checkpoint, source, database) -> None:
     levels = database(family, "auto")
     dense = (0,) * len(levels.modules)
-    assembler = Assembler(source(family), levels, keep_dense=False)
+    assembler = Assembler(source(family), levels)
     tokens = pico.random_tokens(2, 24)
     stock = pico.zero_masked(checkpoint(family), levels, dense)
     model = assembler.model(dense, pico.CPU)
@@ -92,7 +92,7 @@ def test_sliding_windows_survive(family: str, overrides: dict, tmp_path: Path) -
     levels = pico.make_database(tmp_path / "database", source)
     tokens = pico.random_tokens(2, 24)
     for genome in genomes(levels):
-        model = Assembler(source, levels, keep_dense=True).model(genome, pico.CPU)
+        model = Assembler(source, levels).model(genome, pico.CPU)
         truth = pico.zero_masked(folder, levels, genome)
         torch.testing.assert_close(logits(model, tokens), logits(truth, tokens), rtol=0, atol=1e-4)
 
@@ -101,7 +101,7 @@ def test_a_bfloat16_checkpoint_stays_bfloat16(tmp_path: Path) -> None:
     folder = pico.make_checkpoint(tmp_path / "dense", "qwen3", dtype=torch.bfloat16)
     source = ModelSource(str(folder))
     levels = pico.make_database(tmp_path / "database", source)
-    assembler, tokens = Assembler(source, levels, keep_dense=False), pico.random_tokens(2, 24)
+    assembler, tokens = Assembler(source, levels), pico.random_tokens(2, 24)
     for genome in genomes(levels)[:4]:
         assert {tensor.dtype for _, tensor in assembler.tensors(genome)} == {torch.bfloat16}
         truth = pico.zero_masked(folder, levels, genome)
@@ -116,7 +116,7 @@ def test_a_bfloat16_checkpoint_stays_bfloat16(tmp_path: Path) -> None:
 )
 def test_a_pruned_model_can_be_pruned_again(unit: str, absent: str, tmp_path: Path, source, database) -> None:
     """Gradual pruning: the truth is the pruned model itself with more of its columns at zero."""
-    first = Assembler(source("llama_gqa"), database("llama_gqa", unit), keep_dense=True)
+    first = Assembler(source("llama_gqa"), database("llama_gqa", unit))
     genome = absent_genome(first.database, absent)
     (tmp_path / "config.json").write_text(first.config(genome).to_json_string())
     save_file(dict(first.tensors(genome)), tmp_path / "model.safetensors", metadata={"format": "pt"})
@@ -130,13 +130,13 @@ def test_a_pruned_model_can_be_pruned_again(unit: str, absent: str, tmp_path: Pa
     for seed in range(3):
         further = pico.random_genome(levels, seed)
         truth = pico.mask(first.model(genome, pico.CPU), levels, further)
-        model = Assembler(again, levels, keep_dense=True).model(further, pico.CPU)
+        model = Assembler(again, levels).model(further, pico.CPU)
         torch.testing.assert_close(logits(model, tokens), logits(truth, tokens), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("unit", pico.UNITS)
 def test_removed_heads_are_really_gone(unit: str, source, database) -> None:
-    assembler = Assembler(source("qwen2"), database("qwen2", unit), keep_dense=True)
+    assembler = Assembler(source("qwen2"), database("qwen2", unit))
     size = assembler.source.shape.head_dim
     for genome in genomes(assembler.database):
         model = assembler.model(genome, pico.CPU)
@@ -154,7 +154,7 @@ def test_removed_heads_are_really_gone(unit: str, source, database) -> None:
 
 
 def test_the_attention_implementation_reaches_every_layer(source, database) -> None:
-    assembler = Assembler(source("qwen2"), database("qwen2", "query_head"), keep_dense=True)
+    assembler = Assembler(source("qwen2"), database("qwen2", "query_head"))
     model, tokens = (
         assembler.model(absent_genome(assembler.database, "first attention"), pico.CPU),
         pico.random_tokens(2, 24),
@@ -165,9 +165,8 @@ def test_the_attention_implementation_reaches_every_layer(source, database) -> N
     torch.testing.assert_close(logits(model, tokens), before, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("keep_dense", [True, False])
-def test_a_model_owns_its_weights(keep_dense: bool, source, database) -> None:
-    assembler = Assembler(source("qwen3"), database("qwen3", "kv_group"), keep_dense=keep_dense)
+def test_a_model_owns_its_weights(source, database) -> None:
+    assembler = Assembler(source("qwen3"), database("qwen3", "kv_group"))
     genome = pico.random_genome(assembler.database, 0)
     model = assembler.model(genome, pico.CPU)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
@@ -182,7 +181,7 @@ def test_a_model_owns_its_weights(keep_dense: bool, source, database) -> None:
 def test_dense_weights_are_the_file_itself(source, database) -> None:
     """So all ranks of a machine share them; what a model trains is its own."""
     dense = source("qwen3")
-    assembler = Assembler(dense, database("qwen3", "kv_group"), keep_dense=True)
+    assembler = Assembler(dense, database("qwen3", "kv_group"))
     mapped = [
         [int(end, 16) for end in line.split()[0].split("-")]
         for line in Path("/proc/self/maps").read_text().splitlines()
@@ -201,7 +200,7 @@ def test_dense_weights_are_the_file_itself(source, database) -> None:
 def test_a_checkpoint_that_changes_under_its_readers_is_refused(change: str, tmp_path: Path, source, database) -> None:
     folder = tmp_path / "model"
     shutil.copytree(source("qwen3").folder, folder)
-    assembler = Assembler(ModelSource(str(folder)), database("qwen3", "kv_group"), keep_dense=True)
+    assembler = Assembler(ModelSource(str(folder)), database("qwen3", "kv_group"))
     genome = pico.random_genome(assembler.database, 0)
     assembler.model(genome, pico.CPU)
     (file,) = folder.glob("*.safetensors")
@@ -220,7 +219,7 @@ def test_a_checkpoint_that_changes_under_its_readers_is_refused(change: str, tmp
 @pytest.mark.parametrize("family", ["llama_tied", "llama_bias", "qwen3"])
 @pytest.mark.parametrize("absent", ["first attention", "middle MLP", "first and last layer"])
 def test_training_moves_every_weight_and_keeps_shapes_and_ties(family: str, absent: str, source, database) -> None:
-    assembler = Assembler(source(family), database(family, "kv_group"), keep_dense=True)
+    assembler = Assembler(source(family), database(family, "kv_group"))
     model = assembler.model(absent_genome(assembler.database, absent), pico.CPU).train()
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
@@ -243,7 +242,7 @@ def test_training_moves_every_weight_and_keeps_shapes_and_ties(family: str, abse
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning")
 @pytest.mark.parametrize("absent", ["first attention", "last attention", "first and last layer"])
 def test_gradient_checkpointing_gives_equal_gradients(absent: str, source, database) -> None:
-    assembler = Assembler(source("llama_gqa"), database("llama_gqa", "query_head"), keep_dense=True)
+    assembler = Assembler(source("llama_gqa"), database("llama_gqa", "query_head"))
     tokens = pico.random_tokens(2, 16)
     gradients = []
     for recompute in (False, True):
@@ -261,7 +260,7 @@ def test_gradient_checkpointing_gives_equal_gradients(absent: str, source, datab
 def test_generation_equals_the_zero_masked_model(family: str, absent: str, checkpoint, source, database) -> None:
     levels = database(family, "auto")
     genome = absent_genome(levels, absent)
-    model = Assembler(source(family), levels, keep_dense=True).model(genome, pico.CPU)
+    model = Assembler(source(family), levels).model(genome, pico.CPU)
     truth = pico.zero_masked(checkpoint(family), levels, genome)
     tokens, padding = pico.random_tokens(2, 9), 4
     mask = torch.ones_like(tokens)

@@ -42,7 +42,7 @@ def pruned(source, database, tmp_path_factory):
         levels = database(family, "auto")
         genome = tuple(ladder.top if ladder.layer == 0 else 1 for ladder in levels.ladders())
         folder = tmp_path_factory.mktemp("pruned") / family
-        export_checkpoint(Assembler(source(family), levels, keep_dense=False), genome, folder, {}, {})
+        export_checkpoint(Assembler(source(family), levels), genome, folder, {}, {})
         return folder
 
     return make

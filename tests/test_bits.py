@@ -54,7 +54,7 @@ def made(tmp_path_factory) -> Callable[[str], Assembler]:
         folder = tmp_path_factory.mktemp(f"bits_{family}")
         source = ModelSource(str(pico.make_checkpoint(folder / "dense", family, **WIDE)))
         levels = pico.make_database(folder / "levels", source, "kv_group", levels=4, multiple_of=32)
-        return Assembler(source, levels, keep_dense=True, formats=FORMATS, embedding_format="q8_0")
+        return Assembler(source, levels, formats=FORMATS, embedding_format="q8_0")
 
     known: dict[str, Assembler] = {}
     return lambda family: known.setdefault(family, known.get(family) or make(family))

@@ -149,7 +149,7 @@ def test_post_training_is_adamw_on_cross_entropy(finished, checkpoint):
         ("darwinlm.comparison.cells", "write_json", 6),
         ("darwinlm.search.selection", "kls_to_teacher", 17),
         ("darwinlm.search.record", "write_json", 3),
-        ("darwinlm.comparison.comparing", "draw_tradeoff", 1),
+        ("darwinlm.comparison.table", "draw_comparison", 1),
     ],
 )
 def test_kill_9_and_the_same_command_give_the_same_cells(module, name, call, finished, checkpoint, text, tmp_path):
@@ -236,7 +236,9 @@ def test_a_damaged_cell_is_named(finished, tmp_path):
     [
         (["--methods", "zplm"], "no method 'zplm'; there are: all, uniform"),
         (["--levels", "0,2"], "--levels names 0; each must lie between 0 (dense) and 4"),
-        (["--levels", "two"], "--levels holds 'two', which is no number"),
+        (["--levels", "two"], "--levels is 'two', which cannot be read"),
+        (["--levels", "1%"], "parameters are fewer than the uniform model of level 3.95 has"),
+        (["--levels", "160%"], "a share must lie between 0% and 100%, both excluded, or a level such as 2"),
         (["--levels", "nan"], "--levels names nan"),
         (["--train-tokens", "1000000000"], "from 2 to 256 (blocks.train x blocks.sequence_length)"),
         (["--train-tokens", "nan"], "--train_tokens is 'nan'; it must be a whole number"),

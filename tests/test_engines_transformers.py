@@ -45,7 +45,7 @@ def exported(source, database, tmp_path_factory) -> Callable[[str, str], Path]:
     def make(family: str, place: str) -> Path:
         levels = database(family, "auto")
         folder = tmp_path_factory.mktemp("exported") / f"{family}_{place}"
-        assembler = Assembler(source(family), levels, keep_dense=False)
+        assembler = Assembler(source(family), levels)
         export_checkpoint(assembler, genome_without(levels, place), folder, {"seed": 7}, {})
         return folder
 
@@ -212,7 +212,7 @@ def test_the_card_is_ready_for_the_hub(checkpoint, database, source, tmp_path, m
         card_of_dense = dense.folder / "README.md"
         card_of_dense.write_text(front)
         try:
-            assembler = Assembler(dense, levels, keep_dense=False)
+            assembler = Assembler(dense, levels)
             export_checkpoint(assembler, genome_without(levels, "last"), tmp_path / "model", {}, {})
         finally:
             card_of_dense.unlink()

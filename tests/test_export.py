@@ -56,7 +56,7 @@ def test_checkpoints_load_without_darwinlm_and_are_equal(family, source, databas
     expected, tokens = {}, pico.random_tokens(2, 16, seed=3)
     for unit in units:
         levels = database(family, unit)
-        assembler = Assembler(source(family), levels, keep_dense=False)
+        assembler = Assembler(source(family), levels)
         for name, genome in some_genomes(levels).items():
             folder = tmp_path / f"{unit}_{name}"
             export_checkpoint(assembler, genome, folder, {"target": "a test"}, {})
@@ -76,7 +76,7 @@ def test_checkpoints_load_without_darwinlm_and_are_equal(family, source, databas
 
 def test_weights_are_split_into_shards_with_an_index(source, database, tmp_path, monkeypatch):
     levels = database("llama_gqa", "kv_group")
-    assembler = Assembler(source("llama_gqa"), levels, keep_dense=False)
+    assembler = Assembler(source("llama_gqa"), levels)
     genome = some_genomes(levels)["mixed"]
     export_checkpoint(assembler, genome, tmp_path / "one", {}, {})
     monkeypatch.setattr("darwinlm.export.huggingface.SHARD_BYTES", 20_000)
@@ -91,7 +91,7 @@ def test_weights_are_split_into_shards_with_an_index(source, database, tmp_path,
 
 def test_the_folder_tells_its_story_and_holds_no_pickle(source, database, tmp_path):
     levels = database("qwen2", "kv_group")
-    assembler = Assembler(source("qwen2"), levels, keep_dense=False)
+    assembler = Assembler(source("qwen2"), levels)
     export_checkpoint(assembler, some_genomes(levels)["middle"], tmp_path / "model", {"seed": 7}, {})
     names = {path.name for path in Path(tmp_path / "model").iterdir()}
     assert {"model.safetensors", "config.json", "generation_config.json", "tokenizer.json", "README.md"} <= names
@@ -106,7 +106,7 @@ def test_stock_code_refuses_a_checkpoint_with_absent_modules_loudly(source, data
     levels = database("llama_gqa", "kv_group")
     ladders = levels.ladders()
     genome = tuple(ladder.top if ladder.layer == 1 else 0 for ladder in ladders)
-    export_checkpoint(Assembler(source("llama_gqa"), levels, keep_dense=False), genome, tmp_path / "model", {}, {})
+    export_checkpoint(Assembler(source("llama_gqa"), levels), genome, tmp_path / "model", {}, {})
     config = json.loads((tmp_path / "model/config.json").read_text())
     del config["auto_map"]
     (tmp_path / "model/config.json").write_text(json.dumps(config))

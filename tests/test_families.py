@@ -281,7 +281,7 @@ def test_an_unknown_family_is_refused_with_what_stands_in_the_way(values: dict[s
 def test_costs_behind_a_norm_are_those_of_what_the_module_puts_out(source, levels) -> None:
     """The slope of the KL as a module's normalized output fades; of its matrix there would be none."""
     opened, database, tokens = source("gemma2"), levels("gemma2"), pico.random_tokens(2, 12, seed=6)
-    assembler, genome = Assembler(opened, database, keep_dense=True), genomes(database)["narrow"]
+    assembler, genome = Assembler(opened, database), genomes(database)["narrow"]
     stream = pico.stream(opened)
     dense = stream.final_hidden(tokens)
     moves = level_moves(assembler, stream, genome, tokens, torch.Generator().manual_seed(0), dense=dense)

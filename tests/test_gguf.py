@@ -62,7 +62,7 @@ def expected(model, tokens: list[int]) -> torch.Tensor:
 @pytest.mark.parametrize(("family", "unit"), CASES)
 def test_log_probabilities_are_those_of_the_masked_dense_model(family, unit, source, database, checkpoint, tmp_path):
     levels, tokens = database(family, unit), pico.random_tokens(1, 24, seed=3)[0].tolist()
-    assembler = Assembler(source(family), levels, keep_dense=False)
+    assembler = Assembler(source(family), levels)
     for name, genome in genomes(levels).items():
         export_checkpoint(assembler, genome, tmp_path / name, {}, {})
         engine = Engine(convert(tmp_path / name))

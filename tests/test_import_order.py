@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import cache
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ import darwinlm
 
 ROOT = Path(darwinlm.__file__).parent
 ORDER = (
-    "errors, keywords | config | runtime | formats | models | data, losses | database | genome | assemble, cost | refit"
+    "errors, keywords, version | config | runtime | formats | models | data, losses | database | genome | assemble, cost | refit"
     " | target | search | export, serving | foreign | recovery | measure | run | comparison | show | cli"
 )
 RANKS = {room: rank for rank, group in enumerate(ORDER.split(" | ")) for room in group.split(", ")}
@@ -47,8 +48,7 @@ def imports(module: str) -> Iterator[str]:
 
 
 def rooms_imported(module: str) -> set[str]:
-    """The package's version is no room."""
-    return {name.split(".")[1] for name in imports(module) if name.startswith("darwinlm.")} - {"__version__"}
+    return {name.split(".")[1] for name in imports(module) if name.startswith("darwinlm.")}
 
 
 def strings(module: str) -> Iterator[str]:
@@ -65,6 +65,18 @@ def test_a_room_imports_only_from_rooms_before_it(module: str) -> None:
     assert room in RANKS, f"'{room}' has no place in the order"
     late = {other for other in rooms_imported(module) if other != room and RANKS.get(other, len(RANKS)) >= RANKS[room]}
     assert not late
+
+
+def test_no_circle_of_files() -> None:
+    """Imports within functions count, too."""
+    files = {f"darwinlm.{module[:-3].replace('/', '.')}".removesuffix(".__init__"): module for module in MODULES}
+    below = {file: {near for name in imports(files[file]) if (near := file_of(name, files))} - {file} for file in files}
+    TopologicalSorter(below).prepare()
+
+
+def file_of(name: str, files: Collection[str]) -> str:
+    """The file that a dotted name is, or is defined in; empty for other packages."""
+    return next((file for file in (name, name.rpartition(".")[0]) if file in files), "")
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import pico
 from darwinlm.config import DatabaseConfig
 from darwinlm.cost import database_bytes, nominal_widths
-from darwinlm.database.levels import Ladder, ladders, nearest_divisor
+from darwinlm.database.levels import Ladder, ladders
+from darwinlm.database.rungs import nearest_divisor
 from darwinlm.errors import RequestError
 from darwinlm.models.family import family_of
 from darwinlm.models.shape import LayerWidths, ModelShape

@@ -28,7 +28,7 @@ def pruned(folder: Path, family: str, source, database) -> Path:
     levels = database(family, "auto")
     gone = {"model.layers.0.self_attn", "model.layers.1.mlp", "model.layers.2.self_attn", "model.layers.2.mlp"}
     genome = tuple(ladder.top if ladder.name in gone else 1 for ladder in levels.ladders())
-    export_checkpoint(Assembler(source(family), levels, keep_dense=False), genome, folder, {}, {"genome": "of a test"})
+    export_checkpoint(Assembler(source(family), levels), genome, folder, {}, {"genome": "of a test"})
     return folder
 
 
@@ -38,7 +38,7 @@ def load(folder: Path):
     )
 
 
-@pytest.mark.parametrize("family", pico.FAMILIES)
+@pytest.mark.parametrize("family", [*pico.FAMILIES, "qwen3_moe", "mixtral"])
 def test_it_computes_what_the_canonical_checkpoint_computes(family, source, database, tmp_path):
     folder = pruned(tmp_path / "model", family, source, database)
     canonical, portable = darwinlm.export_checkpoint(folder, portable=True).forms
@@ -64,6 +64,15 @@ def test_it_computes_what_the_canonical_checkpoint_computes(family, source, data
     config = json.loads((portable.path / "config.json").read_text())
     assert not any("skip" in layer for layer in config["per_layer_config"].values())
     assert all(layer.self_attn.o_proj.in_features for layer in models[1].model.layers)
+
+
+def test_where_no_module_is_absent_no_other_form_is_written(source, database, tmp_path, capsys):
+    levels = database("llama_gqa", "auto")
+    genome = tuple(1 for _ in levels.ladders())
+    export_checkpoint(Assembler(source("llama_gqa"), levels), genome, tmp_path / "model", {}, {})
+    main(["export", str(tmp_path / "model"), "--portable"])
+    assert "No module is absent, so it is the portable form, too" in " ".join(capsys.readouterr().out.split())
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_stub_heads_can_be_split(source, database, tmp_path):
@@ -138,9 +147,9 @@ def test_vllm_finds_the_scale_of_the_logits():
 
 
 @pytest.mark.parametrize("form", [{"portable": True}, {"format": "gguf"}])
-def test_a_full_disk_is_found_before_the_work(form, checkpoint, tmp_path, monkeypatch):
+def test_a_full_disk_is_found_before_the_work(form, source, database, tmp_path, monkeypatch):
     pytest.importorskip("gguf")
-    folder = pico.make_checkpoint(tmp_path / "model", "llama_tied")
+    folder = pruned(tmp_path / "model", "llama_tied", source, database)
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000})())
     with pytest.raises(darwinlm.RequestError, match=r"only .* are free"):
         darwinlm.export_checkpoint(folder, **form)

@@ -37,6 +37,7 @@ def folder(tmp_path_factory) -> Path:
     model = AutoModelForCausalLM.from_pretrained(folder / "a model", dtype=torch.float32)
     with torch.no_grad():
         model.model.layers[1].mlp.down_proj.weight[:, ::2] = 0
+        model.model.layers[2].mlp.down_proj.weight.zero_()
     model.save_pretrained(folder / "a model")
     (folder / "some text.txt").write_text("".join(f"{number} and {number * number}; " for number in range(1000)))
     return folder

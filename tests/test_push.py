@@ -79,8 +79,9 @@ def sent(monkeypatch):
 def model(source, database, tmp_path):
     """A pruned checkpoint in a run directory."""
     levels = database("llama_gqa", "auto")
-    assembler = Assembler(source("llama_gqa"), levels, keep_dense=False)
-    export_checkpoint(assembler, tuple(1 for _ in levels.ladders()), tmp_path / "model", {}, {})
+    assembler = Assembler(source("llama_gqa"), levels)
+    genome = tuple(ladder.top if ladder.layer == 0 else 1 for ladder in levels.ladders())
+    export_checkpoint(assembler, genome, tmp_path / "model", {}, {})
     (tmp_path / "summary.json").write_text(json.dumps({**SUMMARY, "settings": {"data": "owner/text"}}))
     return tmp_path / "model"
 

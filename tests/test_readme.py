@@ -59,8 +59,9 @@ def test_commands_are_understood(line, tmp_path, monkeypatch):
 def test_the_code_of_the_tutorial_runs(tmp_path, monkeypatch, capsys):
     """With the embedded model in the place of what its commands make."""
     monkeypatch.chdir(tmp_path)
-    Path("runs/smol").mkdir(parents=True)
-    Path("runs/smol/model").symlink_to(DEMO_MODEL)
+    for model in map(Path, ("runs/smol/model", "HuggingFaceTB/SmolLM2-135M")):
+        model.parent.mkdir(parents=True)
+        model.symlink_to(DEMO_MODEL)
     Path("runs/smol/genome.json").write_text('{"levels": {"model.layers.0.mlp": 3}}')
     for code in blocks("python", PAGES["tutorial.md"]):
         exec(compile(code, "tutorial.md", "exec"), {})

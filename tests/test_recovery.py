@@ -33,9 +33,7 @@ def text(tmp_path_factory) -> Path:
 def pruned(source, database, tmp_path_factory) -> Path:
     """A checkpoint whose middle layer is gone and whose others are thin."""
     levels, folder = database(FAMILY, "kv_group"), tmp_path_factory.mktemp("pruned") / "model"
-    export_checkpoint(
-        Assembler(source(FAMILY), levels, keep_dense=False), some_genomes(levels)["middle"], folder, {}, {}
-    )
+    export_checkpoint(Assembler(source(FAMILY), levels), some_genomes(levels)["middle"], folder, {}, {})
     return folder
 
 

@@ -43,9 +43,7 @@ def one_rank(request, source, database, checkpoint, tmp_path_factory) -> tuple[P
     """Distillation of a pruned checkpoint in one process, and its command line."""
     folder, family = tmp_path_factory.mktemp("one"), request.param
     levels = database(family, "kv_group")
-    export_checkpoint(
-        Assembler(source(family), levels, keep_dense=False), some_genomes(levels)["middle"], folder / "model", {}, {}
-    )
+    export_checkpoint(Assembler(source(family), levels), some_genomes(levels)["middle"], folder / "model", {}, {})
     text, train = write_text(folder), {**TRAIN, "teacher": str(checkpoint(family)), "micro_batch_sequences": 2}
     darwinlm.train(str(folder / "model"), data=str(text), output=str(folder / "run"), blocks=BLOCKS, train=train)
     words = flags(teacher=checkpoint(family), micro_batch_sequences=2)

@@ -91,9 +91,7 @@ def test_no_checkpoint(capsys, text, tmp_path):
 def test_the_portable_form(capsys, source, database, text, tmp_path):
     """Its stubs would count as heads of the result."""
     levels, folder = database(FAMILY, "kv_group"), tmp_path / "model"
-    export_checkpoint(
-        Assembler(source(FAMILY), levels, keep_dense=False), some_genomes(levels)["middle"], folder, {}, {}
-    )
+    export_checkpoint(Assembler(source(FAMILY), levels), some_genomes(levels)["middle"], folder, {}, {})
     portable = darwinlm.export_checkpoint(str(folder), portable=True).forms[-1]
     said = refused(capsys, tmp_path, portable.path, "--data", text, *flags())
     assert "is the portable form of a checkpoint" in said

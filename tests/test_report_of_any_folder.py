@@ -102,7 +102,8 @@ def test_a_comparison_alone(checkpoint, text, tmp_path):
     (tmp_path / "compare").mkdir()
     row = {"title": "DarwinLM", "method": "darwinlm", "level": 2.0, "parameters": 1000, "perplexity": 12.5, "kl": 0.125}
     dense = vars(Quality(2000, 10.0, 0.0))
-    (tmp_path / "compare/compare.json").write_text(json.dumps({"rows": [row], "dense": dense, "train_tokens": 0}))
+    whole = {"rows": [row], "cells": [], "budgets": {}, "dense": dense, "train_tokens": 0}
+    (tmp_path / "compare/compare.json").write_text(json.dumps(whole))
     darwinlm.report(tmp_path)
     found = page(tmp_path)
     assert "compare" in found.sections

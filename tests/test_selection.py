@@ -52,7 +52,7 @@ CHILDREN: list[Genome] = [
 def setting(source, database) -> tuple[Assembler, Teacher]:
     dense = source("llama_gqa")
     teacher = Teacher(TOKENS, pico.stream(dense).final_hidden(TOKENS), dense.head())
-    return Assembler(dense, database("llama_gqa", "kv_group"), keep_dense=True, cache_bytes=1 << 20), teacher
+    return Assembler(dense, database("llama_gqa", "kv_group"), cache_bytes=1 << 20), teacher
 
 
 def fitness_of(

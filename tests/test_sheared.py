@@ -48,7 +48,7 @@ def task(source, database, tmp_path):
     def make(family: str = "llama_gqa", share: float = 0.5, unit: str = "auto", train=None, **settings) -> Task:
         stream = pico.stream(source(family))
         return Task(
-            assembler=Assembler(source(family), database(family, unit), keep_dense=True),
+            assembler=Assembler(source(family), database(family, unit)),
             stream=stream,
             teacher=Teacher(TOKENS, stream.final_hidden(TOKENS), source(family).head()),
             train=pico.random_tokens(4, 16, seed=6) if train is None else train,
@@ -258,7 +258,7 @@ def test_useless_heads_and_columns_are_the_ones_that_leave(noise, learning_rate,
     source = ModelSource(str(tmp_path / "noisy"))
     made = pico.make_database(tmp_path / "database", source, "query_head")
     asked = Task(
-        Assembler(source, made, keep_dense=True), pico.stream(source),
+        Assembler(source, made), pico.stream(source),
         Teacher(tokens, pico.stream(source).final_hidden(tokens), source.head()), tokens, 0.5,
         SearchConfig(**SEARCH, batch_sequences=32), 0, tmp_path, {},
         ShearedConfig(tokens=160 * 32 * 24, learning_rate=learning_rate, mask_learning_rate=0.1),

@@ -30,7 +30,7 @@ def wanted(source: ModelSource, assembler: Assembler, **target) -> Target:
 @pytest.mark.parametrize(("family", "unit"), pico.FAMILIES_AND_UNITS)
 def test_costs_are_those_of_the_models(family, unit, source, database) -> None:
     """Of every genome: parameters of the whole model and of its layers, and bytes of weights and of a filled cache."""
-    assembler = Assembler(source(family), database(family, unit), keep_dense=True)
+    assembler = Assembler(source(family), database(family, unit))
     asked = {"parameters": "50%", "memory": "50%", "batch": 3, "context": 11}
     whole = wanted(source(family), assembler, **asked).budget(assembler.module_widths)
     layers = wanted(source(family), assembler, parameters="50%", parameters_of="layers").budget(assembler.module_widths)

@@ -58,7 +58,7 @@ def pruned(source, database, tmp_path_factory) -> Path:
     levels = database("llama_gqa", "kv_group")
     genome = tuple(ladder.top if ladder.layer == 1 else 1 for ladder in levels.ladders())
     folder = tmp_path_factory.mktemp("exported") / "model"
-    export_checkpoint(Assembler(source("llama_gqa"), levels, keep_dense=False), genome, folder, {}, {})
+    export_checkpoint(Assembler(source("llama_gqa"), levels), genome, folder, {}, {})
     return folder
 
 

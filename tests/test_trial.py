@@ -27,7 +27,7 @@ TEXT = torch.arange(8 * 16).view(8, 16) % 11  # a short cycle: easy to learn
 @pytest.fixture(scope="module", params=["llama_gqa", "qwen3_bias"])
 def candidate(request: Any, source: Callable, database: Callable) -> Callable[..., Any]:
     """Makes the same pruned model anew: the middle level everywhere, the last MLP gone."""
-    assembler = Assembler(source(request.param), database(request.param, "kv_group"), keep_dense=True)
+    assembler = Assembler(source(request.param), database(request.param, "kv_group"))
     genome = tuple(ladder.top // 2 for ladder in assembler.space.ladders[:-1]) + (assembler.space.ladders[-1].top,)
     return lambda dtype=FLOAT: assembler.model(genome, torch.device("cpu"), dtype)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import functools
 import json
 from collections.abc import Iterator
@@ -12,9 +11,10 @@ from typing import Any
 
 import yaml
 
-import darwinlm
 from darwinlm.comparison.methods.registry import METHODS, methods_named
-from darwinlm.config import merge
+from darwinlm.config import merge, settled
+from darwinlm.config.quantities import quantity
+from darwinlm.run.plan import level_of
 
 HERE = Path(__file__).parent
 
@@ -53,24 +53,15 @@ class Experiment:
         return [name for name in methods_named(self.values["methods"]) if name not in self.values["without"]]
 
     @functools.cached_property
-    def levels(self) -> dict[int, str]:
-        """{percent of the parameters: least level, in twentieths, whose uniform model has no more}."""
-        common = {key: self.values["settings"][key] for key in ("blocks", "database") if key in self.values["settings"]}
-        common["plan"] = {"device": "H100"}  # whichever: only sizes are asked
-
-        @functools.cache
-        def share(twentieths: int) -> float:
-            plan = darwinlm.plan(str(self.dense), target={"level": twentieths / 20}, **common).plan
-            return 100 * plan.target.parameters / plan.dense.parameters
-
-        last = 20 * common.get("database", {}).get("levels", 10) - 1
-        found = {p: bisect.bisect_left(range(1, last), -p, key=lambda n: -share(n)) + 1 for p in self.values["sizes"]}
-        return {percent: f"{twentieths / 20:g}" for percent, twentieths in found.items()}
+    def levels(self) -> dict[int, float]:
+        """{percent of the parameters: the level that `compare` takes for it}."""
+        config = settled({"model": str(self.dense), "database": self.values["settings"].get("database", {})})
+        return {p: level_of(config, quantity(f"{p}%", "parameters")) for p in self.values["sizes"]}
 
     def budget(self, percent: int) -> int:
         """Parameters that every method may leave: those of the uniform model."""
         budgets = json.loads((self.compared / "compare/compare.json").read_text())["budgets"]
-        return next(number for level, number in budgets.items() if float(level) == float(self.levels[percent]))
+        return next(number for level, number in budgets.items() if float(level) == self.levels[percent])
 
     def text(self, name: str) -> str:
         """A source of text: a file of the folder, or what `--data` takes."""
@@ -84,7 +75,7 @@ class Experiment:
         """The model of a method at a size, `now` and `unrefitted` among them."""
         if name in ("now", "unrefitted"):
             return self.pruned(percent, refit=name == "now") / "model"
-        return self.compared / f"compare/{name}/level{float(self.levels[percent]):g}_seed0/model"
+        return self.compared / f"compare/{name}/level{self.levels[percent]:g}_seed0/model"
 
     def models(self) -> Iterator[dict[str, Any]]:
         """All checkpoints that there are: title, size, folder, and whether they were trained."""

@@ -94,7 +94,8 @@ def _compare(e: Experiment, command: str, *words: Any) -> list[str]:
 
 
 def _method(e: Experiment, names: str) -> list[list[str]]:
-    return [_compare(e, "compare", "--methods", names, "--levels", ",".join(e.levels.values()), "--keep-models")]
+    sizes = ",".join(f"{percent}%" for percent in e.values["sizes"])
+    return [_compare(e, "compare", "--methods", names, "--levels", sizes, "--keep-models")]
 
 
 def _pruned(e: Experiment, percent: int) -> list[list[str]]:

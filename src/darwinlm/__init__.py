@@ -31,6 +31,7 @@ from darwinlm.keywords import (
     Text,
     Training,
 )
+from darwinlm.version import __version__
 
 if TYPE_CHECKING:  # importing the package costs nothing: engines import its plugin
     from typing_extensions import Unpack
@@ -39,12 +40,12 @@ if TYPE_CHECKING:  # importing the package costs nothing: engines import its plu
     from darwinlm.config import RunConfig
     from darwinlm.config.training import Tokens
 
-__version__ = "0.1.0"
 __all__ = [
     "CalibrationError",
     "DamagedFileError",
     "DarwinLMError",
     "RequestError",
+    "__version__",
     "bench",
     "build_database",
     "check_database",
@@ -84,7 +85,7 @@ def prune(
     config = _settled(Pruning, settings, *_RUN, model=model)
 
     from darwinlm import show
-    from darwinlm.run.stages import run_prune
+    from darwinlm.run.pruning import run_prune
 
     return show.Pruned(config.model, config.path, run_prune(config, rebuild=rebuild, restart=restart))
 
@@ -124,7 +125,7 @@ def build_database(model: Place = "", *, rebuild: bool = False, **settings: Unpa
     config = _settled(Pruning, settings, *_RUN, model=model)
 
     from darwinlm import show
-    from darwinlm.run.stages import run_database
+    from darwinlm.run.pruning import run_database
 
     return show.Levels(run_database(config, rebuild=rebuild), config)
 
@@ -138,7 +139,7 @@ def check_database(output: Place = "", *, show: bool = False, **settings: Unpack
     """
     config = _settled(Continuing, settings, "output", output=output)
 
-    from darwinlm.run.stages import check_database
+    from darwinlm.run.pruning import check_database
     from darwinlm.show import Levels
 
     database, picture = check_database(config, draw=show)
@@ -155,7 +156,7 @@ def search_genome(output: Place = "", *, restart: bool = False, **settings: Unpa
     config = _settled(Continuing, settings, "output", output=output)
 
     from darwinlm import show
-    from darwinlm.run.stages import run_search
+    from darwinlm.run.pruning import run_search
 
     return show.Found(config.path, run_search(config, restart=restart))
 
@@ -169,7 +170,7 @@ def refit_genome(output: Place = "", **settings: Unpack[Continuing]) -> show.Ref
     config = _settled(Continuing, settings, "output", output=output)
 
     from darwinlm import show
-    from darwinlm.run.stages import run_refit
+    from darwinlm.run.pruning import run_refit
 
     return show.Refitted(config.path, run_refit(config))
 
@@ -202,7 +203,7 @@ def export_checkpoint(
     from darwinlm import show
     from darwinlm.export import push as hub
     from darwinlm.export.forms import Wanted
-    from darwinlm.run.stages import run_export
+    from darwinlm.run.pruning import run_export
 
     if push:
         hub.check_push(push)
@@ -351,7 +352,7 @@ def compare(
     model: Place = "",
     *,
     methods: str | Sequence[str] = "all",
-    levels: str | float | Sequence[float] = "",
+    levels: str | float | Sequence[str | float] = "",
     train_tokens: int = 0,
     learning_rate: float = 3e-5,
     seeds: int = 1,
@@ -366,7 +367,7 @@ def compare(
             random, ziplm, ziplm_kinds, shortgpt, shortened_llama, shortened_llama_taylor, sliding_cosine, evopress, sheared,
             sheared_levels, darwinlm_untrained, darwinlm, darwinlm_parameters,
             darwinlm_stock
-        levels: levels with commas, in steps of database.levels; by default the run's target
+        levels: with commas, levels in steps of database.levels, or sizes such as 60% or 80M; by default the run's target
         train_tokens: tokens of the same post-training for every model, which is then scored again; 0 for none
         learning_rate: AdamW's in that post-training, without warm-up
         seeds: runs with different seeds of every method that searches, whose mean is reported
@@ -387,11 +388,12 @@ def report(run: Place = "") -> show.Reported:
     Args:
         run: what a command wrote by --output
     """
+    if not run:
+        raise RequestError("No run is given: darwinlm report RUN, with the folder that a command wrote by --output.")
+
     from darwinlm import show
     from darwinlm.measure.report import write_report
 
-    if not run:
-        raise RequestError("No run is given: darwinlm report RUN, with the folder that a command wrote by --output.")
     return show.Reported(write_report(Path(run).expanduser()))
 
 
@@ -401,12 +403,13 @@ def run_recipe(file: Place = "", **settings: Unpack[Steps]) -> show.RecipeRun:
     Args:
         file: the recipe, such as recipes/llama2_7b_to_2.7b.yaml; settings go above those of every step
     """
+    if not file:
+        raise RequestError("No recipe is given: a file such as recipes/llama2_7b_to_2.7b.yaml.")
+
     from darwinlm import show
     from darwinlm.run.recipe import read_recipe
     from darwinlm.run.recipe_steps import run_recipe
 
-    if not file:
-        raise RequestError("No recipe is given: a file such as recipes/llama2_7b_to_2.7b.yaml.")
     return show.RecipeRun(run_recipe(read_recipe(os.fspath(file), _above(settings))))
 
 

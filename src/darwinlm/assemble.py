@@ -7,6 +7,7 @@ in a format has what an engine reads back of it.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -37,7 +38,6 @@ class Assembler:
     Args:
         source: the checkpoint that is pruned, never changed.
         database: its levels.
-        keep_dense: keep the checkpoint's files mapped (a search builds many models), else read them when needed.
         cache_bytes: memory for shrunk modules that were made before: the models of a search differ in few of them.
         formats: types of ggml that modules can be in, beside the checkpoint's own.
         embedding_format: of embedding and head; empty for the checkpoint's own.
@@ -48,7 +48,6 @@ class Assembler:
         source: ModelSource,
         database: Database,
         *,
-        keep_dense: bool = False,
         cache_bytes: int = 0,
         formats: Sequence[str] = (),
         embedding_format: str = "",
@@ -57,7 +56,6 @@ class Assembler:
         self.embedded = source.embedded_in(embedding_format)
         """The checkpoint with embedding and head as candidates have them."""
         self.space = Space.of(database.ladders(), formats)
-        self._dense = MappedTensors(source.files) if keep_dense else None
         self._names: list[dict[str, str]] = [{} for _ in source.shape.layers]
         for full in source.files:
             if (layer := layer_of(full)) is not None:
@@ -94,7 +92,7 @@ class Assembler:
     def tensors(self, genome: Genome) -> Iterator[tuple[str, Tensor]]:
         """(full name, tensor) of a genome's model, layer by layer, in the checkpoint's dtype."""
         layers = (self._layer(genome, layer) for layer in range(len(self.source.shape.layers)))
-        read = self._tensor if self.embedded is self.source else self.embedded.outside
+        read = self._dense.__getitem__ if self.embedded is self.source else self.embedded.outside
         return framed(read, self.source.shape.tied, layers)
 
     def head(self, dense: Head) -> Head:
@@ -232,14 +230,13 @@ class Assembler:
     def _site(self, ladder: Ladder) -> Site:
         return self.source.family.site(ladder.kind)
 
+    @functools.cached_property
+    def _dense(self) -> MappedTensors:
+        return MappedTensors(self.source.files)
+
     def _dense_layer(self, layer: int) -> dict[str, Tensor]:
-        if self._dense is None:
-            return self.source.layer(layer)
         names = self._names[layer]
         return joined({name: self._dense[full] for name, full in names.items()}, self.source.family.experts)
-
-    def _tensor(self, name: str) -> Tensor:
-        return self._dense[name] if self._dense is not None else self.source.tensors([name])[name]
 
 
 def _bytes_of(module: dict[str, Tensor]) -> int:

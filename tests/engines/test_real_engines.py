@@ -84,7 +84,7 @@ def make_subject(folder: Path, name: str) -> Subject:
     names = {f"model.layers.{each}" for each in gone}
     whole = name == "llama"
     genome = [ladder.top if ladder.name in names else int(not whole) for ladder in levels.ladders()]
-    export_checkpoint(Assembler(source, levels, keep_dense=False), tuple(genome), folder / "model", {}, {})
+    export_checkpoint(Assembler(source, levels), tuple(genome), folder / "model", {}, {})
     forms = write_forms(folder / "model", Wanted(portable=True))
     if not llama_cpp_faults(ModelSource(str(folder / "model"))):
         forms += write_forms(folder / "model", Wanted(format="gguf", dtype="f32"))

@@ -50,7 +50,7 @@ def _told(typed: list[str]) -> str | None:
     """What is answered without work: help, version, completion; None for commands."""
     first, rest = (typed or ["help"])[0], typed[1:]
     if first in ("--version", "version"):
-        from darwinlm import __version__
+        from darwinlm.version import __version__
 
         return f"darwinlm {__version__}"
     if first in ("-h", "--help", "help"):

@@ -81,7 +81,7 @@ def _cell_folder(run: Run, place: Place) -> Path:
 def _files(run: Run, place: Place, training: Training) -> dict[Path, dict[str, Any]]:
     """The files of a cell and the settings that each depends on: as pruned, and after training where that is asked."""
     folder, identity = _cell_folder(run, place), _identity(run, place)
-    identity = identity | run.quality_identity
+    identity = identity | run.identities.quality
     files = {folder / "pruned.json": identity}
     if training.tokens:
         later = {f"training.{name}": value for name, value in dataclasses.asdict(training).items()}
@@ -97,7 +97,7 @@ def _identity(run: Run, place: Place) -> dict[str, Any]:
     search = {f"search.{name}": settings[name] for name in names if name not in _NO_MATTER}
     for group in METHODS[place.method].settings:
         search |= {f"{group}.{name}": value for name, value in to_dict(getattr(run.config, group)).items()}
-    return {**run.selection_identity, **dataclasses.asdict(place), **search}
+    return {**run.identities.selection, **dataclasses.asdict(place), **search}
 
 
 def require_same_cell(run: Run, place: Place, training: Training) -> None:
@@ -132,7 +132,7 @@ class Workbench:
     @functools.cached_property
     def dense_quality(self) -> Quality:
         """The dense model on held-out text; kept in a file, like a cell."""
-        path, made_from = folder_of(self.run) / "dense.json", sha256_of(self.run.quality_identity)
+        path, made_from = folder_of(self.run) / "dense.json", sha256_of(self.run.identities.quality)
         if path.exists() and (stored := read_json(path)).get("made_from") == made_from:
             return Quality(**stored["quality"])
         quality = self.held_out().dense_quality()
@@ -145,7 +145,7 @@ class Workbench:
         return Task.budget_of(self.assembler(), share, run.config.seed)
 
     def _assembler(self) -> Assembler:
-        return Assembler(self.run.source, database_stage(self.run), keep_dense=True, cache_bytes=cache_bytes())
+        return Assembler(self.run.source, database_stage(self.run), cache_bytes=cache_bytes())
 
     def task(self, place: Place) -> Task:
         """What a method is asked in a cell."""

@@ -21,11 +21,12 @@ from darwinlm.comparison.cells import (
     require_same_cell,
 )
 from darwinlm.comparison.methods.registry import METHODS, methods_named
-from darwinlm.comparison.pictures import draw_allocations, draw_tradeoff
 from darwinlm.comparison.table import Comparison, save_comparison
 from darwinlm.config import RunConfig, TargetConfig, is_hard
+from darwinlm.config.quantities import quantity
 from darwinlm.cost import database_need
 from darwinlm.errors import RequestError
+from darwinlm.run.plan import level_of
 from darwinlm.run.request import Run, opened
 from darwinlm.runtime import ranks
 from darwinlm.runtime.progress import log
@@ -62,7 +63,7 @@ def asked(
     Args:
         config: blocks, levels and target count.
         methods: names with commas, or `all`.
-        levels: numbers with commas, in steps of `database.levels`; by default the target's.
+        levels: with commas, in steps of `database.levels`, or sizes such as 60%; by default the target's.
         train_tokens: 0 for no post-training.
         learning_rate: of the post-training.
         seeds: runs of every method that searches.
@@ -77,9 +78,9 @@ def asked(
     found: list[float] = []
     for text in (levels or f"{default:g}").split(","):
         try:
-            found.append(float(text))
-        except ValueError:
-            faults.append(f"--levels holds '{text}', which is no number.")
+            found.append(_level(text, config))
+        except ValueError as fault:
+            faults.append(f"--levels {fault}, or a level such as {top / 2:g}.")
     for level in found:
         if not 0 < level < top:
             faults.append(
@@ -101,6 +102,18 @@ def asked(
     if faults:
         raise RequestError(*faults)
     return Asked(names, sorted(set(found)), Training(train_tokens, learning_rate), seeds, keep_models)
+
+
+def _level(typed: str, config: RunConfig) -> float:
+    """A level, or that whose uniform model has a size.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    try:
+        return float(typed)
+    except ValueError:
+        return level_of(config, quantity(typed, "parameters"))
 
 
 def run_compare(config: RunConfig, wanted: Asked) -> tuple[Comparison, Path]:
@@ -149,9 +162,6 @@ def run_compare(config: RunConfig, wanted: Asked) -> tuple[Comparison, Path]:
         comparison = _compared(run, places, wanted)
         folder = folder_of(run)
         save_comparison(comparison, folder)
-        draw_tradeoff(comparison, folder / "tradeoff.png")
-        for level in wanted.levels:
-            draw_allocations(comparison, level, folder / f"allocations_level{level:g}.png")
         return comparison, folder
 
 

@@ -10,12 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from darwinlm.measure.method_pictures import OURS, draw_comparison
 from darwinlm.measure.quality import Quality
 from darwinlm.measure.tables import Table
 from darwinlm.runtime.files import write_json, write_text
-
-OURS = "darwinlm"
-"""The method to stress."""
 
 
 @dataclass(frozen=True)
@@ -153,9 +151,11 @@ def as_csv(comparison: Comparison) -> str:
 
 
 def save_comparison(comparison: Comparison, folder: Path) -> None:
-    """Write `compare.json`, with its tables as people read them, `compare.md` and `compare.csv`."""
+    """Write `compare.json`, with its tables as people read them, `compare.md`, `compare.csv` and the pictures."""
     told = {"rows": comparison.rows, "tables": tables(comparison)}
     listed = {name: [dataclasses.asdict(each) for each in values] for name, values in told.items()}
-    write_json(folder / "compare.json", {**dataclasses.asdict(comparison), **listed})
+    values = {**dataclasses.asdict(comparison), **listed}
+    write_json(folder / "compare.json", values)
     write_text(folder / "compare.md", markdown(comparison))
     write_text(folder / "compare.csv", as_csv(comparison))
+    draw_comparison(values, folder)

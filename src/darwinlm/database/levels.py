@@ -10,19 +10,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
 from darwinlm.config import DatabaseConfig
-from darwinlm.database.rungs import expert_rungs
+from darwinlm.database.rungs import LEAST_STEPS, expert_rungs, removed_counts
 from darwinlm.errors import RequestError
 from darwinlm.formats.types import by_size
 from darwinlm.models.experts import GROUPED
 from darwinlm.models.family import Family
 from darwinlm.models.shape import LayerWidths, ModelShape
 from darwinlm.models.sites import Kind
-
-LEAST_STEPS, MOST_STEPS = 4, 20
-"""Between these, the steps of a ladder are equal, whatever their number."""
 
 
 @dataclass(frozen=True)
@@ -185,7 +181,7 @@ def _attention_ladder(
             f"database.attention_columns has {len(config.attention_columns or ())} entries, but in this model an attention stays "
             f"or goes as a whole: {whole}. Leave it out, or give [0, {columns}]."
         )
-    removed = _removed("attention", columns, group_size * at_once, steps, config, config.attention_columns)
+    removed = removed_counts("attention", columns, group_size * at_once, steps, config, config.attention_columns)
     if whole:
         removed = [0, steps]
     return Ladder(
@@ -261,7 +257,7 @@ def _mlp_ladder(family: Family, layer: int, columns: int, config: DatabaseConfig
             f"The MLP has {columns} columns, which is no multiple of database.multiple_of = {multiple}. "
             f"Choose a divisor of {columns}, such as {math.gcd(columns, multiple)}, or database.rounding paper."
         )
-    removed = _removed("mlp", columns, multiple, units, config, config.mlp_columns)
+    removed = removed_counts("mlp", columns, multiple, units, config, config.mlp_columns)
     return Ladder(
         name=family.module(layer, "mlp"),
         kind="mlp",
@@ -270,50 +266,3 @@ def _mlp_ladder(family: Family, layer: int, columns: int, config: DatabaseConfig
         group_size=1,
         removed=tuple(min(columns, multiple * count) for count in removed),
     )
-
-
-def _removed(
-    kind: Kind, columns: int, unit: int, units: int, config: DatabaseConfig, table: Sequence[int] | None
-) -> list[int]:
-    """Units of `unit` columns that are gone at each level; a module has `units` of them."""
-    if table is not None:
-        return _from_table(kind, columns, unit, table)
-    if config.rounding == "equal":
-        return equal_counts(units, config.levels)
-    exact = columns / unit
-    counts = [math.floor(i * exact / config.levels + 0.5) for i in range(config.levels)] + [units]  # eq. 5 and 6
-    if len(set(counts)) < len(counts):
-        raise RequestError(
-            f"The {kind} of {units} units of {unit} columns has no {config.levels} different levels. "
-            f"Lower database.levels to at most {columns // unit}, or use database.rounding equal."
-        )
-    return counts
-
-
-def _from_table(kind: Kind, columns: int, unit: int, table: Sequence[int]) -> list[int]:
-    increasing = all(a < b for a, b in pairwise(table))
-    if not increasing or len(table) < 2 or table[0] != 0 or table[-1] != columns or any(c % unit for c in table):
-        raise RequestError(
-            f"database.{kind}_columns is {list(table)}; it must increase from 0 to {columns}, the columns of the model's "
-            f"{kind} output matrix, in multiples of {unit}."
-        )
-    return [count // unit for count in table]
-
-
-def equal_counts(units: int, asked: int) -> list[int]:
-    """Units that are gone at each level: equal steps, or, where their number would be far from what is asked, nearly equal ones.
-
-    Args:
-        units: of a module.
-        asked: steps.
-    """
-    steps = nearest_divisor(units, asked)
-    if not min(asked, LEAST_STEPS) <= steps <= max(asked, MOST_STEPS):
-        steps = min(asked, units)
-    return [(2 * i * units + steps) // (2 * steps) for i in range(steps + 1)]
-
-
-def nearest_divisor(units: int, asked: int) -> int:
-    """The number of equal steps that `units` can be split into, nearest to the `asked` one; the larger of two."""
-    divisors = [d for d in range(2, units + 1) if units % d == 0] or [1]
-    return min(divisors, key=lambda d: (abs(d - asked), -d))

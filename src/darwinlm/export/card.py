@@ -39,7 +39,7 @@ _TEMPLATE = """---
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained("PATH"{trusted})
-tokenizer = AutoTokenizer.from_pretrained("PATH")
+tokenizer = AutoTokenizer.from_pretrained("PATH"{trusted})
 ```
 {loaded}
 

@@ -122,7 +122,9 @@ def write_forms(
     check_forms(source, wanted)
     forms = [_folder_form("canonical", source)]
     here = Path(os.path.abspath(checkpoint))  # beside a link, not beside what it leads to
-    if wanted.portable:
+    if wanted.portable and stubbed(source.shape).layers == source.shape.layers:
+        forms[0].notes.append("No module is absent, so it is the portable form, too: no other was written.")
+    elif wanted.portable:
         folder = _portable(here)
         write_portable(source, folder, stub_heads)
         forms.append(_folder_form("portable", ModelSource(str(folder))))

@@ -13,9 +13,10 @@ import torch
 
 from darwinlm.config import BenchConfig, RunConfig, to_dict, violations
 from darwinlm.errors import RequestError
+from darwinlm.measure.engines import engine_of, load_code, open_rival
 from darwinlm.measure.memory import peak_memory
 from darwinlm.measure.pictures import draw_bench
-from darwinlm.measure.rival import Facts, Rival, Workload, engine_of, is_gguf, load_code, open_rival
+from darwinlm.measure.rival import Facts, Rival, Workload, is_gguf
 from darwinlm.measure.timing import Spread, interleaved, ratios
 from darwinlm.models.source import ModelSource
 from darwinlm.runtime.device import choose_device, device_name

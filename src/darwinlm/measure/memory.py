@@ -17,7 +17,8 @@ import torch
 
 from darwinlm.config import RunConfig, resolve, to_dict
 from darwinlm.errors import RequestError
-from darwinlm.measure.rival import Workload, engine_of, load_code, open_rival
+from darwinlm.measure.engines import engine_of, load_code, open_rival
+from darwinlm.measure.rival import Workload
 from darwinlm.runtime.device import choose_device
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from darwinlm.config import RunConfig
 from darwinlm.errors import RequestError
 from darwinlm.measure.bench import BenchResult
-from darwinlm.measure.rival import engine_of
+from darwinlm.measure.engines import engine_of
 from darwinlm.models.source import ModelSource
 from darwinlm.target.latency import LatencyTable, StageTimes
 

@@ -22,7 +22,7 @@ _TEMPLATE = Path(__file__).parent / "report.html.jinja"
 _LOAD = """from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained({folder!r}{trust})
-tokenizer = AutoTokenizer.from_pretrained({folder!r})
+tokenizer = AutoTokenizer.from_pretrained({folder!r}{trust})
 """
 _FURTHER = "Scores on other text, speed, what training wins back, a file for llama.cpp and Ollama."
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from markupsafe import Markup
 from darwinlm.config import TargetConfig, described
 from darwinlm.database.store import MANIFEST, Database
 from darwinlm.errors import DamagedFileError
-from darwinlm.measure import pictures
+from darwinlm.measure import method_pictures, pictures
 from darwinlm.measure.tables import (
     Table,
     bench_note,
@@ -247,10 +246,12 @@ def _benched(found: Contents, file: Path) -> Iterable[Section]:
 
 
 def _compared(found: Contents, file: Path) -> Iterable[Section]:
-    values, drawn = read_json(file), [file.parent / "tradeoff.png", *sorted(file.parent.glob("allocations_level*.png"))]
+    values = read_json(file)
+    drawn = _drawn("tradeoff", method_pictures.tradeoff(values), method_pictures.TRADEOFF_SIZE)
+    for place, level in enumerate(map(float, values["budgets"])):
+        drawn += _drawn(f"left{place}_", *method_pictures.allocations(values, level))
     tables = [Table(**table) for table in values.get("tables", [])]
-    images = [_image(picture) for picture in drawn if picture.exists()]
-    yield Section("compare", "Methods side by side", "By darwinlm compare.", images, tables)
+    yield Section("compare", "Methods side by side", "By darwinlm compare.", drawn, tables)
 
 
 def _time(found: Contents, file: Path) -> Iterable[Section]:
@@ -279,9 +280,3 @@ SECTIONS = {
 
 def _drawn(name: str, panels: Iterable[Panel], size: tuple[float, float] = (4.6, 3.0)) -> list[Markup]:
     return [Markup(as_svg(f"{name}{place}", panel, size)) for place, panel in enumerate(panels)]
-
-
-def _image(file: Path) -> Markup:
-    """A picture that lies there as PNG."""
-    data = base64.b64encode(file.read_bytes()).decode()
-    return Markup('<img alt="{}" src="data:image/png;base64,{}">').format(file.stem.replace("_", " "), data)

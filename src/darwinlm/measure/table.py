@@ -33,10 +33,11 @@ from darwinlm.config import RunConfig, violations
 from darwinlm.database.levels import ladders
 from darwinlm.errors import RequestError
 from darwinlm.measure.bench import with_threads
+from darwinlm.measure.engines import engine_of, load_code, open_rival
 from darwinlm.measure.in_transformers import Loaded
 from darwinlm.measure.in_vllm import VllmRival, Worker
 from darwinlm.measure.probes import Probes
-from darwinlm.measure.rival import Rival, Workload, engine_of, load_code, open_rival
+from darwinlm.measure.rival import Rival, Workload
 from darwinlm.measure.timing import interleaved
 from darwinlm.models.shape import LayerWidths, ModelShape
 from darwinlm.models.source import ModelSource

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from darwinlm import __version__
 from darwinlm.models.experts import fused, has_fused
 from darwinlm.models.family import Family
 from darwinlm.models.widths import PADDING, LayerWidths
+from darwinlm.version import __version__
 
 MODELING_FILE = Path(__file__).parent / "modeling_darwinlm.py"
 _FAMILY_LINE = "FAMILY = {}"

@@ -7,11 +7,14 @@ those of an absent module are absent, too; everything else is zero.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from darwinlm.models.experts import joined
 from darwinlm.models.shape import ModelShape
+from darwinlm.models.sites import KINDS
 from darwinlm.models.source import ModelSource
 from darwinlm.models.widths import LayerWidths
 
@@ -21,15 +24,19 @@ CHANNELS = 32
 
 def stubbed(shape: ModelShape, heads: int = 1) -> ModelShape:
     """The shape with stubs in place of absent modules; a stub attention has `heads` query and KV heads."""
-    layers = [
-        LayerWidths(w.heads or heads, w.kv_heads or heads, w.intermediate or CHANNELS, w.padding).as_in(w)
-        for w in shape.layers
-    ]
+    experts = shape.chosen if shape.original.experts else 0
+
+    def filled(widths: LayerWidths) -> LayerWidths:
+        attention = {} if widths.heads else {"heads": heads, "kv_heads": heads}
+        mlp = {} if widths.intermediate else {"intermediate": CHANNELS, "experts": experts}
+        return replace(widths, **attention, **mlp).as_in(widths)
+
+    layers = [filled(widths) for widths in shape.layers]
     return shape.with_layers(layers)
 
 
 def stubbed_layer(source: ModelSource, layer: int, tensors: Mapping[str, Tensor], heads: int = 1) -> dict[str, Tensor]:
-    """All tensors of a layer, in the order of the model, keyed by their names within it.
+    """All tensors of a layer, keyed by their names within it: those of stubs, and those that are there.
 
     Args:
         source: the checkpoint.
@@ -38,8 +45,11 @@ def stubbed_layer(source: ModelSource, layer: int, tensors: Mapping[str, Tensor]
         heads: query and KV heads of a stub attention.
     """
     like = torch.empty(0, dtype=source.dtype, device=next(iter(tensors.values())).device if tensors else "cpu")
-    outlines = stubbed(source.shape, heads).layer_outlines(layer)
-    return {name: tensors[name] if name in tensors else _stub(name, size, like) for name, size in outlines.items()}
+    own = source.shape.layers[layer]
+    absent = stubbed(source.shape, heads).layers[layer].without(kind for kind in KINDS if own.has(kind))
+    outlines = source.shape.stock.outlines(layer, absent)
+    stubs = {name: _stub(name, size, like) for name, size in outlines.items()}
+    return {**joined(stubs, source.family.experts), **tensors}
 
 
 def _stub(name: str, size: tuple[int, ...], like: Tensor) -> Tensor:

@@ -55,7 +55,7 @@ def run_demo(config: RunConfig) -> list[DemoRow]:
 
 
 def _compare(run: Run, database: Database, genome: tuple[int, ...], refits: Refits | None) -> list[DemoRow]:
-    assembler = run.assembler(database, keep_dense=True)
+    assembler = run.assembler(database)
     genomes = {"dense": (0,) * len(genome), "uniform": run.uniform_genome, "DarwinLM": genome}
     models = {name: assembler.model(wanted, run.device) for name, wanted in genomes.items()}
     if refits:

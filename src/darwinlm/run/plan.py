@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import bisect
 from dataclasses import dataclass, replace
 
 import torch
 
 from darwinlm.config import RunConfig, described, violations
+from darwinlm.config.quantities import Quantity
 from darwinlm.cost import (
     MemoryPlan,
     Work,
@@ -94,9 +96,7 @@ def make_plan(config: RunConfig) -> Plan:
     now = space.totals(space.present)
 
     def row(level: float) -> SizeRow:
-        budget = level_budget(space, level / config.database.levels)
-        genome = uniform(budget, python_random(config.seed, "start")) if level else space.present
-        return _row(level, source.shape.with_layers(nominal_widths(source.shape, rungs, genome)), bytes_each)
+        return _row(level, _uniform_shape(config, source.shape, space, level), bytes_each)
 
     unsplit = Space(tuple(ladders(source.shape, replace(config.database, tensor_parallel=1))))
     mean = config.database.levels * sum(level / l.top for level, l in zip(target, rungs)) / len(rungs)
@@ -124,6 +124,31 @@ def make_plan(config: RunConfig) -> Plan:
         machine=f"{device.type}, {str(work.compute).removeprefix('torch.')}",
         search_select_tokens=select,
     )
+
+
+def level_of(config: RunConfig, size: Quantity) -> float:
+    """The least level, in twentieths, whose uniform model has at most so many parameters; reads config.json and nothing else.
+
+    Raises:
+        RequestError: none has.
+    """
+    shape = ModelSource(config.model, weights=False).shape
+    space, most = Space(tuple(ladders(shape, config.database))), size.of(shape.parameters)
+
+    def parameters(twentieths: int) -> int:
+        return _uniform_shape(config, shape, space, twentieths / 20).parameters
+
+    last = 20 * config.database.levels - 1
+    if (least := parameters(last)) > most:
+        raise RequestError(
+            f"{most:,} parameters are fewer than the uniform model of level {last / 20:g} has: {least:,}."
+        )
+    return (1 + bisect.bisect_left(range(1, last), True, key=lambda step: parameters(step) <= most)) / 20
+
+
+def _uniform_shape(config: RunConfig, shape: ModelShape, space: Space, level: float) -> ModelShape:
+    genome = uniform(level_budget(space, level / config.database.levels), python_random(config.seed, "start"))
+    return shape.with_layers(nominal_widths(shape, space.ladders, genome))
 
 
 def predicted_work(config: RunConfig, source: ModelSource, device: torch.device) -> Work:

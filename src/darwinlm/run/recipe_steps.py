@@ -10,8 +10,8 @@ from darwinlm.config import RunConfig, to_dict
 from darwinlm.errors import RequestError
 from darwinlm.recovery.run import run_train
 from darwinlm.run.prediction import predict_recipe
+from darwinlm.run.pruning import run_prune
 from darwinlm.run.recipe import COMMANDS, Recipe, Step
-from darwinlm.run.stages import run_prune
 from darwinlm.runtime import ranks
 from darwinlm.runtime.files import read_json, write_json
 from darwinlm.runtime.progress import log

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from darwinlm.assemble import Assembler
-from darwinlm.config import NEEDED, RunConfig, missing, target_identity, to_dict, violations
+from darwinlm.config import NEEDED, RunConfig, missing, to_dict, violations
 from darwinlm.cost import Work, database_bytes, database_need, nominal_module, nominal_widths, search_need
-from darwinlm.data.blocks import SPLITS, Splits, make_splits, settings_of_split
+from darwinlm.data.blocks import SPLITS, Splits, make_splits
 from darwinlm.data.lineage import Lineage
 from darwinlm.data.sources import documents
 from darwinlm.database.levels import Ladder, ladders
@@ -28,6 +28,7 @@ from darwinlm.models.check import check_streamed
 from darwinlm.models.llama_cpp import rope_of
 from darwinlm.models.shape import LayerWidths
 from darwinlm.models.source import ModelSource
+from darwinlm.run.identity import Identities
 from darwinlm.run.plan import predicted_work
 from darwinlm.runtime import ranks
 from darwinlm.runtime.device import choose_device, choose_dtype
@@ -43,10 +44,6 @@ from darwinlm.target.stock import WidthsOf, stock_levels
 from darwinlm.target.target import target_of
 
 _RESTART = "Choose another --output, or add --restart to `search` or `prune` to discard that search and begin anew."
-_MAY_CHANGE = ("generations", "patience", "check_every", "continue_training")
-"""Settings of a search that a begun one may be continued with."""
-_NOT_IN_OLDER_RUNS = (("training", "cross_entropy"), ("diverse", False))
-"""Settings of a search, at values that change nothing, which older runs do not know."""
 _OTHER_OUTPUT = "Choose another --output, or ask for what is there."
 
 
@@ -77,6 +74,8 @@ class Run:
         self.target = target_of(config, shape, self.space, stored, self.device, self.dtype, self._file_header())
         self.target.require_reachable(self._nominal)
         self.stream = BlockStream(self.source, self.device, self.dtype)
+        self.identities = Identities(config, self.source.fingerprint, self.dtype)
+        self.search_identity = self.identities.search(self.target.times, above and self.space.named(above))
         self.record = SearchRecord(directory.search, self.search_identity, self.space)
         self.source.require_context(config.blocks.sequence_length)
         if config.search.weights == "bfloat16" and self.dtype == torch.float32:
@@ -105,12 +104,11 @@ class Run:
             )
         return header_bytes(self.source)
 
-    def assembler(self, database: Database, *, keep_dense: bool = False, cache_bytes: int = 0) -> Assembler:
+    def assembler(self, database: Database, *, cache_bytes: int = 0) -> Assembler:
         """What builds the models of genomes, in the formats that are asked for."""
         return Assembler(
             self.source,
             database,
-            keep_dense=keep_dense,
             cache_bytes=cache_bytes,
             formats=self.config.target.formats,
             embedding_format=self.config.target.embedding_format or "",
@@ -134,10 +132,10 @@ class Run:
         """Compare with what the folder holds already, from the outside in."""
         where = self.directory.path
         if stored := self._stored_splits():
-            require_same(stored["hessian"], self.split_identity("hessian"), where, "a run", _OTHER_OUTPUT)
+            require_same(stored["hessian"], self.identities.split("hessian"), where, "a run", _OTHER_OUTPUT)
         if (self.directory.database / MANIFEST).exists():
             database = Database.open(self.directory.database)
-            require_same(database.identity, self.database_identity, where, "a database", _OTHER_OUTPUT)
+            require_same(database.identity, self.identities.database, where, "a database", _OTHER_OUTPUT)
             self._require_same_steps(database)
         if not restart and (stored := self.record.stored_identity()) is not None:
             require_same(stored, self.search_identity, where, "a search", _RESTART)
@@ -164,15 +162,6 @@ class Run:
             needed += int(1.1 * self.source.shape.with_layers(widths).parameters * each)
         require_room(self.directory.path, needed, "This run")
 
-    def split_identity(self, name: str) -> dict[str, Any]:
-        """What a split of the token blocks depends on; the model's weights count, so a folder belongs to one model."""
-        return {
-            "model": self.source.fingerprint[:16],
-            "data": self.config.data,
-            "seed": self.config.seed,
-            **settings_of_split(name, self.config.data, self.config.blocks),
-        }
-
     def _stored_splits(self) -> dict[str, dict[str, Any]]:
         """The identities of the splits that lie in the folder; empty where there are none."""
         path = self.directory.blocks
@@ -185,42 +174,6 @@ class Run:
                 f"DarwinLM, whose runs cannot be continued. {_OTHER_OUTPUT}"
             )
         return json.loads(metadata["splits"])
-
-    @property
-    def database_identity(self) -> dict[str, Any]:
-        """What the database depends on."""
-        chosen = {key: value for key, value in to_dict(self.config.database).items() if key != "hidden_states"}
-        settings = {f"database.{key}": value for key, value in chosen.items()}
-        if self.config.database.tensor_parallel == 1:  # changes nothing, and older databases do not know it
-            del settings["database.tensor_parallel"]
-        return {**self.split_identity("hessian"), "dtype": str(self.dtype), **settings}
-
-    @property
-    def search_identity(self) -> dict[str, Any]:
-        """What the search depends on. Not on what ends it: a finished search can go on."""
-        chosen = {key: value for key, value in to_dict(self.config.search).items() if key not in _MAY_CHANGE}
-        settings = {f"search.{key}": value for key, value in chosen.items() if (key, value) not in _NOT_IN_OLDER_RUNS}
-        target = {f"target.{key}": value for key, value in target_identity(self.config.target).items()}
-        if self.target.times:
-            target["target.latency_table"] = sha256_of(self.target.times.as_dict())
-        if self.above is not None:
-            target["target.nested_in"] = sha256_of(self.space.named(self.above))
-        return {**self.selection_identity, **target, **settings}
-
-    @property
-    def selection_identity(self) -> dict[str, Any]:
-        """What every method depends on that trains and scores candidates from the database."""
-        return self._beside_database("select")
-
-    @property
-    def quality_identity(self) -> dict[str, Any]:
-        """What the scores on held-out text depend on, besides the model that is scored."""
-        return self._beside_database("held_out")
-
-    def _beside_database(self, split: str) -> dict[str, Any]:
-        known = self.database_identity
-        more = {name: value for name, value in self.split_identity(split).items() if name not in known}
-        return {"database": sha256_of(known), **more}
 
     @functools.cached_property
     def uniform_genome(self) -> Genome:
@@ -262,7 +215,7 @@ class Run:
         Raises:
             RequestError: the others could not be drawn again, so that the new ones might not be disjoint from them.
         """
-        path, asked = self.directory.blocks, {name: self.split_identity(name) for name in SPLITS}
+        path, asked = self.directory.blocks, {name: self.identities.split(name) for name in SPLITS}
         if ranks.is_first() and (stored := self._stored_splits()) != asked:
             log.info("Reading '%s'.", self.config.data)
             config, lineage = self.config, Lineage(self.config.model)

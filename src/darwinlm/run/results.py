@@ -78,7 +78,7 @@ def evaluation_stage(run: Run, database: Database, genome: Genome, refits: Refit
     Returns:
         What `summary.json` holds; one that is there already is not made again.
     """
-    known = [run.space.named(genome), run.quality_identity, *([refits.identity] if refits else [])]
+    known = [run.space.named(genome), run.identities.quality, *([refits.identity] if refits else [])]
     if run.config.target.formats:
         known.append(run.made_from(genome, database))
     made_from = sha256_of(known)

@@ -1,40 +1,32 @@
-"""The stages in their order: database -> search -> refit -> export -> evaluation. Each continues where it stopped."""
+"""Database, search, refit and export of an opened run. Each stage continues where it stopped."""
 
 from __future__ import annotations
 
 import functools
 import shutil
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from darwinlm.assemble import Assembler
-from darwinlm.config import RunConfig, SearchConfig
-from darwinlm.cost import database_need, plan_memory, search_need
+from darwinlm.config import SearchConfig
+from darwinlm.cost import plan_memory
 from darwinlm.database.build import build_database
 from darwinlm.database.store import MANIFEST, Database, damaged_files
-from darwinlm.errors import RequestError
 from darwinlm.export.folder import discard, record_of
-from darwinlm.export.forms import Form, Wanted, check_forms, checkpoint_in, discard_forms, write_forms
-from darwinlm.export.gguf.importance import some_text
+from darwinlm.export.forms import discard_forms
 from darwinlm.export.huggingface import export_checkpoint
 from darwinlm.genome import Genome
-from darwinlm.measure.pictures import draw_errors
 from darwinlm.measure.quality import HeldOut
 from darwinlm.models.blocks import BlockStream
 from darwinlm.refit.blocks import refit_blocks
 from darwinlm.refit.store import Refits
-from darwinlm.run.request import Run, opened
-from darwinlm.run.results import card_facts, evaluation_stage, report_stage
+from darwinlm.run.request import Run
+from darwinlm.run.results import card_facts
 from darwinlm.runtime import ranks
-from darwinlm.runtime.device import choose_device
 from darwinlm.runtime.files import sha256_of, write_json
-from darwinlm.runtime.output import pasted
 from darwinlm.runtime.placement import Placement, free_host_memory
 from darwinlm.runtime.progress import log
-from darwinlm.runtime.rundir import RunDirectory
 from darwinlm.search.evolution import finished
 from darwinlm.search.fitness import Pools, Teacher
 from darwinlm.search.loop import diverse_founders, first_parent, search
@@ -55,7 +47,7 @@ def database_stage(run: Run, *, rebuild: bool = False) -> Database:
     """
     folder = run.directory.database
     exists = (folder / MANIFEST).exists()
-    database = Database.open(folder) if exists else Database(folder, run.database_identity)
+    database = Database.open(folder) if exists else Database(folder, run.identities.database)
     if damaged := ranks.broadcast(database.damaged(thorough=rebuild) if ranks.is_first() else []):
         if not rebuild:
             raise damaged_files(database, damaged)
@@ -87,7 +79,7 @@ def search_stage(run: Run, database: Database, *, restart: bool = False) -> Geno
     state = run.record.load()
     if state is None or not finished(state, run.config.search):
         with run.directory.timed("search"):
-            state = _search(run, run.assembler(database, keep_dense=True, cache_bytes=cache_bytes()))
+            state = _search(run, run.assembler(database, cache_bytes=cache_bytes()))
     levels, formats = run.space.levels_of(state.parent), run.space.formats_of(state.parent)
     parameters = run.assembler(database).shape(state.parent).parameters
     totals = {**run.space.totals(state.parent), "parameters": parameters}
@@ -156,14 +148,14 @@ def _discard_search(run: Run) -> None:
 
 def refit_stage(run: Run, database: Database, genome: Genome) -> Refits | None:
     """The genome's model refitted on its own inputs; None where that is not asked for, or has no lower KL."""
-    refits = _refitted(run, database, genome)
+    refits = refitted(run, database, genome)
     if refits is None or refits.helps:
         return refits
     log.warning("The refit does not lower KL (%.4f -> %.4f): the model stays as the search left it.", *refits.kl)
     return None
 
 
-def _refitted(run: Run, database: Database, genome: Genome) -> Refits | None:
+def refitted(run: Run, database: Database, genome: Genome) -> Refits | None:
     """The refit, completed and judged; None where it is not asked for."""
     asked, blocks = run.config.refit.tokens, run.splits.hessian
     if not asked:
@@ -211,107 +203,3 @@ def export_stage(run: Run, database: Database, genome: Genome, refits: Refits | 
     with run.directory.timed("export"):
         facts = card_facts(run, genome, refits)
         export_checkpoint(run.assembler(database), genome, run.directory.model, facts, made_from, refits, stock=stock)
-
-
-def run_database(config: RunConfig, *, rebuild: bool = False) -> Database:
-    """Build the level database of a run."""
-    with opened(config, needs=[database_need]) as run:
-        return database_stage(run, rebuild=rebuild)
-
-
-def check_database(config: RunConfig, *, draw: bool = False) -> tuple[Database, Path | None]:
-    """The database of a run, after all its files were found whole; the picture of its errors where that is asked.
-
-    Raises:
-        RequestError: there is none, or files are damaged; names them.
-    """
-    folder = RunDirectory(config.path).database
-    if not config.output or not (folder / MANIFEST).exists():
-        raise RequestError(f"'{config.output}' holds no database. Give the run directory with --output.")
-    database = Database.open(folder)
-    if damaged := database.damaged(thorough=True):
-        raise damaged_files(database, damaged)
-    if not draw:
-        return database, None
-    picture = folder / "errors.png"
-    draw_errors(database, picture)
-    return database, picture
-
-
-def run_search(config: RunConfig, *, restart: bool = False) -> dict[str, int]:
-    """Search on a finished database; returns {module name: level}."""
-    _require_database(config)
-    with opened(config, restart=restart, needs=[search_need]) as run:
-        return run.space.levels_of(search_stage(run, run.finished_database(), restart=restart))
-
-
-def _require_database(config: RunConfig) -> None:
-    """Before anything is read or made: later stages stand on a database."""
-    if not config.output or not (RunDirectory(config.path).database / MANIFEST).exists():
-        raise RequestError(
-            f"'{config.output}' holds no database yet. Run `darwinlm database MODEL --data DATA --output "
-            f"{pasted(config.output or 'RUN')}` first."
-        )
-
-
-def run_refit(config: RunConfig) -> Refits:
-    """Refit the genome that a search ended with; returns what was refitted.
-
-    Raises:
-        RequestError: there is no genome yet, or `refit.tokens` is 0.
-    """
-    _require_database(config)
-    with opened(config) as run:
-        refits = _refitted(run, run.finished_database(), run.genome())
-        if refits is None:
-            raise RequestError(
-                "refit.tokens is 0, so there is nothing to do. Give --refit.tokens 131072, or leave it out."
-            )
-        return refits
-
-
-def run_export(config: RunConfig, wanted: Wanted | None = None, *, again: bool = False) -> list[Form]:
-    """Write the checkpoint of a finished search, and the other forms of it that are asked for. One rank does it all.
-
-    Args:
-        config: a run directory; or, without one, `model` is a finished checkpoint that gets other forms.
-        wanted: the other forms.
-        again: a finished checkpoint needs no other form.
-
-    Returns:
-        The forms, the canonical checkpoint first.
-    """
-    wanted = wanted or Wanted()
-    if config.model and not config.output:
-        source = checkpoint_in(folder := Path(config.model).expanduser())
-        if not wanted and not again:
-            raise RequestError(
-                f"Nothing is asked for '{config.model}': add --portable, --format gguf or --push USER/NAME."
-            )
-        check_forms(source, wanted)
-        text = some_text(config, source) if wanted.weighs_columns and config.data else None
-        return write_forms(folder, wanted, config.database.tensor_parallel, text, choose_device(config.device))
-    _require_database(config)
-    with opened(config) as run:
-        check_forms(run.source, wanted)
-        database, genome = run.finished_database(), run.genome()
-        refits = refit_stage(run, database, genome)
-        if not ranks.is_first():
-            return []
-        export_stage(run, database, genome, refits)
-        parallel, text = config.database.tensor_parallel, run.splits.hessian
-        return write_forms(run.directory.model, wanted, parallel, text, run.device)
-
-
-def run_prune(config: RunConfig, *, rebuild: bool = False, restart: bool = False) -> dict[str, Any]:
-    """All stages; returns what `summary.json` holds. Ranks other than the first leave after the refit, with nothing."""
-    with opened(config, restart=restart, needs=[database_need, search_need]) as run:
-        database = database_stage(run, rebuild=rebuild)
-        genome = search_stage(run, database, restart=restart)
-        refits = refit_stage(run, database, genome)
-        if not ranks.is_first():
-            return {}
-        export_stage(run, database, genome, refits)
-        summary = evaluation_stage(run, database, genome, refits)
-        report_stage(run)
-        return summary

@@ -16,13 +16,11 @@ Letters: S = sequences, T = tokens in a sequence, H = hidden size, M = modules, 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.functional import log_softmax, nll_loss
 
 from darwinlm.assemble import Assembler
@@ -33,6 +31,7 @@ from darwinlm.models.head import Head
 from darwinlm.models.stock import Block
 from darwinlm.runtime import ranks
 from darwinlm.runtime.progress import progress
+from darwinlm.search.module_levels import ModuleLevels
 from darwinlm.search.propose import FORBIDDEN
 
 DOUBT = 0.5
@@ -146,7 +145,7 @@ class _Walk:
             for layer in reversed(range(len(self.inputs))):
                 block, hidden = self._block(layer).requires_grad_(False), self.inputs.pop()
                 places = [i for i, l in enumerate(ladders) if l.layer == layer and l.columns]
-                levels = {place: _Levels(self.assembler, place, self.genome[place], block) for place in places}
+                levels = {place: ModuleLevels(self.assembler, place, self.genome[place], block) for place in places}
                 for part in torch.arange(len(hidden)).split(self.batch):
                     first, curved, gradients[:, part] = self._differentiated(
                         block, hidden[part], gradients[:, part], list(levels.values())
@@ -161,7 +160,7 @@ class _Walk:
         return self.assembler.masked_block(self.genome, layer, self.stream.device, self.stream.dtype)
 
     def _differentiated(
-        self, block: Block, hidden: Tensor, gradients: Tensor, levels: list[_Levels]
+        self, block: Block, hidden: Tensor, gradients: Tensor, levels: list[ModuleLevels]
     ) -> tuple[list[Tensor], list[Tensor], Tensor]:
         """Moves of the KL and of the log-probability (s, T, levels) by module, and gradients (2, s, T, H) at the block's inputs."""
         passes: list[tuple[Tensor, ...]] = []
@@ -190,88 +189,6 @@ class _Walk:
             for grads in passes
         )
         return first, curved, torch.stack([grads[0].float().cpu() for grads in passes])
-
-
-class _Levels:
-    """The output matrix of one module at all its levels.
-
-    Args:
-        assembler: the levels.
-        place: of the module in a genome.
-        level: where it stands.
-        block: that holds it.
-    """
-
-    def __init__(self, assembler: Assembler, place: int, level: int, block: Block) -> None:
-        self.ladder, self.level = assembler.space.ladders[place], level
-        self.linear: Any = block.output_matrix(self.ladder.kind)
-        post_norm = block.family.site(self.ladder.kind).post_norm
-        self.norm = block.layer.get_submodule(post_norm) if post_norm else None
-        """What the outputs pass through on their way into the residual stream; changes are counted behind it."""
-        _, self.bias = assembler.output_matrix(self.ladder)
-        self.weights: dict[int, tuple[Tensor, Tensor]] = {}
-        for rung in range(self.ladder.present, self.ladder.top):
-            weight, kept = assembler.output(self.ladder, rung)
-            self.weights[rung] = (weight.to(self.linear.weight), kept.to(self.linear.weight.device))
-        name = block.family.site(self.ladder.kind).module
-        self.module = block.layer.get_submodule(name)
-        self.fronts: dict[str, dict[str, Tensor]] = {self.ladder.format(level): {}}
-        """Of each format the matrices in front of the output matrix, by their names within the module; none of the present one."""
-        for format_ in self.ladder.formats:
-            if format_ not in self.fronts:
-                matrices = assembler.in_front(self.ladder, format_).items()
-                self.fronts[format_] = {n.removeprefix(f"{name}."): t.to(self.linear.weight) for n, t in matrices}
-
-    def watched(self, note: Callable[[Tensor | None, Tensor | None], None]) -> list[Any]:
-        """Hooks that tell of the output matrix's inputs, and of what the module puts out."""
-        fed = self.linear.register_forward_hook(lambda _, x, y: note(x[0], None if self.norm else y))  # type: ignore[arg-type]
-        put_out: Callable[..., None] = lambda _, x, y: note(None, y)  # noqa: E731
-        return [fed, self.norm.register_forward_hook(put_out)] if self.norm else [fed]
-
-    def called(self) -> list[tuple[Any, Any]]:
-        """Where the arguments of the module will be, once it was called; the list that comes back is filled once."""
-        found: list[tuple[Any, Any]] = []
-
-        def note(_: nn.Module, args: Any, kwargs: Any) -> None:
-            found.append((args, kwargs))
-            hook.remove()
-
-        hook = self.module.register_forward_pre_hook(note, with_kwargs=True)
-        return found
-
-    def in_formats(self, inputs: Tensor, called: list[tuple[Any, Any]]) -> dict[str, Tensor]:
-        """(s, T, C) inputs of the output matrix as they are, and as they were if the module were in another format."""
-        found = {format_: inputs for format_, changed in self.fronts.items() if not changed}
-        fed: list[Tensor] = []
-        hook = self.linear.register_forward_pre_hook(lambda _, x: fed.append(x[0]))
-        for format_, changed in self.fronts.items():
-            if changed:
-                functional_call(self.module, changed, *called[0])
-                found[format_] = fed[-1].detach()
-        hook.remove()
-        return found
-
-    def moves(self, fed: dict[str, Tensor], gradient: Tensor) -> Tensor:
-        """Inputs (s, T, C) by format and (s, T, R) gradient at the outputs -> (s, T, levels): gradient . (output at a level -
-        output now)."""
-        if self.norm is not None:
-            return self._moves_behind(self.norm, fed, gradient)
-        found = gradient.new_zeros(*gradient.shape[:2], self.ladder.top + 1)  # what is gone puts out nothing
-        for number, (weight, kept) in self.weights.items():
-            back, inputs = gradient.to(weight) @ weight, fed[self.ladder.format(number)]
-            found[..., number] = (back * inputs.index_select(-1, kept)).sum(-1, dtype=torch.float32)
-            if self.bias is not None:
-                found[..., number] += gradient @ self.bias.to(gradient)
-        return found - found[..., self.level, None]
-
-    def _moves_behind(self, norm: nn.Module, fed: dict[str, Tensor], gradient: Tensor) -> Tensor:
-        """The same behind a norm, which does not see how large its inputs are: each level's outputs go through it."""
-        found = gradient.new_zeros(*gradient.shape[:2], self.ladder.top + 1)
-        for number, (weight, kept) in self.weights.items():
-            outputs = fed[self.ladder.format(number)].index_select(-1, kept).to(weight) @ weight.T
-            outputs = norm(outputs if self.bias is None else outputs + self.bias.to(outputs))
-            found[..., number] = (gradient.to(outputs) * outputs).sum(-1, dtype=torch.float32)
-        return found - found[..., self.level, None]
 
 
 def _log_softmax(head: Head, hidden: Tensor) -> Tensor:

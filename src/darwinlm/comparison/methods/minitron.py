@@ -36,7 +36,7 @@ def minitron(task: Task) -> Genome:
     source, ladders = task.assembler.source, task.space.ladders
     levels = Orders(source, ladders, removal_orders(ladders, [found[ladder.name] for ladder in ladders]))
     write_orders(task.folder, levels.orders)
-    assembler = Assembler(source, levels, keep_dense=True)
+    assembler = Assembler(source, levels)
     candidates = equal_widths(task.space, task.parameter_limit(assembler), python_random(task.seed, "start"))
     if not candidates:
         return task.uniform
