@@ -79,8 +79,7 @@ def refitted(settings: dict[str, Any], cell: Cell) -> Quality:
         write_json(run.directory.genome, {"levels": cell.levels})
         held_out = HeldOut(run.splits.held_out, run.stream)
     refits = darwinlm.refit_genome(**settings).refits
-    if refits.helps:
-        refits.load_into(model)
+    refits.load_into(model)
     return held_out.quality_of_model(model)
 
 

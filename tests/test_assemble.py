@@ -182,6 +182,7 @@ def test_dense_weights_are_the_file_itself(source, database) -> None:
     """So all ranks of a machine share them; what a model trains is its own."""
     dense = source("qwen3")
     assembler = Assembler(dense, database("qwen3", "kv_group"))
+    tensors = dict(assembler.tensors((0,) * len(assembler.space.ladders)))
     mapped = [
         [int(end, 16) for end in line.split()[0].split("-")]
         for line in Path("/proc/self/maps").read_text().splitlines()
@@ -191,7 +192,6 @@ def test_dense_weights_are_the_file_itself(source, database) -> None:
     def lies_in_the_file(tensor: Tensor) -> bool:
         return any(start <= tensor.data_ptr() < end for start, end in mapped)
 
-    tensors = dict(assembler.tensors((0,) * len(assembler.space.ladders)))
     assert all(map(lies_in_the_file, tensors.values()))
     assert not any(map(lies_in_the_file, assembler.model((0,) * len(assembler.space.ladders), pico.CPU).parameters()))
 

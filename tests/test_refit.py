@@ -13,7 +13,7 @@ import pico
 from darwinlm.assemble import Assembler
 from darwinlm.errors import CalibrationError, RequestError
 from darwinlm.refit.blocks import CHECKED, refit_blocks
-from darwinlm.refit.least_squares import OUTLYING, Moments, best_matrix, choose_again, refit_matrix, token_weights
+from darwinlm.refit.least_squares import OUTLYING, Moments, best_matrix, choose_again, clipped, refit_matrix
 from darwinlm.refit.store import Refits
 from darwinlm.runtime.files import read_tensors
 
@@ -62,18 +62,16 @@ def test_the_damping_with_the_least_error_elsewhere_is_taken():
     assert torch.equal(new, refit_matrix(weight, fit, chosen).float())
 
 
-def test_weights_minimize_the_loss_that_grows_with_the_logarithm_of_a_square():
-    """The weight is the derivative of Cauchy's loss by |E|^2, for every sequence by its own median."""
+def test_what_outlying_tokens_lack_is_clipped():
+    """In its own direction, at three times the median of its sequence; the square is the harmonic sum of both."""
     lack = torch.randn(2, 7, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 100.0])[:, None, None]
     lack[:, 0] *= 1000  # a sink
-    size = lack.double().square().sum(-1).requires_grad_()
-    scale = OUTLYING * size.detach().sort(-1).values[:, 3:4]
-    (scale * (1 + size / scale).log()).sum().backward()
-    assert torch.allclose(token_weights(lack)[..., 0].double(), size.grad, rtol=1e-5)
-
-
-def test_where_nothing_lacks_every_token_counts():
-    assert torch.equal(token_weights(torch.zeros(2, 5, 3)), torch.ones(2, 5, 1))
+    size = lack.double().square().sum(-1)
+    most = OUTLYING * size.sort(-1).values[:, 3:4]
+    found = clipped(lack).double()
+    assert torch.allclose(found.square().sum(-1), 1 / (1 / size + 1 / most), rtol=1e-5)
+    assert torch.allclose(torch.cosine_similarity(found, lack.double(), dim=-1), torch.ones(2, 7, dtype=torch.float64))
+    assert torch.equal(clipped(torch.zeros(2, 5, 3)), torch.zeros(2, 5, 3))
 
 
 def test_a_matrix_that_no_refit_improves_stays():
@@ -151,7 +149,7 @@ def test_the_told_error_is_that_of_the_refitted_model(family, unit, source, data
             one(checked)
         streams += seen
     before, after, without = (streams[0] - other for other in streams[1:])
-    errors = [(token_weights(before) * lack.square()).sum(-1).mean().item() for lack in (before, after)]
+    errors = [(clipped(before) - gain).square().sum(-1).mean().item() for gain in (0.0, before - after)]
     assert refits.at_the_end == pytest.approx(errors, rel=1e-3)
     assert after.square().mean() < without.square().mean()
 
@@ -191,7 +189,22 @@ def test_a_refit_that_does_not_lower_kl_is_not_taken(checkpoint, text, tmp_path)
     run = tmp_path / "run"
     darwinlm.prune(str(checkpoint("llama_tied")), data=str(text), output=str(run), **pico.RUN)
     refits = darwinlm.refit_genome(str(run)).refits
-    before, after = refits.kl
-    refits.judge(after, before)
+    refits.judge({0: 0.1, 1: 0.2, 2: 0.3})
     summary = darwinlm.prune(output=str(run)).summary
-    assert ("before_refit" in summary) == (before < after)
+    assert "before_refit" not in summary
+
+
+def test_a_refit_is_taken_as_deep_as_it_lowers_kl(checkpoint, text, tmp_path):
+    """Of the layers behind that, the exported model has what the search left."""
+    run = tmp_path / "run"
+    plain = darwinlm.prune(
+        str(checkpoint("llama_tied")), data=str(text), output=str(run), refit={"tokens": 0}, **pico.RUN
+    )
+    without = read_tensors(run / "model/model.safetensors")[0]
+    refits = darwinlm.refit_genome(str(run), refit={"tokens": 512}).refits
+    refits.judge({0: 0.3, 1: 0.1, 2: 0.2})
+    summary = darwinlm.prune(output=str(run)).summary
+    assert summary["before_refit"] == plain.summary["pruned"]
+    for name, tensor in read_tensors(run / "model/model.safetensors")[0].items():
+        own = refits.read(0).get(name.removeprefix("model.layers.0."))
+        assert torch.equal(tensor, without[name] if own is None else own)

@@ -36,9 +36,9 @@ from darwinlm.runtime.rundir import RunDirectory
 from darwinlm.target.target import format_limit
 
 _OF_TRAINING = ("method", "tokens", "batch_tokens", "sequence_length", "learning_rate", "teacher", "distill_weight")
-_REFIT = """Block by block, every output matrix is fitted to the inputs that it really gets. KL to the dense model {before:.4f} ->
-{after:.4f} on tokens that nothing was fitted to, so the model {end}. {changed} of {all} matrices
-changed. Bars: how much of what the residual stream lacks behind a module, mean square, its own refit took: attention, MLP."""
+_REFIT = """Block by block, every output matrix is fitted to the inputs that it really gets. KL to the dense model on
+tokens that nothing was fitted to, by the first layers that have it: {kls}. So the first {depth} have it. Bars: how much of what the
+residual stream lacks behind a module, mean square, its own refit took: attention, MLP."""
 
 
 @dataclass(frozen=True)
@@ -183,14 +183,12 @@ def _evolution(found: Contents, file: Path) -> Iterable[Section]:
 def _refit(found: Contents, file: Path) -> Iterable[Section]:
     values = read_json(file)
     matrices = values["matrices"]
-    if not values["kl"] or not matrices:
+    if not values["kl"] or not matrices or isinstance(values["kl"], list):  # not judged; an older run
         return
-    before, after = values["kl"]
-    end, changed = (
-        "has it" if after < before else "stays as it was",
-        sum(one["damping"] is not None for one in matrices.values()),
-    )
-    text = _REFIT.format(before=before, after=after, end=end, changed=changed, all=len(matrices)).replace("\n", " ")
+    kls = {int(depth): kl for depth, kl in values["kl"].items()}
+    depth = min(kls, key=kls.__getitem__)
+    listed = ", ".join(f"{end}: {kl:.4f}" for end, kl in kls.items())
+    text = _REFIT.format(kls=listed, depth=depth).replace("\n", " ")
     layers = len({layer_of(name) for name in matrices})
     yield Section(
         "refit", "The refit", text, _drawn("refit", [pictures.refit(matrices)], pictures.by_layer(layers, 3.0))

@@ -22,7 +22,7 @@ from darwinlm.models.shrink import shrink_mlp
 from darwinlm.models.sites import Kind, layer_prefix
 from darwinlm.models.stock import Block
 from darwinlm.models.widths import LayerWidths
-from darwinlm.refit.least_squares import DAMPINGS, Moments, best_matrix, choose_again, shared, token_weights
+from darwinlm.refit.least_squares import DAMPINGS, Moments, best_matrix, choose_again, clipped, shared
 from darwinlm.refit.rounding import InFormat, fronts_anew, refit_anew
 from darwinlm.refit.store import MatrixRefit, Refits
 from darwinlm.runtime import ranks
@@ -216,14 +216,15 @@ class _Streams:
         """Of the sequences that are fitted to and of the checked ones, for each part of the matrix that is refitted apart.
 
         Args:
-            change: what the matrix of the pruned model is beyond the one in `ours` (H, C); its lack says what tokens weigh.
+            change: what the matrix of the pruned model is beyond the one in `ours` (H, C); its lack says which tokens are outlying.
         """
         weight, parts = ours.output_matrix(kind).weight, ours.parts(kind)
         fit, check = ([Moments(one) for one in weight.chunk(parts, 1)] for _ in range(2))
         for part, checks in self.parts:
             lacks, inputs = self._lacks(block, ours, kind, part)
-            root = token_weights(lacks if change is None else lacks - inputs.float() @ change.float().T).sqrt()
-            for one, own in zip(check if checks else fit, shared(root * inputs, root * lacks, parts), strict=True):
+            given = 0.0 if change is None else inputs.float() @ change.float().T
+            lacks = clipped(lacks - given) + given
+            for one, own in zip(check if checks else fit, shared(inputs, lacks, parts), strict=True):
                 one.add(*own)
         for one in (*fit, *check):
             one.all_reduce()

@@ -23,7 +23,7 @@ from darwinlm.runtime import ranks
 DAMPINGS = (10.0, 1.0, 1e-1, 1e-2, 1e-3, 1e-4)
 """Tried for every matrix; the one with the least error on the checked sequences is taken."""
 OUTLYING = 9.0
-"""Times the median of its sequence that |E|^2 of a token must be for it to count half."""
+"""Times the median of its sequence that |E|^2 of a token comes to, at most, once it is clipped."""
 
 
 class Moments:
@@ -71,18 +71,15 @@ class Moments:
         return (self.lack - (change * (2 * self.cross - change @ self.inputs)).sum()).item()
 
 
-def token_weights(lack: Tensor) -> Tensor:
-    """(S, T, 1) weight of every token, 1 / (1 + |E|^2 / (OUTLYING * median)): those of a Cauchy loss.
+def clipped(lack: Tensor) -> Tensor:
+    """What is lacking (S, T, H), E / sqrt(1 + |E|^2 / (OUTLYING * median)): at ordinary tokens as it is.
 
-    Models with attention sinks lack at a few tokens a thousand times what they lack elsewhere; no refit can give it back,
-    and squares of it would be all that counts.
-
-    Args:
-        lack: E (S, T, H).
+    Models with attention sinks lack at a few tokens a thousand times what they lack elsewhere; no refit can give it back, and
+    squares of it would be all that counts. Such tokens count as others do, but ask for little: their huge activations stay.
     """
     size = lack.float().square().sum(-1, keepdim=True)
     usual = size.median(-2, keepdim=True).values.clamp_min(torch.finfo(torch.float32).tiny)
-    return 1 / (1 + size / (OUTLYING * usual))
+    return lack.float() * (1 + size / (OUTLYING * usual)).rsqrt()
 
 
 def shared(inputs: Tensor, lack: Tensor, parts: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -47,8 +47,9 @@ class Refits:
         stored = read_json(folder / RECORD) if folder and (folder / RECORD).exists() else {}
         same = stored.get("identity") == identity
         self.files: dict[str, str] = stored["files"] if same else {}
-        self.kl: list[float] = stored.get("kl", []) if same else []
-        """KL to the dense model before and after, on tokens that nothing was fitted to; empty until it is judged."""
+        self.kl: dict[int, float] = {int(depth): kl for depth, kl in stored["kl"].items()} if same else {}
+        """First layers that have their refit -> KL to the dense model, on tokens that nothing was fitted to; empty until it is
+        judged."""
         self.matrices: dict[str, MatrixRefit] = (
             {name: MatrixRefit(**found) for name, found in stored["matrices"].items()} if same else {}
         )
@@ -63,7 +64,7 @@ class Refits:
     def write(self, layer: int, weights: dict[str, Tensor], found: dict[str, MatrixRefit]) -> None:
         """Keep a finished block: its output matrices by their names within the layer, and how each ended."""
         self.matrices |= found
-        self.kl = []
+        self.kl = {}
         if self.folder is None:
             self._held[layer] = weights
         elif ranks.is_first():
@@ -72,16 +73,21 @@ class Refits:
             self.files[path.name] = sha256_of_file(path)
             self._save(self.folder)
 
-    def judge(self, before: float, after: float) -> None:
-        """Keep the KL to the dense model, before and after, that decides whether the model is to have the refit."""
-        self.kl = [before, after]
+    def judge(self, kl: dict[int, float]) -> None:
+        """Keep the KL to the dense model, by the first layers that have their refit: it decides how many are to have it."""
+        self.kl = kl
         if self.folder is not None:
             self._save(self.folder)
 
     @property
-    def helps(self) -> bool:
-        """Whether the KL is lower with it."""
-        return bool(self.kl) and self.kl[1] < self.kl[0]
+    def depth(self) -> int:
+        """First layers that the model is to have the refit of; all until it is judged, then those of the least KL."""
+        return min(self.kl, key=self.kl.__getitem__) if self.kl else len(self._held or self.files)
+
+    @property
+    def before_and_after(self) -> tuple[float, float]:
+        """KL without the refit, and with it as deep as the model is to have it."""
+        return self.kl[0], self.kl[self.depth]
 
     def _save(self, folder: Path) -> None:
         matrices = {name: dataclasses.asdict(one) for name, one in self.matrices.items()}
@@ -112,9 +118,9 @@ class Refits:
             raise DamagedFileError(f"'{path}' is missing or damaged. Run `darwinlm refit` to make it again.")
         return read_tensors(path)[0]
 
-    def load_into(self, model: nn.Module) -> None:
-        """Give an assembled model of the genome the refitted matrices."""
-        for layer in range(len(self._held or self.files)):
+    def load_into(self, model: nn.Module, layers: Iterable[int] | None = None) -> None:
+        """Give an assembled model of the genome the refitted matrices, of `layers` or of those that are to have them."""
+        for layer in range(self.depth) if layers is None else layers:
             for name, weight in self.read(layer).items():
                 put(model, layer_prefix(layer) + name, weight)
 
@@ -123,7 +129,7 @@ class Refits:
         layer, refitted = None, {}
         for name, tensor in tensors:
             if (here := layer_of(name)) != layer and here is not None:
-                layer, refitted = here, self.read(here)
+                layer, refitted = here, self.read(here) if here < self.depth else {}
             yield name, tensor if here is None else refitted.get(name.removeprefix(layer_prefix(here)), tensor)
 
 

@@ -64,11 +64,10 @@ def _told_formats(run: Run, genome: Genome) -> str:
 
 def _told(refits: Refits) -> str:
     """What a refit was made on, and what it gained."""
-    changed = sum(one.damping is not None for one in refits.matrices.values())
-    before, after = refits.kl
+    before, after = refits.before_and_after
     return (
-        f"output matrices on the pruned model's own inputs, {refits.identity['tokens']:,} tokens; {changed} of "
-        f"{len(refits.matrices)} matrices changed; KL to the dense model {before:.4f} -> {after:.4f} on tokens it was not fitted to"
+        f"output matrices on the pruned model's own inputs, {refits.identity['tokens']:,} tokens, in the first "
+        f"{refits.depth} layers; KL to the dense model {before:.4f} -> {after:.4f} on tokens it was not fitted to"
     )
 
 

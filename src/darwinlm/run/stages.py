@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import shutil
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -35,8 +36,10 @@ from darwinlm.search.samples import beginning
 from darwinlm.search.selection import TrainedFitness
 from darwinlm.target.stock import StockBudget
 
-_JUDGED_TOKENS = 32_768
-"""Tokens of blocks.select that say whether a refit helps."""
+_JUDGED_TOKENS = 16_384
+"""Tokens of blocks.select that say how many layers a refit helps."""
+_DEPTHS = 6
+"""Parts of the layers, behind each of which it may end."""
 
 
 def database_stage(run: Run, *, rebuild: bool = False) -> Database:
@@ -147,11 +150,11 @@ def _discard_search(run: Run) -> None:
 
 
 def refit_stage(run: Run, database: Database, genome: Genome) -> Refits | None:
-    """The genome's model refitted on its own inputs; None where that is not asked for, or has no lower KL."""
+    """The genome's model refitted on its own inputs; None where that is not asked for, or has no lower KL at any depth."""
     refits = refitted(run, database, genome)
-    if refits is None or refits.helps:
+    if refits is None or refits.depth:
         return refits
-    log.warning("The refit does not lower KL (%.4f -> %.4f): the model stays as the search left it.", *refits.kl)
+    log.warning("The refit does not lower KL (%s by depth): the model stays as the search left it.", refits.kl)
     return None
 
 
@@ -161,7 +164,7 @@ def refitted(run: Run, database: Database, genome: Genome) -> Refits | None:
     if not asked:
         return None
     tokens = blocks[: max(2, asked // blocks.shape[1])]
-    made_from = {**run.made_from(genome, database), "tokens": tokens.numel()}
+    made_from = {**run.made_from(genome, database), "tokens": tokens.numel(), "clipped": True}
     made_from["choose_again"] = run.config.refit.choose_again
     refits = Refits(run.directory.refit, made_from)
     if not ranks.broadcast(refits.finished(len(run.stream))):
@@ -179,13 +182,16 @@ def refitted(run: Run, database: Database, genome: Genome) -> Refits | None:
 
 
 def _judge(run: Run, assembler: Assembler, genome: Genome, refits: Refits) -> None:
-    """Compare the whole model with and without its refit, on blocks that nothing was fitted to."""
+    """Compare the whole model with more and more of its refit, on blocks that nothing was fitted to."""
     blocks = run.splits.select
     judged_on = HeldOut(blocks[: max(1, _JUDGED_TOKENS // blocks.shape[1])], run.stream)
     model = assembler.model(genome, run.device, run.dtype)
-    before = judged_on.quality_of_model(model).kl or 0.0
-    refits.load_into(model)
-    refits.judge(before, judged_on.quality_of_model(model).kl or 0.0)
+    ends = sorted({len(run.stream) * part // _DEPTHS for part in range(_DEPTHS + 1)})
+    kl = {0: judged_on.quality_of_model(model).kl or 0.0}
+    for begin, end in pairwise(ends):
+        refits.load_into(model, range(begin, end))
+        kl[end] = judged_on.quality_of_model(model).kl or 0.0
+    refits.judge(kl)
 
 
 def export_stage(run: Run, database: Database, genome: Genome, refits: Refits | None = None) -> None:

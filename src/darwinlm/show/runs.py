@@ -151,10 +151,12 @@ class Refitted(Result):
             damping = "stays" if found.damping is None else f"{found.damping:g}"
             errors = (f"{found.before:.4g}", f"{found.after:.4g}")
             table.add_row(name.removeprefix("model."), *errors, damping, str(found.exchanged or "-"))
-        tokens, (before, after) = self.refits.identity["tokens"], self.refits.kl
-        table.caption = f"{tokens:,} tokens, an eighth of them only to choose; KL {before:.4f} -> {after:.4f}"
-        if not self.refits.helps:
-            table.caption += ", so the model stays as the search left it"
+        tokens, kls = self.refits.identity["tokens"], self.refits.kl
+        listed = ", ".join(f"{depth}: {kl:.4f}" for depth, kl in kls.items())
+        table.caption = (
+            f"{tokens:,} tokens, an eighth of them only to choose. KL by the first layers that have it: {listed}. "
+            f"The first {self.refits.depth} have it."
+        )
         yield table
 
     def after(self) -> Sequence[Any]:
@@ -162,9 +164,9 @@ class Refitted(Result):
         return "export", "--output", self.folder
 
     def to_dict(self) -> dict[str, Any]:
-        """KL before and after (nats per token), and whether the refit is used."""
-        before, after = self.refits.kl
-        return {"folder": str(self.folder), "kl_before": before, "kl_after": after, "helps": self.refits.helps}
+        """KL before and after (nats per token), and how many of the first layers have the refit."""
+        before, after = self.refits.before_and_after
+        return {"folder": str(self.folder), "kl_before": before, "kl_after": after, "layers": self.refits.depth}
 
 
 @dataclass(frozen=True)
