@@ -184,12 +184,32 @@ def test_a_damaged_file_is_made_again(checkpoint, text, tmp_path):
     assert file.read_bytes() == whole
 
 
+BLOCKS = torch.tensor([0.1, 0.9, 0.2, 0.4])
+
+
+@pytest.mark.parametrize(
+    ("added", "depth"),
+    [
+        ({0: [0.5] * 4, 2: [0.1] * 4, 4: [0.0] * 4}, 4),
+        ({0: [0.5] * 4, 2: [0.1, -0.1, 0.1, -0.1], 4: [0.0] * 4, 6: [0.0, 0.1, 0.0, 0.0]}, 2),
+        ({0: [0.1, -0.1, 0.2, -0.1], 2: [0.0] * 4, 4: [-0.1, 0.1, 0.0, 0.1]}, 2),
+        ({0: [0.0] * 4, 2: [0.1] * 4}, 0),
+        ({0: [0.5], 2: [0.1], 4: [0.0]}, 4),
+    ],
+)
+def test_as_few_layers_as_are_as_good_as_the_best_have_their_refit(added, depth):
+    """What blocks have in common does not count; a single block tells nothing of doubt."""
+    refits = Refits(None, {})
+    refits.judge({layers: BLOCKS[: len(by)] + torch.tensor(by) for layers, by in added.items()})
+    assert refits.depth == depth
+
+
 def test_a_refit_that_does_not_lower_kl_is_not_taken(checkpoint, text, tmp_path):
     """Also where every matrix lowered its own error."""
     run = tmp_path / "run"
     darwinlm.prune(str(checkpoint("llama_tied")), data=str(text), output=str(run), **pico.RUN)
     refits = darwinlm.refit_genome(str(run)).refits
-    refits.judge({0: 0.1, 1: 0.2, 2: 0.3})
+    refits.judge({0: BLOCKS, 1: BLOCKS + 0.1})
     summary = darwinlm.prune(output=str(run)).summary
     assert "before_refit" not in summary
 
@@ -202,7 +222,7 @@ def test_a_refit_is_taken_as_deep_as_it_lowers_kl(checkpoint, text, tmp_path):
     )
     without = read_tensors(run / "model/model.safetensors")[0]
     refits = darwinlm.refit_genome(str(run), refit={"tokens": 512}).refits
-    refits.judge({0: 0.3, 1: 0.1, 2: 0.2})
+    refits.judge({0: BLOCKS + 0.2, 1: BLOCKS, 2: BLOCKS + 0.1})
     summary = darwinlm.prune(output=str(run)).summary
     assert summary["before_refit"] == plain.summary["pruned"]
     for name, tensor in read_tensors(run / "model/model.safetensors")[0].items():

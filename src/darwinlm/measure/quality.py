@@ -87,22 +87,32 @@ class HeldOut:
         perplexity = math.exp(nll)
         kl, kl_error = (0.0, 0.0) if is_dense else (None, None)
         if self.dense is not None and not is_dense:
-            heads = self.head.rows(self.rows), head.rows(self.rows)
-            kls = token_kls(self.hidden.flatten(0, 1), hidden.flatten(0, 1), *heads)
-            kl, kl_error = _mean_and_error(kls.view(len(hidden), -1))
+            kl, kl_error = _mean_and_error(self._kls(hidden, head))
         return Quality(parameters, perplexity, kl, None if error is None else perplexity * error, kl_error)
 
-    @torch.no_grad()
+    def _kls(self, hidden: Tensor, head: Head) -> Tensor:
+        heads = self.head.rows(self.rows), head.rows(self.rows)
+        return token_kls(self.hidden.flatten(0, 1), hidden.flatten(0, 1), *heads).view(len(hidden), -1)
+
     def quality_of_model(self, model) -> Quality:
         """A model in memory."""
         head = head_of(model)
+        return self._of(model.num_parameters(), self._hidden(model, head), head)
+
+    def kls_of_model(self, model) -> Tensor:
+        """KL to the dense model on every block (S,), of a model in memory."""
+        head = head_of(model)
+        return self._kls(self._hidden(model, head), head).mean(1)
+
+    @torch.no_grad()
+    def _hidden(self, model, head: Head) -> Tensor:
         parts: list[Tensor] = []
         batches = self.tokens.split(self.batch)
         with progress(_TITLE, len(batches)) as advance:
             for part in batches:
                 parts.append(model.model(input_ids=part.to(head.device), use_cache=False).last_hidden_state.cpu())
                 advance("")
-        return self._of(model.num_parameters(), torch.cat(parts), head)
+        return torch.cat(parts)
 
 
 def _mean_and_error(values: Tensor) -> tuple[float, float | None]:

@@ -37,7 +37,7 @@ from darwinlm.target.target import format_limit
 
 _OF_TRAINING = ("method", "tokens", "batch_tokens", "sequence_length", "learning_rate", "teacher", "distill_weight")
 _REFIT = """Block by block, every output matrix is fitted to the inputs that it really gets. KL to the dense model on
-tokens that nothing was fitted to, by the first layers that have it: {kls}. So the first {depth} have it. Bars: how much of what the
+tokens that nothing was fitted to, by the first layers that have it: {kls}. The first {depth} have it. Bars: how much of what the
 residual stream lacks behind a module, mean square, its own refit took: attention, MLP."""
 
 
@@ -185,10 +185,8 @@ def _refit(found: Contents, file: Path) -> Iterable[Section]:
     matrices = values["matrices"]
     if not values["kl"] or not matrices or isinstance(values["kl"], list):  # not judged; an older run
         return
-    kls = {int(depth): kl for depth, kl in values["kl"].items()}
-    depth = min(kls, key=kls.__getitem__)
-    listed = ", ".join(f"{end}: {kl:.4f}" for end, kl in kls.items())
-    text = _REFIT.format(kls=listed, depth=depth).replace("\n", " ")
+    listed = ", ".join(f"{depth}: {kl:.4f}" for depth, kl in values["kl"].items())
+    text = _REFIT.format(kls=listed, depth=values["depth"]).replace("\n", " ")
     layers = len({layer_of(name) for name in matrices})
     yield Section(
         "refit", "The refit", text, _drawn("refit", [pictures.refit(matrices)], pictures.by_layer(layers, 3.0))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from darwinlm.runtime import ranks
 from darwinlm.runtime.files import read_json, read_tensors, sha256_of_file, write_json, write_tensors
 
 RECORD = "refit.json"
+DOUBT = 2.0
+"""Standard errors of paired blocks within which two KLs are alike."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Refits:
         self.kl: dict[int, float] = {int(depth): kl for depth, kl in stored["kl"].items()} if same else {}
         """First layers that have their refit -> KL to the dense model, on tokens that nothing was fitted to; empty until it is
         judged."""
+        self._depth: int = stored["depth"] if same else 0
         self.matrices: dict[str, MatrixRefit] = (
             {name: MatrixRefit(**found) for name, found in stored["matrices"].items()} if same else {}
         )
@@ -73,16 +76,24 @@ class Refits:
             self.files[path.name] = sha256_of_file(path)
             self._save(self.folder)
 
-    def judge(self, kl: dict[int, float]) -> None:
-        """Keep the KL to the dense model, by the first layers that have their refit: it decides how many are to have it."""
-        self.kl = kl
+    def judge(self, kls: Mapping[int, Tensor]) -> None:
+        """Decide how many of the first layers are to have their refit: as few as can be told from no others to be worse.
+
+        Args:
+            kls: first layers that have it -> KL to the dense model on the same blocks (S,); 0 among them.
+        """
+        self.kl = {depth: kl.mean().item() for depth, kl in kls.items()}
+        best = min(self.kl, key=self.kl.__getitem__)
+        behind = {depth: kl - kls[best] for depth, kl in kls.items() if 0 < depth <= best}
+        doubt = {depth: DOUBT * by.std(correction=0) / max(1, len(by) - 1) ** 0.5 for depth, by in behind.items()}
+        self._depth = min((best, *(depth for depth, by in behind.items() if by.mean() <= doubt[depth])))
         if self.folder is not None:
             self._save(self.folder)
 
     @property
     def depth(self) -> int:
-        """First layers that the model is to have the refit of; all until it is judged, then those of the least KL."""
-        return min(self.kl, key=self.kl.__getitem__) if self.kl else len(self._held or self.files)
+        """First layers that the model is to have the refit of; all until it is judged."""
+        return self._depth if self.kl else len(self._held or self.files)
 
     @property
     def before_and_after(self) -> tuple[float, float]:
@@ -92,7 +103,8 @@ class Refits:
     def _save(self, folder: Path) -> None:
         matrices = {name: dataclasses.asdict(one) for name, one in self.matrices.items()}
         write_json(
-            folder / RECORD, {"identity": self.identity, "kl": self.kl, "files": self.files, "matrices": matrices}
+            folder / RECORD,
+            {"identity": self.identity, "kl": self.kl, "depth": self._depth, "files": self.files, "matrices": matrices},
         )
 
     def finished(self, layers: int) -> bool:

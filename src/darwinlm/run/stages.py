@@ -187,11 +187,11 @@ def _judge(run: Run, assembler: Assembler, genome: Genome, refits: Refits) -> No
     judged_on = HeldOut(blocks[: max(1, _JUDGED_TOKENS // blocks.shape[1])], run.stream)
     model = assembler.model(genome, run.device, run.dtype)
     ends = sorted({len(run.stream) * part // _DEPTHS for part in range(_DEPTHS + 1)})
-    kl = {0: judged_on.quality_of_model(model).kl or 0.0}
+    kls = {0: judged_on.kls_of_model(model)}
     for begin, end in pairwise(ends):
         refits.load_into(model, range(begin, end))
-        kl[end] = judged_on.quality_of_model(model).kl or 0.0
-    refits.judge(kl)
+        kls[end] = judged_on.kls_of_model(model)
+    refits.judge(kls)
 
 
 def export_stage(run: Run, database: Database, genome: Genome, refits: Refits | None = None) -> None:
