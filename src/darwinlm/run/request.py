@@ -75,7 +75,8 @@ class Run:
         self.target.require_reachable(self._nominal)
         self.stream = BlockStream(self.source, self.device, self.dtype)
         self.identities = Identities(config, self.source.fingerprint, self.dtype)
-        self.search_identity = self.identities.search(self.target.times, above and self.space.named(above))
+        nested_in = self.space.named(above) if above else None
+        self.search_identity = self.identities.search(self.target.times, nested_in)
         self.record = SearchRecord(directory.search, self.search_identity, self.space)
         self.source.require_context(config.blocks.sequence_length)
         if config.search.weights == "bfloat16" and self.dtype == torch.float32:

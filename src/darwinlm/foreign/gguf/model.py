@@ -179,7 +179,7 @@ def _layers(file: GgufFile) -> list[LayerWidths]:
     listed = [value if isinstance(value, list) else [value] * count for value in columns]
     if any(len(value) != count or None in value for value in listed):
         raise RequestError(f"'{file.path}' is damaged: it does not say the widths of all of its {count} layers.")
-    return [LayerWidths(*map(int, widths)) for widths in zip(*listed)]
+    return [LayerWidths(int(heads), int(keys), int(width)) for heads, keys, width in zip(*listed)]
 
 
 def _head_dim(file: GgufFile, first: LayerWidths) -> int:
