@@ -27,5 +27,6 @@ def test_registering_imports_nothing_else():
         "darwinlm.keywords",
         "darwinlm.serving",
         "darwinlm.serving.vllm_plugin",
+        "darwinlm.version",
         "vllm",
     ]
