@@ -198,7 +198,8 @@ def test_vllm_gives_the_numbers_of_the_masked_model(way, name, subject, answers)
     assert answer["model"] == ("DarwinLMForCausalLM" if way == "plugin" else "TransformersForCausalLM")
     if way == "plugin":
         assert len(answer["pages"]) == truth.attentions
-        assert not {each.split(".")[1] for each in answer["ours"] if "." in each} - {"errors", "keywords", "serving", "version"}
+        rooms = {each.split(".")[1] for each in answer["ours"] if "." in each}
+        assert rooms <= {"errors", "keywords", "serving", "version"}
 
 
 def test_two_ranks_share_a_model(subject, tmp_path):
