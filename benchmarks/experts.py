@@ -81,19 +81,21 @@ def main() -> None:
         asked |= {"database": {"multiple_of": 8, "levels": 4}, "target": {"level": 2}}
         with opened(settled(asked)) as run:
             held_out = HeldOut(run.splits.held_out, run.stream)
-            rows = rows_of(RESULTS, wanted(args.levels), lambda row: row_of(row, run, held_out, folder, args.distil))
+            rows = rows_of(
+                RESULTS, wanted(args.levels, int(args.distil)), lambda row: row_of(row, run, held_out, folder)
+            )
             dense = held_out.dense_quality()
     print_table(rows, dense)
 
 
-def wanted(levels: list[int]) -> Iterator[dict[str, Any]]:
+def wanted(levels: list[int], distilled: int) -> Iterator[dict[str, Any]]:
     for leaves, orders in LEAVES.items():
         for order in orders:
             for level in levels:
-                yield {"leaves": leaves, "order": order, "level": level}
+                yield {"leaves": leaves, "order": order, "level": level, "distilled_tokens": distilled}
 
 
-def row_of(row: dict[str, Any], run: Run, held_out: HeldOut, folder: Path, tokens: Tokens) -> dict[str, Any]:
+def row_of(row: dict[str, Any], run: Run, held_out: HeldOut, folder: Path) -> dict[str, Any]:
     """Size and scores of the uniform genome of a level."""
     database = database_of(row, run, folder / f"{row['leaves']}, {row['order']}")
     assembler = Assembler(run.source, database)
@@ -112,12 +114,12 @@ def row_of(row: dict[str, Any], run: Run, held_out: HeldOut, folder: Path, token
             "learning_rate": RATES["distillation"],
             "teacher": run.config.model,
         }
-        train |= {"tokens": int(tokens), "save_every_tokens": int(tokens), "eval_every_tokens": int(tokens)}
+        train |= dict.fromkeys(("tokens", "save_every_tokens", "eval_every_tokens"), row["distilled_tokens"])
         trained = darwinlm.train(f"{scratch}/model", data="stdlib", output=f"{scratch}/out", blocks=BLOCKS, train=train)
         distilled = held_out.quality(BlockStream(ModelSource(str(trained.folder)), run.device, run.dtype))
     found = {"before": before, "after": after, "distilled": distilled}
     rung = list(database.ladders()[-1].rungs[row["level"]])
-    return {"rung": rung, "distilled_tokens": int(tokens), **{name: scores(one) for name, one in found.items()}}
+    return {"rung": rung, **{name: scores(one) for name, one in found.items()}}
 
 
 def database_of(row: dict[str, Any], run: Run, folder: Path) -> Database:

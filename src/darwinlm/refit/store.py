@@ -17,6 +17,10 @@ from darwinlm.runtime import ranks
 from darwinlm.runtime.files import read_json, read_tensors, sha256_of_file, write_json, write_tensors
 
 RECORD = "refit.json"
+JUDGED_TOKENS = 16_384
+"""Tokens of blocks.select that say how many layers a refit helps."""
+DEPTHS = 6
+"""Parts of the layers, behind each of which it may end."""
 DOUBT = 2.0
 """Standard errors of paired blocks within which two KLs are alike."""
 
@@ -52,7 +56,8 @@ class Refits:
         self.kl: dict[int, float] = {int(depth): kl for depth, kl in stored["kl"].items()} if same else {}
         """First layers that have their refit -> KL to the dense model, on tokens that nothing was fitted to; empty until it is
         judged."""
-        self._depth: int = stored["depth"] if same else 0
+        self.judged_depth: int | None = stored["depth"] if same else None
+        """First layers that the model is to have the refit of; None until it is judged."""
         self.matrices: dict[str, MatrixRefit] = (
             {name: MatrixRefit(**found) for name, found in stored["matrices"].items()} if same else {}
         )
@@ -67,7 +72,7 @@ class Refits:
     def write(self, layer: int, weights: dict[str, Tensor], found: dict[str, MatrixRefit]) -> None:
         """Keep a finished block: its output matrices by their names within the layer, and how each ended."""
         self.matrices |= found
-        self.kl = {}
+        self.kl, self.judged_depth = {}, None
         if self.folder is None:
             self._held[layer] = weights
         elif ranks.is_first():
@@ -77,7 +82,7 @@ class Refits:
             self._save(self.folder)
 
     def judge(self, kls: Mapping[int, Tensor]) -> None:
-        """Decide how many of the first layers are to have their refit: as few as can be told from no others to be worse.
+        """Decide how many of the first layers are to have their refit: as few as are not worse than the best beyond doubt.
 
         Args:
             kls: first layers that have it -> KL to the dense model on the same blocks (S,); 0 among them.
@@ -86,14 +91,19 @@ class Refits:
         best = min(self.kl, key=self.kl.__getitem__)
         behind = {depth: kl - kls[best] for depth, kl in kls.items() if 0 < depth <= best}
         doubt = {depth: DOUBT * by.std(correction=0) / max(1, len(by) - 1) ** 0.5 for depth, by in behind.items()}
-        self._depth = min((best, *(depth for depth, by in behind.items() if by.mean() <= doubt[depth])))
+        self.judged_depth = min((best, *(depth for depth, by in behind.items() if by.mean() <= doubt[depth])))
         if self.folder is not None:
             self._save(self.folder)
 
     @property
     def depth(self) -> int:
         """First layers that the model is to have the refit of; all until it is judged."""
-        return self._depth if self.kl else len(self._held or self.files)
+        return len(self._held or self.files) if self.judged_depth is None else self.judged_depth
+
+    @property
+    def kl_by_depth(self) -> str:
+        """As it is shown."""
+        return ", ".join(f"{depth}: {kl:.4f}" for depth, kl in self.kl.items())
 
     @property
     def before_and_after(self) -> tuple[float, float]:
@@ -104,7 +114,13 @@ class Refits:
         matrices = {name: dataclasses.asdict(one) for name, one in self.matrices.items()}
         write_json(
             folder / RECORD,
-            {"identity": self.identity, "kl": self.kl, "depth": self._depth, "files": self.files, "matrices": matrices},
+            {
+                "identity": self.identity,
+                "kl": self.kl,
+                "depth": self.judged_depth,
+                "files": self.files,
+                "matrices": matrices,
+            },
         )
 
     def finished(self, layers: int) -> bool:

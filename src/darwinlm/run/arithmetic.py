@@ -14,6 +14,7 @@ from darwinlm.config import SearchConfig
 from darwinlm.database.levels import Ladder
 from darwinlm.models.shape import ModelShape
 from darwinlm.refit.least_squares import DAMPINGS
+from darwinlm.refit.store import DEPTHS, JUDGED_TOKENS
 
 ROUNDS, GENOMES = 3, 6
 """Of the start, as most models that we measured took."""
@@ -137,3 +138,19 @@ def refit_passes(dense: ModelShape, pruned: ModelShape, tokens: int, length: int
     solved = sum(len(DAMPINGS) * (c**3 // 3 + 4 * dense.hidden * c * c) for c in widths)
     forward = forward_flops(dense, length, head=False) + 3 * forward_flops(pruned, length, head=False)
     return Passes(tokens * forward, moments + solved, (dense.layer_parameters + pruned.layer_parameters) * value)
+
+
+def judge_passes(dense: ModelShape, pruned: ModelShape, tokens: int, length: int, value: int) -> Passes:
+    """Of what says how deep a refit goes: the dense model once, the pruned one at every depth, and the heads of both.
+
+    Args:
+        dense: the model that is pruned.
+        pruned: at the target.
+        tokens: of blocks.select.
+        length: of a sequence.
+        value: bytes of a stored weight.
+    """
+    tokens, models = min(tokens, JUDGED_TOKENS), DEPTHS + 1
+    forward = forward_flops(dense, length, head=False) + models * forward_flops(pruned, length, head=False)
+    head = 2 * dense.vocabulary * dense.hidden
+    return Passes(tokens * forward, 2 * models * tokens * head, (dense.layer_parameters + pruned.parameters) * value)

@@ -27,6 +27,7 @@ from darwinlm.run.arithmetic import (
     evolution_passes,
     forward_flops,
     hessian_flops,
+    judge_passes,
     pruning_flops,
     pruning_seconds,
     refit_passes,
@@ -147,7 +148,9 @@ def _prune(config: RunConfig, shape: ModelShape, value_bytes: int) -> tuple[list
     if config.search.generations:
         work.append(_evolution_work(config, shape, pruned, value_bytes, memory.search))
     if tokens := min(config.refit.tokens, config.blocks.hessian * config.blocks.sequence_length):
-        passes = refit_passes(shape, pruned, tokens, config.blocks.sequence_length, value_bytes)
+        length, judged = config.blocks.sequence_length, config.blocks.select * config.blocks.sequence_length
+        passes = refit_passes(shape, pruned, tokens, length, value_bytes)
+        passes += judge_passes(shape, pruned, judged, length, value_bytes)
         work.append(_passes_work(config, "refit", tokens, passes, memory.database))
     work[-1] = replace(work[-1], disk_bytes=work[-1].disk_bytes + pruned.parameters * value_bytes)
     return work, pruned

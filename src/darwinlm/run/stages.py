@@ -21,7 +21,7 @@ from darwinlm.genome import Genome
 from darwinlm.measure.quality import HeldOut
 from darwinlm.models.blocks import BlockStream
 from darwinlm.refit.blocks import refit_blocks
-from darwinlm.refit.store import Refits
+from darwinlm.refit.store import DEPTHS, JUDGED_TOKENS, Refits
 from darwinlm.run.request import Run
 from darwinlm.run.results import card_facts
 from darwinlm.runtime import ranks
@@ -35,11 +35,6 @@ from darwinlm.search.record import SearchState
 from darwinlm.search.samples import beginning
 from darwinlm.search.selection import TrainedFitness
 from darwinlm.target.stock import StockBudget
-
-_JUDGED_TOKENS = 16_384
-"""Tokens of blocks.select that say how many layers a refit helps."""
-_DEPTHS = 6
-"""Parts of the layers, behind each of which it may end."""
 
 
 def database_stage(run: Run, *, rebuild: bool = False) -> Database:
@@ -154,7 +149,10 @@ def refit_stage(run: Run, database: Database, genome: Genome) -> Refits | None:
     refits = refitted(run, database, genome)
     if refits is None or refits.depth:
         return refits
-    log.warning("The refit does not lower KL (%s by depth): the model stays as the search left it.", refits.kl)
+    log.warning(
+        "The refit does not lower KL (by the first layers that have it %s): the model stays as the search left it.",
+        refits.kl_by_depth,
+    )
     return None
 
 
@@ -177,16 +175,16 @@ def refitted(run: Run, database: Database, genome: Genome) -> Refits | None:
             refit_blocks(refits, run.stream, block, kept, tokens, batch, _placement(run), embedded, in_format)
             if ranks.is_first():
                 _judge(run, assembler, genome, refits)
-    refits.kl = ranks.broadcast(refits.kl)
+    refits.kl, refits.judged_depth = ranks.broadcast((refits.kl, refits.judged_depth))
     return refits
 
 
 def _judge(run: Run, assembler: Assembler, genome: Genome, refits: Refits) -> None:
     """Compare the whole model with more and more of its refit, on blocks that nothing was fitted to."""
     blocks = run.splits.select
-    judged_on = HeldOut(blocks[: max(1, _JUDGED_TOKENS // blocks.shape[1])], run.stream)
+    judged_on = HeldOut(blocks[: max(1, JUDGED_TOKENS // blocks.shape[1])], run.stream)
     model = assembler.model(genome, run.device, run.dtype)
-    ends = sorted({len(run.stream) * part // _DEPTHS for part in range(_DEPTHS + 1)})
+    ends = sorted({len(run.stream) * part // DEPTHS for part in range(DEPTHS + 1)})
     kls = {0: judged_on.kls_of_model(model)}
     for begin, end in pairwise(ends):
         refits.load_into(model, range(begin, end))

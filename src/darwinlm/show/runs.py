@@ -151,11 +151,9 @@ class Refitted(Result):
             damping = "stays" if found.damping is None else f"{found.damping:g}"
             errors = (f"{found.before:.4g}", f"{found.after:.4g}")
             table.add_row(name.removeprefix("model."), *errors, damping, str(found.exchanged or "-"))
-        tokens, kls = self.refits.identity["tokens"], self.refits.kl
-        listed = ", ".join(f"{depth}: {kl:.4f}" for depth, kl in kls.items())
         table.caption = (
-            f"{tokens:,} tokens, an eighth of them only to choose. KL by the first layers that have it: {listed}. "
-            f"The first {self.refits.depth} have it."
+            f"{self.refits.identity['tokens']:,} tokens, an eighth of them only to choose. KL by the first layers that have "
+            f"it: {self.refits.kl_by_depth}. The first {self.refits.depth} have it."
         )
         yield table
 
