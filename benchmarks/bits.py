@@ -31,7 +31,8 @@ import xllamacpp
 
 from darwinlm.assemble import Assembler
 from darwinlm.config import settled
-from darwinlm.export.gguf.file import MIXED, write_gguf
+from darwinlm.export.formats import MIXED
+from darwinlm.export.gguf.file import write_gguf
 from darwinlm.export.huggingface import export_checkpoint
 from darwinlm.genome import Genome
 from darwinlm.measure.quality import HeldOut

@@ -24,7 +24,8 @@ import pico
 from darwinlm.assemble import Assembler
 from darwinlm.config import RunConfig, TargetConfig
 from darwinlm.errors import RequestError
-from darwinlm.export.gguf.file import MIXED, formats_record, header_bytes, write_gguf
+from darwinlm.export.formats import MIXED, formats_record
+from darwinlm.export.gguf.file import header_bytes, write_gguf
 from darwinlm.export.huggingface import export_checkpoint
 from darwinlm.formats.rounding import rounded_in_order
 from darwinlm.genome import Genome, Space
@@ -270,7 +271,7 @@ def test_a_run_keeps_to_the_bytes_and_llama_cpp_computes_what_was_scored(text, t
         ({"level": 2.0}, "target.formats needs target.memory"),
         ({"memory": "50%", "shape": "stock"}, "target.shape is stock"),
         ({"memory": "1KB", "context": 0}, "cannot be met"),
-        ({"memory": "50%", "formats": ["q4_1", "q9"]}, "a list of q8_0, q6_k, .* or q2_k"),
+        ({"memory": "50%", "formats": ["q4_1", "q9"]}, "a list of q8_0, q6_k, .* or w4a16_32"),
     ],
 )
 def test_what_cannot_be_is_said_before_any_work(target: dict[str, Any], said: str, text: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from darwinlm.errors import RequestError
 from darwinlm.formats import llama_cpp
 from darwinlm.formats.rounding import packed, require_formats, rounded, rounded_in_order
-from darwinlm.formats.types import BLOCKS, BY_GGUF, by_size, fitting, ggml_type, stored_bytes
+from darwinlm.formats.types import BLOCKS, BY_GGUF, PACKED, by_size, fitting, ggml_type, stored_bytes
 
 gguf = pytest.importorskip("gguf")
 
@@ -24,11 +24,11 @@ def types() -> list[str]:
         llama_cpp.library()
     except RequestError:
         return sorted(BY_GGUF)
-    return sorted(BLOCKS)
+    return sorted(BLOCKS.keys() - PACKED)
 
 
 def test_blocks_and_sizes_are_those_of_the_package() -> None:
-    for name, block in BLOCKS.items():
+    for name, block in ((name, block) for name, block in BLOCKS.items() if name not in PACKED):
         assert gguf.GGML_QUANT_SIZES[ggml_type(name)] == block
     for name, columns in (("q4_0", 96), ("q8_0", 64), ("q4_0", 40), ("f16", 24), ("f32", 24)):
         stored = packed(normal(6, columns).numpy(), fitting(name, columns))
@@ -65,18 +65,21 @@ def solved_anew(matrix: Tensor, hessian: Tensor, name: str, size: int) -> Tensor
         else:
             for row in range(len(entered)):  # the block as it came in sets the scale, its extreme stays at the end
                 peak = entered[row].abs().argmax()
-                step = float((entered[row, peak].float() / -8).half())
+                scale = torch.bfloat16 if name in PACKED else torch.float16
+                step = float((entered[row, peak].float() / -8).to(scale))
                 at = -8 if first % 32 == peak else round(float(left[row, first] / step))
                 fixed[row, first] = step * min(7, max(-8, at))
+                if name in PACKED:
+                    fixed[row, first] = fixed[row, first].bfloat16()
         free = slice(first + size, 128)
         lack = (whole - fixed)[:, : first + size] @ hessian[: first + size, free]
         left[:, free] = whole[:, free] + lack @ torch.linalg.inv(hessian[free, free])
     return fixed
 
 
-@pytest.mark.parametrize("name", ["q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "iq4_nl"])
+@pytest.mark.parametrize("name", ["q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "iq4_nl", *PACKED])
 def test_columns_behind_make_up_for_what_rounding_left_as_least_squares_says(name: str) -> None:
-    if name not in types():
+    if name not in (*types(), *PACKED):
         pytest.skip("llama.cpp is not installed")
     matrix, draw = normal(5, 128), torch.Generator().manual_seed(1)
     inputs, shared, mixing = (torch.randn(*size, generator=draw).double() for size in ((128, 400), (8, 400), (128, 8)))
@@ -84,7 +87,7 @@ def test_columns_behind_make_up_for_what_rounding_left_as_least_squares_says(nam
     hessian = inputs @ inputs.T / 400
     found, plain = rounded_in_order(matrix, hessian, name), rounded(matrix, name)
     assert torch.equal(rounded(found, name), found)
-    if name in ("q4_0", "iq4_nl"):
+    if name in ("q4_0", "iq4_nl", "w4a16_32"):
         wanted = solved_anew(matrix, hessian, name, 32 if name == "iq4_nl" else 1)
         torch.testing.assert_close(found.double(), wanted, rtol=0, atol=1e-6)
 

@@ -191,9 +191,10 @@ def export_checkpoint(
         model: run directory whose genome is written, or a finished checkpoint that gets other forms
         output: the run directory
         portable: write a checkpoint with zero stubs for absent modules, too, for engines that need every module
-        format: write this format, too: gguf, for llama.cpp
+        format: write this format, too: gguf, for llama.cpp, or compressed-tensors, for vLLM
         dtype: of the GGUF file: f32, f16, bf16, q8_0, or a K-quant from q3_k_s to q6_k; by default what the checkpoint is stored
-            in. Of a K-quant, the columns that --data feeds most (or the run's own text) are rounded least
+            in. Of compressed-tensors: w4a16 (by default) or w8a16. By --data (or the run's own text) K-quants round those columns
+            least that are fed most, and packed numbers make up for each other's errors
         push: put all of it on the Hugging Face hub, as USER/NAME, with a card that has the run's numbers
     """
     if model and not output and (Path(model).expanduser() / "database").is_dir():
@@ -511,7 +512,7 @@ def load(model: Place, *, device: str = "auto", dtype: Literal["auto", "float32"
     from darwinlm.runtime.device import choose_device, choose_dtype
 
     there = choose_device(device)
-    return load_whole(ModelSource(os.fspath(model)), there, choose_dtype(dtype, there))
+    return load_whole(ModelSource(os.fspath(model), packed=True), there, choose_dtype(dtype, there))
 
 
 def _settled(

@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import darwinlm
@@ -200,6 +201,52 @@ def test_vllm_gives_the_numbers_of_the_masked_model(way, name, subject, answers)
         assert len(answer["pages"]) == truth.attentions
         rooms = {each.split(".")[1] for each in answer["ours"] if "." in each}
         assert rooms <= {"errors", "keywords", "serving", "version"}
+
+
+def of_packed(truth: Subject) -> tuple[Path, list[list[float]], list[list[float]]]:
+    """The packed form of a subject, and what transformers gives for its sequences: unrounded, and of what is read back of it."""
+    form = write_forms(truth.forms["canonical"], Wanted(format="compressed-tensors", dtype="w4a16"))[1]
+    found = []
+    with torch.no_grad():
+        model = darwinlm.load(form.path, device="cpu", dtype="float32")
+        for row in truth.sequences:
+            known = model(torch.tensor([row])).logits[0, :-1].log_softmax(-1)
+            found.append(known.gather(1, torch.tensor(row)[1:, None])[:, 0].tolist())
+    return form.path, truth.logprobs, found
+
+
+def farthest(first: list[list[float]], second: list[list[float]]) -> float:
+    return max(abs(a - b) for one, other in zip(first, second, strict=True) for a, b in zip(one, other, strict=True))
+
+
+READ = """
+import sys, torch
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True, dtype=torch.bfloat16)
+model(torch.arange(4)[None])  # unpacks them
+save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items() if name.endswith("_proj.weight")}, sys.argv[2])
+"""
+"""The matrices that transformers and compressed-tensors read back of a checkpoint."""
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3, tied"])
+def test_engines_compute_with_the_numbers_of_the_packed_form(name, tmp_path, monkeypatch):
+    for field, size in {"hidden_size": 128, "intermediate_size": 160}.items():  # kernels want multiples of 32
+        monkeypatch.setitem(SIZES, field, size)
+    truth = make_subject(tmp_path / "subject", name)
+    folder, unrounded, rounded = of_packed(truth)
+    command = [PYTHON, "-c", READ, str(folder), str(tmp_path / "read")]
+    subprocess.run(command, env=environment(), check=True, cwd=tmp_path)
+    theirs, ours = load_file(tmp_path / "read"), ModelSource(str(folder), packed=True)
+    assert theirs.keys() == {key for key in ours.files if key.endswith("_proj.weight")}
+    assert all(torch.equal(tensor, ours.tensors([key])[key].bfloat16()) for key, tensor in theirs.items())
+    question = truth.question("canonical", distributed_executor_backend="uni", dtype="bfloat16")
+    (answer,) = ask(tmp_path, [{**question, "folder": str(folder)}], PLUGIN)
+    assert answer["model"] == "DarwinLMForCausalLM"
+    gaps = farthest(answer["scored"], rounded), farthest(answer["scored"], unrounded)
+    print(f"| {name} | vLLM, plugin, w4a16, bfloat16 | {gaps[0]:.2f} (unrounded: {gaps[1]:.2f}) |")
+    assert gaps[0] < 0.1 < gaps[1]
 
 
 def test_two_ranks_share_a_model(subject, tmp_path):

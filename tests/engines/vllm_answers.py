@@ -26,7 +26,9 @@ def answer(folder: str, sequences: list[list[int]], prompts: list[int], options:
     from vllm import LLM, SamplingParams  # type: ignore[import-not-found]
 
     limits = {"max_model_len": 128, "max_num_seqs": 4, "block_size": 32}
-    engine = LLM(folder, dtype="float32", enforce_eager=True, enable_prefix_caching=True, **{**limits, **options})
+    engine = LLM(
+        folder, **{"dtype": "float32", "enforce_eager": True, "enable_prefix_caching": True, **limits, **options}
+    )
 
     def ask(tokens: list[list[int]], **settings: Any) -> Any:
         asked = SamplingParams(temperature=0, ignore_eos=True, **settings)

@@ -15,8 +15,11 @@ from annotated_types import Ge, MinLen
 from darwinlm.config.prediction import PlanConfig
 from darwinlm.config.training import Count, Natural, Positive, Share, TrainConfig, Weight
 
-Format = Literal["q8_0", "q6_k", "q5_1", "q5_0", "q5_k", "q4_1", "q4_0", "iq4_nl", "q4_k", "q3_k", "q2_k"]
-"""Types of ggml that weights can be stored in beside whole numbers."""
+GgmlFormat = Literal["q8_0", "q6_k", "q5_1", "q5_0", "q5_k", "q4_1", "q4_0", "iq4_nl", "q4_k", "q3_k", "q2_k"]
+"""Types of ggml that weights can be stored in."""
+PackedFormat = Literal["w8a16", "w8a16_64", "w8a16_32", "w4a16", "w4a16_64", "w4a16_32"]
+"""Whole numbers of 8 or 4 bits with a scale for every 128, 64 or 32 columns, as vLLM reads them."""
+Format = Literal[GgmlFormat, PackedFormat]
 
 
 @dataclass(frozen=True)
@@ -86,12 +89,13 @@ class TargetConfig:
     """Least speed-up for the workload, such as `2.0x`, predicted by the latency table."""
     memory: str | float | None = None
     """Most memory: `8GB`, `6GiB`, or `60%` of the dense model's. Weights and KV cache, in the checkpoint's dtype; with formats
-    the whole GGUF file, and the KV cache as llama.cpp has it, in f16."""
+    the whole file, GGUF or safetensors, and the KV cache in 16 bits."""
     formats: list[Format] = field(default_factory=list)
-    """Formats that every module may have at every width, beside the checkpoint's own, such as [q8_0, q4_0]: what is searched
-    is then width and format of each at once, within `memory`. Those of llama.cpp with a k or iq in their names need it."""
-    embedding_format: Format | None = None
-    """Format of embedding and head; by default the checkpoint's own."""
+    """Formats that every module may have at every width, beside the checkpoint's own: what is searched is then width and format
+    of each at once, within `memory`. Either llama.cpp's, such as [q8_0, q4_0], of which those with a k or iq in their names
+    need it, or vLLM's, such as [w8a16, w4a16]."""
+    embedding_format: GgmlFormat | None = None
+    """Format of embedding and head in GGUF; by default the checkpoint's own."""
     shape: Literal["free", "stock"] = "free"
     """`stock`: layers are dropped whole and all others alike, so that the result is a model of the family's stock class, which
     every engine loads as it is; `free`: every module has a width of its own."""

@@ -96,6 +96,14 @@ def _format_violations(target: TargetConfig) -> list[str]:
         wrong = target.embedding_format is not None
         return ["target.embedding_format counts with target.formats alone. Give both, or neither."] if wrong else []
     found = []
+    packed = [name for name in target.formats if name.startswith("w")]
+    if 0 < len(packed) < len(target.formats):
+        found.append(
+            f"target.formats has {', '.join(packed)} of vLLM beside those of llama.cpp, and no engine reads both. Leave one "
+            "kind out."
+        )
+    if packed and target.embedding_format:
+        found.append("target.embedding_format is for llama.cpp; vLLM's formats leave embedding and head as they are.")
     if target.memory is None:
         found.append(
             "target.formats needs target.memory: only bytes tell formats apart. Give the size of the file, such as 60MB."

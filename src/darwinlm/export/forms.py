@@ -1,4 +1,4 @@
-"""Other forms of a finished checkpoint, written beside it: portable, GGUF."""
+"""Other forms of a finished checkpoint, written beside it: portable, GGUF, packed whole numbers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from darwinlm.errors import RequestError
+from darwinlm.export import compressed
 from darwinlm.export.folder import RECORD, discard, has_record, record_written
+from darwinlm.export.formats import MIXED
 from darwinlm.export.gguf.file import DTYPES, check_gguf, default_dtype, file_name, write_gguf
 from darwinlm.export.gguf.importance import importance
 from darwinlm.export.gguf.mixture import MIXTURES
@@ -21,9 +23,11 @@ from darwinlm.export.gguf.vocabulary import vocabulary
 from darwinlm.export.portable import write_portable
 from darwinlm.models.source import ModelSource
 from darwinlm.models.stubs import stubbed
+from darwinlm.runtime import ranks
 from darwinlm.runtime.files import write_text
 
-FORMATS = ("gguf",)
+FORMATS = {"gguf": DTYPES, "compressed-tensors": compressed.DTYPES}
+"""Format -> what it can be stored in."""
 
 
 @dataclass(frozen=True)
@@ -51,25 +55,27 @@ class Wanted:
     format: str = ""
     """One of `FORMATS`; empty for none."""
     dtype: str = ""
-    """One of `DTYPES`, for GGUF; empty for what the checkpoint is stored in."""
+    """One of those that the format has; empty for what the checkpoint is stored in, of packed ones for what it was searched in,
+    else 4 bits."""
 
     def __post_init__(self) -> None:
         if self.format and self.format not in FORMATS:
             raise RequestError(f"There is no format '{self.format}' to export to; there are: {', '.join(FORMATS)}.")
-        if self.dtype and self.dtype not in DTYPES:
-            raise RequestError(
-                f"--dtype is '{self.dtype}'; a GGUF file can be written as {', '.join(DTYPES)}. For others, "
-                "write f16 and run llama.cpp's llama-quantize on it."
-            )
         if self.dtype and not self.format:
             raise RequestError(
-                f"--dtype {self.dtype} is for GGUF files: add --format gguf. The checkpoint keeps the dense model's dtype."
+                f"--dtype {self.dtype} is for other formats than the checkpoint's, which keeps the dense model's dtype: add "
+                f"--format {' or '.join(FORMATS)}."
+            )
+        if self.dtype and self.dtype not in FORMATS[self.format]:
+            advice = " For others, write f16 and run llama.cpp's llama-quantize on it." if self.format == "gguf" else ""
+            raise RequestError(
+                f"--dtype is '{self.dtype}'; {self.format} can be written as {', '.join(FORMATS[self.format])}.{advice}"
             )
 
     @property
-    def weighs_columns(self) -> bool:
-        """Whether the importance of columns counts."""
-        return self.dtype in MIXTURES
+    def needs_text(self) -> bool:
+        """Whether a text says what rounding costs."""
+        return self.dtype in MIXTURES or self.format == "compressed-tensors"
 
     def __bool__(self) -> bool:
         return self.portable or bool(self.format)
@@ -83,6 +89,10 @@ def check_forms(source: ModelSource, wanted: Wanted) -> None:
     """
     if wanted.format == "gguf":
         check_gguf(source, wanted.dtype)
+    elif wanted.format:
+        if ranks.world_size() > 1:
+            raise RequestError("One process packs a checkpoint: run `darwinlm export` without torchrun.")
+        compressed.check_compressed(source)
 
 
 def checkpoint_in(checkpoint: Path) -> ModelSource:
@@ -106,10 +116,10 @@ def write_forms(
     """Write the forms that are asked for beside a canonical checkpoint.
 
     Args:
-        checkpoint: its folder, such as `runs/llama/model`; gives `model-portable/` and `model-gguf/` beside it.
+        checkpoint: its folder, such as `runs/llama/model`; gives `model-portable/`, `model-gguf/` and `model-w4a16/` beside it.
         wanted: which.
         stub_heads: query and KV heads of a stub attention in the portable form.
-        text: (S, T) tokens that say which columns count most, for K-quants.
+        text: (S, T) tokens that say what rounding costs, for K-quants and packed numbers.
         device: that passes them through the checkpoint; the CPU by default.
 
     Returns:
@@ -128,13 +138,15 @@ def write_forms(
         folder = _portable(here)
         write_portable(source, folder, stub_heads)
         forms.append(_folder_form("portable", ModelSource(str(folder))))
+    device = device or torch.device("cpu")
     if wanted.format == "gguf":
-        weights = (
-            importance(source, text, device or torch.device("cpu"))
-            if wanted.weighs_columns and text is not None
-            else {}
-        )
+        weights = importance(source, text, device) if wanted.needs_text and text is not None else {}
         forms.append(_gguf_form(source, _gguf(here), wanted.dtype or default_dtype(source), weights))
+    elif wanted.format:
+        dtype = wanted.dtype or compressed.default_dtype(source)
+        notes = compressed.write_compressed(source, folder := _packed(here, dtype), dtype, text, device)
+        size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+        forms.append(Form(f"compressed-tensors {dtype}", folder, source.shape.parameters, size, notes))
     return forms
 
 
@@ -151,8 +163,9 @@ def _gguf_form(source: ModelSource, folder: Path, dtype: str, weights: Mapping[s
 
 def discard_forms(checkpoint: Path) -> None:
     """Remove the other forms of a checkpoint that goes, so that none is taken for a form of the next one."""
-    if (_portable(checkpoint) / RECORD).is_file():
-        discard(_portable(checkpoint))
+    for folder in (_portable(checkpoint), *(_packed(checkpoint, dtype) for dtype in (*compressed.DTYPES, MIXED))):
+        if (folder / RECORD).is_file():
+            discard(folder)
     if has_record(_gguf(checkpoint)):
         discard(_gguf(checkpoint))
 
@@ -163,6 +176,10 @@ def _portable(checkpoint: Path) -> Path:
 
 def _gguf(checkpoint: Path) -> Path:
     return checkpoint.with_name(f"{checkpoint.name}-gguf")
+
+
+def _packed(checkpoint: Path, dtype: str) -> Path:
+    return checkpoint.with_name(f"{checkpoint.name}-{dtype}")
 
 
 def _folder_form(name: str, source: ModelSource) -> Form:

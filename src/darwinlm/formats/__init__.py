@@ -1,1 +1,1 @@
-"""Types of ggml that weights are stored in: what they take, and what they leave of a matrix."""
+"""Formats that weights are stored in: what they take, and what they leave of a matrix."""

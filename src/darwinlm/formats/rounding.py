@@ -1,4 +1,4 @@
-"""What a type of ggml leaves of a matrix, and second-order rounding, where later columns make up for earlier ones.
+"""What a format leaves of a matrix, and second-order rounding, where later columns make up for earlier ones.
 
 Letters: R = rows, C = columns, s = columns of a block.
 """
@@ -14,7 +14,8 @@ from torch import Tensor
 
 from darwinlm.errors import CalibrationError, RequestError
 from darwinlm.formats import llama_cpp
-from darwinlm.formats.types import BLOCKS, BY_GGUF, fitting, ggml_type
+from darwinlm.formats.packing import read_back, whole_numbers
+from darwinlm.formats.types import BLOCKS, BY_GGUF, PACKED, fitting, ggml_type
 
 _GRIDS = {
     "q8_0": (-127, 127, False),
@@ -22,6 +23,7 @@ _GRIDS = {
     "q5_0": (-16, 15, False),
     "q4_1": (0, 15, True),
     "q4_0": (-8, 7, False),
+    **{name: (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1, False) for name, bits in PACKED.items()},
 }
 """Whole numbers of a block from and to, and whether it has an offset beside its scale."""
 _ROUNDS = 50
@@ -34,8 +36,9 @@ def require_formats(names: Collection[str]) -> None:
     Raises:
         RequestError: it is not; says what is missing.
     """
+    names = [name for name in names if name not in PACKED]
     if names and importlib.util.find_spec("gguf") is None:
-        raise RequestError("Formats need the package gguf. Install it with: pip install 'darwinlm[gguf]'")
+        raise RequestError("These formats need the package gguf. Install it with: pip install 'darwinlm[gguf]'")
     if others := [name for name in names if name not in BY_GGUF]:
         try:
             llama_cpp.library()
@@ -47,7 +50,7 @@ def require_formats(names: Collection[str]) -> None:
 
 
 def rounded(matrix: Tensor, name: str) -> Tensor:
-    """(R, C) float32: what an engine reads back of a matrix that is stored in a type, or in what stands in for it.
+    """(R, C) float32: what an engine reads back of a matrix that is stored in a format, or in what stands in for it.
 
     Rounding the result once more changes nothing, so a checkpoint that holds it gives the same file again. Rows are rounded
     apart from each other.
@@ -55,6 +58,8 @@ def rounded(matrix: Tensor, name: str) -> Tensor:
     name, place = fitting(name, matrix.shape[-1]), matrix.device
     if name not in BLOCKS:
         return matrix.to(getattr(torch, {"f16": "float16", "bf16": "bfloat16", "f32": "float32"}[name])).float()
+    if name in PACKED:
+        return read_back(*whole_numbers(matrix, name))
     values = matrix.detach().to("cpu", torch.float32).contiguous().numpy()
     for _ in range(1 if name in BY_GGUF else _ROUNDS):
         before, values = values, _once(values, name)
@@ -128,19 +133,21 @@ def rounded_in_order(matrix: Tensor, hessian: Tensor, name: str) -> Tensor:
 
 def _column_by_column(block: Tensor, upper: Tensor, name: str) -> tuple[Tensor, Tensor]:
     """A block (R, s), rounded, and the errors of its columns when their turn came, over `upper`'s diagonal."""
-    low, high, offset = _GRIDS[name]
+    (low, high, offset), packs = _GRIDS[name], name in PACKED
+    scales = torch.bfloat16 if packs else torch.float16
     block, found, scaled = block.clone(), torch.empty_like(block), torch.empty_like(block)
     values = block.float()
     ends = {low: values.argmin(1), high: values.argmax(1)} if offset else {low: values.abs().argmax(1)}
     begin = values.amin(1) if offset else torch.zeros_like(values[:, 0])
     extreme = values.gather(1, ends[low][:, None])[:, 0]
     step = (values.amax(1) - begin) / high if offset else extreme / low
-    step, begin = (one.half().double() for one in (step, begin))
+    step, begin = (one.to(scales).double() for one in (step, begin))
     for j in range(block.shape[1]):
         places = ((block[:, j] - begin) / step.where(step != 0, 1.0)).round().clamp(low, high)
         for end, column in ends.items():
             places = places.where(column != j, float(end))
-        found[:, j] = begin + places * step
+        exact = begin + places * step
+        found[:, j] = exact.to(scales) if packs else exact
         scaled[:, j] = (block[:, j] - found[:, j]) / upper[j, j]
         block[:, j + 1 :] -= scaled[:, j, None] * upper[j, j + 1 :]
     return found, scaled

@@ -1,4 +1,5 @@
-"""The types of ggml that modules may be stored in: their blocks, sizes, and what stands in where rows do not split."""
+"""The formats that modules may be stored in: types of ggml, and packed whole numbers as vLLM reads them; their blocks, sizes,
+and what stands in where rows do not split."""
 
 from __future__ import annotations
 
@@ -11,12 +12,20 @@ WHOLE = {"f32": 4, "f16": 2, "bf16": 2}
 BLOCKS = {
     "q8_0": (32, 34), "q6_k": (256, 210), "q5_1": (32, 24), "q5_0": (32, 22), "q5_k": (256, 176), "q4_1": (32, 20),
     "q4_0": (32, 18), "iq4_nl": (32, 18), "q4_k": (256, 144), "q3_k": (256, 110), "q2_k": (256, 84),
+    "w8a16": (128, 130), "w8a16_64": (64, 66), "w8a16_32": (32, 34),
+    "w4a16": (128, 66), "w4a16_64": (64, 34), "w4a16_32": (32, 18),
 }  # fmt: skip
 """Name -> columns of a row that share a block, and its bytes."""
+PACKED = {name: int(name[1]) for name in BLOCKS if name.startswith("w")}
+"""Those of compressed-tensors: a block is whole numbers of so many bits and a bfloat16 scale."""
 BY_GGUF = {"q8_0", "q5_1", "q5_0", "q4_1", "q4_0"}
 """Those that the package gguf rounds to itself, to the bytes of llama.cpp; llama.cpp must do the others."""
-SMALLER_BLOCKS = {"q3_k": "q4_0", "q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0", "q2_k": "q4_0"}
-"""Blocks of 256 columns -> of 32, as llama.cpp has them."""
+SMALLER_BLOCKS = {
+    "q3_k": "q4_0", "q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0", "q2_k": "q4_0",
+    "w8a16": "w8a16_64", "w8a16_64": "w8a16_32", "w8a16_32": "bf16",
+    "w4a16": "w4a16_64", "w4a16_64": "w4a16_32", "w4a16_32": "bf16",
+}  # fmt: skip
+"""What stands in where a row does not split: of ggml's blocks of 256 columns those of 32, as llama.cpp has it."""
 
 
 def fitting(name: str, columns: int) -> str:

@@ -151,7 +151,7 @@ def _context(name: str, config: RunConfig) -> int | None:
         from darwinlm.measure.in_llamacpp import read_gguf
 
         return read_gguf(name).context
-    source = ModelSource(name)
+    source = ModelSource(name, packed=True)
     return getattr(source.config, "max_position_embeddings", None)
 
 

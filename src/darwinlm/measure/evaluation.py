@@ -122,7 +122,7 @@ def _sources(config: RunConfig, asked: Asked) -> dict[str, ModelSource]:
             raise RequestError(f"--beside names '{name}', which is among the models already. Leave it out.")
         taken.add(name)
         named[name] = name
-    sources = {label: ModelSource(name) for label, name in named.items()}
+    sources = {label: ModelSource(name, packed=True) for label, name in named.items()}
     for source in sources.values():
         check_streamed(source)
     return sources

@@ -78,7 +78,7 @@ class VllmRival:
     title = "vLLM"
 
     def __init__(self, name: str, config: RunConfig, worker: Worker | None = None) -> None:
-        source = ModelSource(name)  # weights of the hub come, too
+        source = ModelSource(name, packed=True)  # weights of the hub come, too
         self.name, self.model, self.shape, self.seed = name, str(source.folder), source.shape, config.seed
         self.worker = worker or Worker(config)
 
@@ -148,7 +148,7 @@ def load_engine(name: str, config: RunConfig) -> None:
         RequestError: it is not.
     """
     _python()
-    ModelSource(name, weights=False)
+    ModelSource(name, weights=False, packed=True)
 
 
 def _python() -> str:

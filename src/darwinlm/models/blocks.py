@@ -57,9 +57,10 @@ class BlockStream:
                 tensors = waiting.result()
                 if index + 1 < last:
                     waiting = reader.submit(self.source.layer, index + 1)
-                yield self._build(index, tensors)
+                yield self.built(index, tensors)
 
-    def _build(self, index: int, weights: dict[str, Tensor]) -> Block:
+    def built(self, index: int, weights: dict[str, Tensor]) -> Block:
+        """A block with weights of its own, by their names within the layer."""
         source = self.source
         tensors = {name: tensor.to(self.device, self.dtype) for name, tensor in weights.items()}
         return source.shape.stock.block(index, source.shape.layers[index], tensors, self.device)

@@ -54,8 +54,13 @@ _INNER = ("text_config", "vision_config", "audio_config")
 _QUANTIZED = ("quantization_config", "compression_config", "quantization")
 
 
-def read_config(folder: Path, name: str) -> tuple[Family, Any]:
+def read_config(folder: Path, name: str, *, packed: bool = False) -> tuple[Family, Any]:
     """The family and the configuration object of a checkpoint; no weights are looked at.
+
+    Args:
+        folder: where it lies.
+        name: as it was given.
+        packed: take one whose matrices are packed whole numbers; the object then says nothing of that.
 
     Raises:
         RequestError: it is missing or unreadable, of an unknown family, impossible, quantized, or of experts.
@@ -76,6 +81,8 @@ def read_config(folder: Path, name: str) -> tuple[Family, Any]:
     if not isinstance(values, dict):
         raise unreadable(name, "it is no JSON object")
     family = family_of(values, name)
+    if packed and is_packed(values):
+        del values["quantization_config"]
     _refuse_other_weights(values, family, name)
     if found := list(_impossible(values)):
         raise unreadable(name, "; ".join(found))
@@ -97,6 +104,23 @@ def read_config(folder: Path, name: str) -> tuple[Family, Any]:
     if family.experts:
         family.experts.require_usable(config, name)
     return family, config
+
+
+def is_packed(values: Mapping[str, Any]) -> bool:
+    """Whether a configuration is of packed whole numbers as `formats.packing` reads them."""
+    told = values.get("quantization_config")
+    if not isinstance(told, dict) or (told.get("quant_method"), told.get("format")) != (
+        "compressed-tensors",
+        "pack-quantized",
+    ):
+        return False
+    groups = told.get("config_groups")
+    of_weights = [group.get("weights") for group in groups.values()] if isinstance(groups, dict) else []
+    plain = {"type": "int", "symmetric": True, "strategy": "group"}
+    return bool(of_weights) and all(
+        isinstance(each, dict) and each.get("num_bits") in (4, 8) and plain.items() <= each.items()
+        for each in of_weights
+    )
 
 
 def unreadable(name: str, reason: str) -> RequestError:
@@ -127,7 +151,7 @@ def try_out(family: Family, config: Any, shape: ModelShape, name: str) -> None:
 def _refuse_other_weights(values: Mapping[str, Any], family: Family, name: str) -> None:
     if any(values.get(key) is not None for key in _QUANTIZED):
         raise RequestError(
-            f"'{name}' is quantized. Prune the checkpoint that it was made from, and quantize afterwards."
+            f"'{name}' is quantized. Take the checkpoint that it was made from; prune first, and quantize afterwards."
         )
     if not family.experts and (experts := [key for key in EXPERTS if values.get(key)]):
         raise RequestError(

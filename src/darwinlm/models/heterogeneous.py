@@ -119,7 +119,7 @@ def _without_numbers(parameter: nn.Parameter | None) -> nn.Parameter | None:
     return nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
 
 
-def build_empty(model_class: type[nn.Module], config: Any, device: torch.device | str = "cpu") -> nn.Module:
+def build_empty(model_class: Callable[[Any], nn.Module], config: Any, device: torch.device | str = "cpu") -> nn.Module:
     """A model without weights (on the meta device) but with its computed buffers on `device`."""
     with empty():
         model = model_class(config)

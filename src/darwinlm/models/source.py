@@ -38,19 +38,20 @@ class ModelSource:
     Args:
         name: folder or hub id.
         weights: False where the configuration alone is needed (`plan`).
+        packed: take one whose matrices are packed whole numbers, too; its tensors are what an engine reads back of them.
 
     Raises:
         RequestError: no such folder or hub repository, an unknown family, an impossible configuration, or weights that
             are not safetensors or do not fit it.
     """
 
-    def __init__(self, name: str, *, weights: bool = True) -> None:
+    def __init__(self, name: str, *, weights: bool = True, packed: bool = False) -> None:
         self.name = name
         self._outside: dict[str, Tensor] = {}
         """Of embedding and head, what takes the place of the stored numbers."""
         self.folder, on_hub = locate(name, config_alone=not weights)
         self.family: Family
-        self.family, self.config = read_config(self.folder, name)
+        self.family, self.config = read_config(self.folder, name, packed=packed)
         try:
             self.shape = ModelShape.of(self.family, self.config)
         except RequestError:
@@ -68,6 +69,11 @@ class ModelSource:
     def files(self) -> dict[str, Path]:
         """Tensor name -> file, of all tensors that the model is made of."""
         return {name: stored.path for name, stored in self._stored.items()}
+
+    @property
+    def packed(self) -> bool:
+        """Whether some of its tensors are packed whole numbers."""
+        return any(stored.scales for stored in self._stored.values())
 
     @functools.cached_property
     def tokenizer(self) -> Any:
@@ -157,7 +163,7 @@ class ModelSource:
         for path, wanted in by_file.items():
             try:
                 with safe_open(path, framework="pt") as file:
-                    found |= {name: file.get_tensor(name).clone() for name in wanted}
+                    found |= {name: self._stored[name].read(file, name) for name in wanted}
             except (OSError, SafetensorError) as fault:
                 raise DamagedFileError(
                     f"'{path}' is damaged: {fault}. Download or copy the checkpoint again."

@@ -7,15 +7,17 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from darwinlm.errors import DamagedFileError, RequestError
+from darwinlm.formats.packing import read_back, unpack
 from darwinlm.models.shape import ModelShape
 from darwinlm.models.sites import EMBEDDING, HEAD, NORM, layer_prefix
 from darwinlm.runtime.progress import log
@@ -26,6 +28,7 @@ _MULTIMODAL = "language_model."
 _COMPUTED = "rotary_emb.inv_freq"  # stored by old checkpoints, computed by every model
 _WINDOW, _WINDOWS = 4096, 4  # bytes and places of a tensor that a fingerprint reads
 _AGAIN = "Download or copy the checkpoint again."
+_NUMBERS, _SCALES, _SHAPE = "_packed", "_scale", "_shape"  # that a packed matrix has behind its name
 _ROWS = 4096  # of embedding and head that are compared at a time
 
 
@@ -37,6 +40,17 @@ class Stored:
     dtype: str
     """As safetensors names it, such as BF16."""
     shape: tuple[int, ...]
+    scales: Path | None = None
+    """Where the scales lie, of a matrix that is packed whole numbers; what is said of it is then what they stand for."""
+
+    def read(self, file: Any, name: str) -> Tensor:
+        """The numbers, in memory of their own, out of its opened file."""
+        if self.scales is None:
+            return file.get_tensor(name).clone()
+        words = file.get_tensor(name + _NUMBERS)
+        with safe_open(self.scales, framework="pt") as other:
+            scales = other.get_tensor(name + _SCALES)
+        return read_back(unpack(words, _bits(words.shape, self.shape)), scales).to(self.torch_dtype)
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -112,6 +126,7 @@ def stored_tensors(folder: Path, shape: ModelShape, name: str) -> dict[str, Stor
     """
     held, twice = _headers(weight_files(folder, name))
     needed = shape.outlines()
+    held = _with_packed(held, needed)
     optional = {HEAD: (shape.vocabulary, shape.hidden)} if shape.tied else {}
     known = needed | {tensor: sizes for tensor, sizes in optional.items() if tensor in held}
     if missing := [tensor for tensor in needed if tensor not in held]:
@@ -211,6 +226,23 @@ def _headers(paths: Iterable[Path]) -> tuple[dict[str, Stored], set[str]]:
         except (OSError, SafetensorError) as fault:
             raise DamagedFileError(f"'{path}' is damaged: {fault}. {_AGAIN}") from fault
     return held, twice
+
+
+def _with_packed(held: dict[str, Stored], needed: Mapping[str, tuple[int, ...]]) -> dict[str, Stored]:
+    """With packed matrices as what they stand for, in place of their parts."""
+    parts = {name: tuple(held.get(name + end) for end in (_NUMBERS, _SCALES)) for name in needed if name not in held}
+    found: dict[str, Stored] = {}
+    for name, (words, scales) in parts.items():
+        if words and scales and words.dtype == "I32" and scales.dtype in _DTYPES and _bits(words.shape, needed[name]):
+            found[name] = Stored(words.path, "BF16", needed[name], scales.path)
+    gone = {name + end for name in found for end in (_NUMBERS, _SCALES, _SHAPE)}
+    return {name: stored for name, stored in held.items() if name not in gone} | found
+
+
+def _bits(words: Sequence[int], numbers: Sequence[int]) -> int:
+    """Of each number of a packed matrix, from its shape and the one of its words; 0 where they do not belong together."""
+    bits, rest = divmod(32 * words[-1], numbers[-1])
+    return bits if bits in (4, 8) and not rest and words[0] == numbers[0] else 0
 
 
 def same_numbers(one: Stored, other: Stored, names: tuple[str, str]) -> bool:

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
-from darwinlm.models.heterogeneous import modeling
+from darwinlm.models.heterogeneous import build_empty, fill, modeling
 from darwinlm.models.source import ModelSource
 
 
@@ -46,5 +46,10 @@ def load_beginning(source: ModelSource, count: int) -> Any:
 
 def _loaded(source: ModelSource, config: Any, dtype: torch.dtype) -> Any:
     ours = isinstance(config, modeling(source.family).DarwinLMConfig)
+    if source.packed:
+        make = modeling(source.family).DarwinLMForCausalLM if ours else AutoModelForCausalLM.from_config
+        model = build_empty(make, config)
+        names = [name for name in source.files if name in model.state_dict()]
+        return fill(model, {name: tensor.to(dtype) for name, tensor in source.tensors(names).items()})
     loader: Any = modeling(source.family).DarwinLMForCausalLM if ours else AutoModelForCausalLM
     return loader.from_pretrained(source.folder, config=config, dtype=dtype, use_safetensors=True)

@@ -95,10 +95,11 @@ def run_export(config: RunConfig, wanted: Wanted | None = None, *, again: bool =
         source = checkpoint_in(folder := Path(config.model).expanduser())
         if not wanted and not again:
             raise RequestError(
-                f"Nothing is asked for '{config.model}': add --portable, --format gguf or --push USER/NAME."
+                f"Nothing is asked for '{config.model}': add --portable, --format gguf, --format compressed-tensors or "
+                "--push USER/NAME."
             )
         check_forms(source, wanted)
-        text = some_text(config, source) if wanted.weighs_columns and config.data else None
+        text = some_text(config, source) if wanted.needs_text and config.data else None
         return write_forms(folder, wanted, config.database.tensor_parallel, text, choose_device(config.device))
     _require_database(config)
     with opened(config) as run:

@@ -19,9 +19,12 @@ from darwinlm.data.sources import documents
 from darwinlm.database.levels import Ladder, ladders
 from darwinlm.database.store import MANIFEST, Database, damaged_files
 from darwinlm.errors import DamagedFileError, RequestError
-from darwinlm.export.gguf.file import formats_record, header_bytes
+from darwinlm.export.compressed import check_compressed
+from darwinlm.export.formats import formats_record
+from darwinlm.export.gguf.file import header_bytes
 from darwinlm.export.huggingface import require_canonical
 from darwinlm.formats.rounding import require_formats
+from darwinlm.formats.types import PACKED
 from darwinlm.genome import Genome, Space, is_valid
 from darwinlm.models.blocks import BlockStream
 from darwinlm.models.check import check_streamed
@@ -89,13 +92,16 @@ class Run:
         check_streamed(self.source)
 
     def _file_header(self) -> int:
-        """Bytes of a GGUF file before the numbers; 0 where no formats are asked.
+        """Bytes of a GGUF file before the numbers; 0 where no formats of ggml are asked.
 
         Raises:
-            RequestError: llama.cpp does not compute such models, or what rounds to a format is missing.
+            RequestError: no engine computes such models in these formats, or what rounds to one is missing.
         """
         target = self.config.target
         if not target.formats:
+            return 0
+        if PACKED.keys() >= set(target.formats):
+            check_compressed(self.source)
             return 0
         require_formats({*target.formats, *([target.embedding_format] if target.embedding_format else [])})
         if rope_of(self.source).scale != 1.0:

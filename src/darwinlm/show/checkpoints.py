@@ -41,7 +41,11 @@ class Exported(Result):
             yield f"{form.name}: {pasted(form.path)}"
             yield from (f"{form.name}: {note}" for note in form.notes)
         stock = not any((form.path / f"{CODE}.py").exists() for form in self.forms)
-        yield f"The folders load with transformers alone{'' if stock else ' (trust_remote_code=True)'}."
+        packs = any("compressed-tensors" in form.name for form in self.forms)
+        yield (
+            f"The folders load with transformers{', the packed one with compressed-tensors beside it' if packs else ' alone'}"
+            f"{'' if stock else ' (trust_remote_code=True)'}."
+        )
         if self.url:
             yield f"It is on the hub: {self.url}"
 

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from darwinlm.errors import RequestError
 from darwinlm.export.card import told_by
-from darwinlm.export.folder import record_of
+from darwinlm.export.formats import MIXED, formats_of, searched_for_vllm, stored_as
 from darwinlm.export.gguf.mixture import MIXTURES, type_of
 from darwinlm.export.gguf.vocabulary import Vocabulary, vocabulary
 from darwinlm.formats.llama_cpp import library
@@ -26,9 +25,6 @@ from darwinlm.models.stubs import stubbed
 from darwinlm.runtime.files import require_room, written_whole
 
 DTYPES = ("f32", "f16", "bf16", "q8_0", *MIXTURES)
-MIXED = "mixed"
-"""In place of a dtype: a type for each module, of a checkpoint that was searched with formats."""
-_STORED_AS = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
 
 
 def check_gguf(source: ModelSource, dtype: str = "") -> Vocabulary:
@@ -56,26 +52,9 @@ def check_gguf(source: ModelSource, dtype: str = "") -> Vocabulary:
 
 
 def default_dtype(source: ModelSource) -> str:
-    """The dtype that a checkpoint is stored in, as GGUF names it; `MIXED` where modules have formats of their own."""
-    return MIXED if formats_of(source) else _STORED_AS.get(source.dtype, "f16")
-
-
-def formats_of(source: ModelSource) -> dict[str, Any]:
-    """What a checkpoint says of its formats, as `formats_record` made it; empty where it was searched without."""
-    return (record_of(source.folder) or {}).get("formats", {})
-
-
-def formats_record(source: ModelSource, modules: Mapping[str, str], embedding: str, stubs: str) -> dict[str, Any]:
-    """What a checkpoint that is cut from `source` remembers of its formats.
-
-    Args:
-        source: the dense model.
-        modules: module -> format, of those that have one.
-        embedding: format of embedding and head; empty for the checkpoint's own.
-        stubs: format of what stands for modules that are gone.
-    """
-    stored = _STORED_AS.get(source.dtype, "f16")
-    return {"modules": dict(modules), "embedding": embedding, "stubs": stubs, "stored": stored}
+    """The dtype that a checkpoint is stored in, as GGUF names it; `MIXED` where modules have types of ggml of their own."""
+    own = formats_of(source)
+    return MIXED if own and not searched_for_vllm(source) else own.get("stored", stored_as(source))
 
 
 def header_bytes(source: ModelSource) -> int:
