@@ -26,7 +26,7 @@ from darwinlm.formats.rounding import rounded
 from darwinlm.formats.types import BLOCKS, PACKED
 from darwinlm.models.source import ModelSource
 
-WIDE = {"hidden_size": 128, "intermediate_size": 160, "head_dim": 16}
+WIDE: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 160, "head_dim": 16}
 GONE = {"model.layers.0.self_attn", "model.layers.1.mlp"}
 TOKENS = pico.random_tokens(2, 12)
 
@@ -157,7 +157,7 @@ def test_a_run_keeps_to_the_bytes_and_its_packed_form_holds_what_was_scored(text
         ({"format": "compressed-tensors", "dtype": "q8_0"}, "compressed-tensors can be written as w4a16, w8a16"),
     ],
 )
-def test_requests_that_cannot_be(arguments: dict[str, str], said: str, pruned) -> None:
+def test_requests_that_cannot_be(arguments: dict[str, Any], said: str, pruned) -> None:
     with pytest.raises(RequestError, match=said):
         darwinlm.export_checkpoint(str(pruned("llama_gqa")), **arguments)
 

@@ -28,6 +28,8 @@ class Experiment:
     output: Path
     text_folder: Path
     task_folder: Path
+    file_name: str = "experiment.yaml"
+    """The file whose settings count above those of experiment.yaml."""
 
     @property
     def dense(self) -> Path:
@@ -94,10 +96,11 @@ class Experiment:
         return {"name": name, "title": title, "percent": percent, "folder": str(folder), "trained": tokens}
 
     def there(self) -> list[dict[str, Any]]:
-        """Those of `models` that lie on the disk, and are kept in models.json for the page."""
+        """Those of `models` that lie on the disk; models.json and told.json keep them, and words for places, for the page."""
         found = [model for model in self.models() if (Path(model["folder"]) / "config.json").exists()]
         self.file("models.json", found)
-        self.file("folders.json", {"TEXTS": str(self.text_folder), "TASKS": str(self.task_folder)})
+        places = {"TEXTS": str(self.text_folder), "TASKS": str(self.task_folder), "runs/smollm2": str(self.output)}
+        self.file("told.json", {"settings": self.file_name, "places": places})
         return found
 
     def file(self, name: str, values: Any) -> str:
@@ -138,4 +141,4 @@ def read_experiment(output: Path, texts: Path, tasks: Path, more: Path | None) -
     for name, value in (yaml.safe_load(more.read_text(encoding="utf-8")) if more else {}).items():
         both = name in ("settings", "paper", "distill", "bench", "tasks")
         values[name] = merge(values[name], value) if both else value
-    return Experiment(values, output, texts, tasks)
+    return Experiment(values, output, texts, tasks, *([more.name] if more else []))

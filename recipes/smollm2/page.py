@@ -35,6 +35,7 @@ class Results:
         self.tasks: dict[str, Any] = (self.read("eval/tasks/eval.json") or {}).get("tasks") or {}
         texts = {path.parent.name: json.loads(path.read_text()) for path in sorted(folder.glob("eval/*/eval.json"))}
         self.texts = {name: values["qualities"] for name, values in texts.items() if name != "tasks"}
+        self.told: dict[str, Any] = self.read("settings/told.json") or {"settings": "experiment.yaml", "places": {}}
         self.compared: dict[str, Any] = self.read("compare/compare/compare.json") or {}
         for model in self.models:
             model["label"] = "model" if model is self.models[0] else model["folder"]
@@ -81,8 +82,8 @@ def main() -> None:
 def _head(results: Results) -> str:
     lines = [
         "# SmolLM2-135M-Instruct",
-        "Written by `recipes/smollm2/page.py` from the results of `make smollm2`. All settings are in "
-        "`recipes/smollm2/experiment.yaml`; `recipes/smollm2/run.py --list` names the steps.",
+        "Written by `recipes/smollm2/page.py` from the results of `recipes/smollm2/run.py`, with the settings of "
+        f"`recipes/smollm2/{results.told['settings']}`; `--list` names the steps.",
     ]
     if tasks := results.tasks:
         settings = ", ".join(f"{key} {value}" for key, value in tasks["settings"].items())
@@ -265,6 +266,8 @@ def _time(results: Results) -> str:
     if not rows:
         return ""
     typed = "\n".join(command for command in commands if command)
+    for word, place in results.told["places"].items():
+        typed = typed.replace(place, word)
     return (
         f"## Time and memory\n\n{table(['step', 'time', 'peak memory'], rows)}\n\n## Commands\n\n```bash\n{typed}\n```"
     )

@@ -44,7 +44,8 @@ def push(forms: Sequence[Form], repo: str) -> str:
     """Put a checkpoint and the other forms of it into a repository, in one commit; gives its address.
 
     Args:
-        forms: the canonical one first. A portable one goes into the folder `portable`, GGUF files beside the weights.
+        forms: the canonical one first. A portable one goes into the folder `portable`, a packed one into that of its dtype, GGUF files
+            beside the weights.
         repo: USER/NAME; made where it is not there.
 
     Raises:
@@ -55,7 +56,7 @@ def push(forms: Sequence[Form], repo: str) -> str:
 
     folder, files = forms[0].path, dict[str, Path]()
     for form in forms:
-        prefix = f"{form.name}/" if form is not forms[0] else ""
+        prefix = f"{form.name.split()[-1]}/" if form is not forms[0] else ""
         inside = [path for path in form.path.rglob("*") if path.is_file()] if form.path.is_dir() else []
         files |= {prefix + path.relative_to(form.path).as_posix(): path for path in sorted(inside)}
         if not inside:

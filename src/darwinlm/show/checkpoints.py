@@ -41,17 +41,20 @@ class Exported(Result):
             yield f"{form.name}: {pasted(form.path)}"
             yield from (f"{form.name}: {note}" for note in form.notes)
         stock = not any((form.path / f"{CODE}.py").exists() for form in self.forms)
-        packs = any("compressed-tensors" in form.name for form in self.forms)
-        yield (
-            f"The folders load with transformers{', the packed one with compressed-tensors beside it' if packs else ' alone'}"
-            f"{'' if stock else ' (trust_remote_code=True)'}."
-        )
+        beside = ", the packed one with compressed-tensors beside it" if self._packed else " alone"
+        yield (f"The folders load with transformers{beside}{'' if stock else ' (trust_remote_code=True)'}.")
         if self.url:
             yield f"It is on the hub: {self.url}"
 
     def after(self) -> Sequence[Any]:
-        """Score it."""
+        """Score it, or what packing lost."""
+        if self._packed:
+            return "eval", self._packed[-1].path, "--against", self.folder
         return "eval", self.folder, "--against", self.model or "MODEL"
+
+    @property
+    def _packed(self) -> list[Form]:
+        return [form for form in self.forms if form.name.startswith("compressed-tensors")]
 
 
 @dataclass(frozen=True)
