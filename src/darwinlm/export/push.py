@@ -44,8 +44,8 @@ def push(forms: Sequence[Form], repo: str) -> str:
     """Put a checkpoint and the other forms of it into a repository, in one commit; gives its address.
 
     Args:
-        forms: the canonical one first. A portable one goes into the folder `portable`, a packed one into that of its dtype, GGUF files
-            beside the weights.
+        forms: the canonical one first. A portable one goes into the folder `portable`, a packed one into that of its dtype, GGUF
+            files beside the weights.
         repo: USER/NAME; made where it is not there.
 
     Raises:
