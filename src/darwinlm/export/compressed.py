@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +40,8 @@ _BATCH = 8
 """Sequences in a forward pass."""
 _NOTE = """
 ## Packed form
-Matrices of its layers are whole numbers of {bits} bits and a scale for every {sizes} columns of a row (compressed-tensors,
-`pack-quantized`), {how}. Embedding and head are not quantized.
+Matrices of its layers are whole numbers of {} bits and a scale for every {} columns of a row (compressed-tensors,
+`pack-quantized`), {}. Embedding and head are not quantized.
 """
 
 
@@ -90,36 +90,34 @@ def write_compressed(
     if not packs:
         raise RequestError(f"No matrix of '{source.name}' can be packed: none has rows of a multiple of 32 columns.")
     _require_room(source, folder, packs)
+    notes, begun = [], folder.with_name(f".{folder.name}.rounding")
+    if whole := len(formats) - len(packs):
+        notes.append(f"{whole} matrices stay as they are: their rows are no multiple of 32.")
     layers = (source.layer(index) for index in range(len(source.shape.layers)))
     tensors = framed(lambda name: source.tensors([name])[name], source.shape.tied, layers)
-    how, begun = "as the search had them", folder.with_name(f".{folder.name}.rounding")
-    notes = (
-        [f"{whole} matrices stay as they are: their rows are no multiple of 32."]
-        if (whole := len(formats) - len(packs))
-        else []
-    )
-    if dtype != MIXED and tokens is not None:
+    if dtype == MIXED:
+        how = "as the search had them"
+    elif tokens is None:
+        how = "each to the nearest one"
+        notes.append("Rounded to the nearest. With --data TEXT errors make up for each other.")
+    else:
         tokens = source.begun(tokens[: max(2, TOKENS // tokens.shape[1])])
         how = f"rounded in second order on {tokens.numel():,} tokens"
         tensors = _rounded(source, dtype, tokens, device, begun).put_into(tensors)
-    elif dtype != MIXED:
-        how = "each to the nearest one"
-        notes.append("Rounded to the nearest. With --data TEXT errors make up for each other.")
-    bits, sizes = (
-        {of(format_) for format_ in packs.values()} for of in (PACKED.get, lambda format_: BLOCKS[format_][0])
-    )
-    note = _NOTE.format(bits=_listed(bits), sizes=_listed(sizes), how=how)
     config = copy.deepcopy(source.config)
     config.quantization_config = _quantization(source, packs)
     record = {**(record_of(source.folder) or {}), "packed": dtype}
     written = _packed(tensors, packs, getattr(source.config, "dtype", None) or source.dtype)
-    write_checkpoint(folder, source, config, written, card=read_card(source) + note, made_from=record)
+    write_checkpoint(folder, source, config, written, card=read_card(source) + _note(packs, how), made_from=record)
     shutil.rmtree(begun, ignore_errors=True)
     return notes
 
 
-def _listed(numbers: Iterable[Any]) -> str:
-    return " or ".join(map(str, sorted(numbers, reverse=True)))
+def _note(packs: Mapping[str, str], how: str) -> str:
+    found = {*packs.values()}
+    bits, sizes = {PACKED[name] for name in found}, {BLOCKS[name][0] for name in found}
+    words = (" or ".join(map(str, sorted(numbers, reverse=True))) for numbers in (bits, sizes))
+    return _NOTE.format(*words, how)
 
 
 def _modules(source: ModelSource) -> Iterator[str]:
