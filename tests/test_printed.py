@@ -16,6 +16,7 @@ import pico
 from darwinlm.cli import main, read
 from darwinlm.runtime.output import PlainConsole, harmless, pasted
 from darwinlm.runtime.progress import log
+from darwinlm.show.measured import without_common_folder
 from darwinlm.show.result import empty_table
 
 HOSTILE = "\x1b[31mred\x1b[0m \x07 \u202etxt [/bold] [red] :smile: 模型"
@@ -131,3 +132,9 @@ def test_messages_and_log_lines_steer_no_terminal(capsys, caplog):
     with caplog.at_level(logging.INFO, "darwinlm"):
         log.info("Reading '%s'.", HOSTILE)
     assert "\\x1b[31mred" in caplog.messages[-1]
+
+
+def test_models_of_one_folder_are_named_without_it() -> None:
+    names = ["dense", "/far/away/a/model", "/far/away/b/model", "Qwen/Qwen3-0.6B"]
+    assert list(without_common_folder(names).values()) == ["dense", "a/model", "b/model", "Qwen/Qwen3-0.6B"]
+    assert without_common_folder(["/far/model"]) == {"/far/model": "/far/model"}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,22 @@ class Evaluated(Evaluation, Result):
 
     def tables(self) -> Iterable[Any]:
         """Text, tasks, and where they lie."""
-        yield from map(shown, self.as_tables())
+        short = without_common_folder(list(self.qualities or (self.tasks.models if self.tasks else {})))
+        for made in self.as_tables():
+            headings, rows = (
+                [short.get(cell, cell) for cell in cells] for cells in (made.headings, [r[0] for r in made.rows])
+            )
+            cut = [[first, *row[1:]] for first, row in zip(rows, made.rows, strict=True)]
+            yield shown(replace(made, headings=headings, rows=cut))
         if self.folder:
             yield f"{lies('Numbers and tables lie', self.folder / 'eval.json')} and eval.md."
+
+
+def without_common_folder(names: Sequence[str]) -> dict[str, str]:
+    """{name: itself, without the folder that all which are absolute paths have in common}: long ones leave no room for numbers."""
+    paths = [name for name in names if os.path.isabs(name)]
+    common = os.path.commonpath(paths) + os.sep if len(paths) > 1 else ""
+    return {name: name.removeprefix(common) for name in names}
 
 
 @dataclass(frozen=True)
