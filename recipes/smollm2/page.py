@@ -219,7 +219,7 @@ def _speed(results: Results) -> str:
                     f"{one[f'{stage}_tokens_per_second']:,.0f}",
                     f"{Spread(**gain).median:.2f}x" if gain else "-",
                 ]
-            memory, size = one["memory_bytes"], _bytes(Path(model["name"]))
+            memory, size = one["memory_bytes"], _bytes(model)
             rows[-1] += [f"{memory / 1e6:,.0f} MB" if memory else "-", f"{size / 1e6:,.0f} MB" if size else "-"]
     heads = [
         "size",
@@ -236,7 +236,11 @@ def _speed(results: Results) -> str:
     return f"## Speed\n\nMedians of models in turn on two cores.\n\n{table(heads, rows)}" if rows else ""
 
 
-def _bytes(path: Path) -> int:
+def _bytes(model: dict[str, Any]) -> int:
+    """Of what the engine opened; 0 where it made itself a file of the checkpoint."""
+    path = Path(model["name"])
+    if path.is_dir() and model["engine"].startswith("llama.cpp"):
+        return 0
     files = path.glob("*.safetensors") if path.is_dir() else [path] if path.exists() else []
     return sum(file.stat().st_size for file in files)
 

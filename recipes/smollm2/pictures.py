@@ -12,6 +12,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from darwinlm.runtime.files import read_lines, written_whole
 
 _OURS = "now"
+_TICKS = ((50, (1, 1.5, 2, 3, 5, 7)), (1e3, (1, 2, 5)), (float("inf"), (1,)))
+"""Where the largest value is less than so many times the smallest: what powers of ten are multiplied by."""
 
 
 def draw_sizes(results: Any, path: Path) -> None:
@@ -44,9 +46,9 @@ def draw_sizes(results: Any, path: Path) -> None:
 
 
 def draw_training(results: Any, trained: list[dict[str, Any]], path: Path) -> None:
-    """Held-out perplexity on the way, and the average at tasks before and after, with standard errors."""
-    figure = Figure(figsize=(12, 4.5), layout="constrained")
-    course, ends = figure.subplots(1, 2)
+    """Held-out perplexity on the way, and the average at tasks, where they were asked, before and after, with standard errors."""
+    figure = Figure(figsize=(12 if results.tasks else 8, 4.5), layout="constrained")
+    course, *ends = figure.subplots(1, 2 if results.tasks else 1, squeeze=False)[0]
     for place, model in enumerate(trained):
         style = {"color": "black" if model["name"] == _OURS else colormaps["tab10"](place % 10)}
         label = f"{model['title']}, {model['percent']} %"
@@ -64,16 +66,17 @@ def draw_training(results: Any, trained: list[dict[str, Any]], path: Path) -> No
             ),
             None,
         )
-        if before and results.tasks:
+        if before and ends:
             labels = [before["label"], model["label"]]
             averages, errors = (
                 [results.tasks[key].get(each) for each in labels] for key in ("averages", "average_errors")
             )
             if None not in averages + errors:
-                ends.errorbar([0, model["trained"]], averages, yerr=errors, marker="o", capsize=3, **style)
+                ends[0].errorbar([0, model["trained"]], averages, yerr=errors, marker="o", capsize=3, **style)
     course.set(xlabel="training tokens", ylabel="perplexity, held-out text", yscale="log")
-    ends.set(xlabel="training tokens", ylabel="average at tasks")
-    for axis in (course, ends):
+    for axis in ends:
+        axis.set(xlabel="training tokens", ylabel="average at tasks")
+    for axis in (course, *ends):
         axis.grid(alpha=0.3, which="both", linewidth=0.5)
         axis.spines[["top", "right"]].set_visible(False)
     figure.legend(*course.get_legend_handles_labels(), loc="outside right center", fontsize=8, frameon=False)
@@ -84,8 +87,12 @@ def save(figure: Figure, path: Path) -> None:
     """As PNG; perplexities stand as numbers."""
     for axis in figure.axes:
         if axis.get_yscale() == "log":
-            axis.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
-            axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.4g}"))
+            low, high = axis.get_ylim()
+            subs = next(some for most, some in _TICKS if high / low < most)
+            axis.yaxis.set_major_locator(LogLocator(subs=subs, numticks=20))
+            axis.yaxis.set_major_formatter(
+                FuncFormatter(lambda value, _: f"{value:,.4g}" if value < 1e4 else f"{value:,.0f}")
+            )
             axis.yaxis.set_minor_locator(NullLocator())
     with written_whole(path) as partial:
         figure.savefig(partial, format="png", dpi=130)
