@@ -187,6 +187,8 @@ def _ways(results: Results) -> str:
     chosen = [
         m for m in results.models if m["name"] in ways and any(_same(m, t) and t["trained"] for t in results.models)
     ]
+    if not {"darwinlm", "darwinlm_untrained"} & {model["name"] for model in chosen}:
+        return ""
     rows = []
     for model in chosen:
         text = next(iter(results.texts), None)
