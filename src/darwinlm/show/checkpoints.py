@@ -42,7 +42,7 @@ class Exported(Result):
             yield from (f"{form.name}: {note}" for note in form.notes)
         stock = not any((form.path / f"{CODE}.py").exists() for form in self.forms)
         beside = ", the packed one with compressed-tensors beside it" if self._packed else " alone"
-        yield (f"The folders load with transformers{beside}{'' if stock else ' (trust_remote_code=True)'}.")
+        yield f"The folders load with transformers{beside}{'' if stock else ' (trust_remote_code=True)'}."
         if self.url:
             yield f"It is on the hub: {self.url}"
 

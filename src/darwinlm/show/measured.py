@@ -30,11 +30,8 @@ class Evaluated(Evaluation, Result):
         """Text, tasks, and where they lie."""
         short = without_common_folder(list(self.qualities or (self.tasks.models if self.tasks else {})))
         for made in self.as_tables():
-            headings, rows = (
-                [short.get(cell, cell) for cell in cells] for cells in (made.headings, [r[0] for r in made.rows])
-            )
-            cut = [[first, *row[1:]] for first, row in zip(rows, made.rows, strict=True)]
-            yield shown(replace(made, headings=headings, rows=cut))
+            headings, *rows = ([short.get(cell, cell) for cell in row] for row in (made.headings, *made.rows))
+            yield shown(replace(made, headings=headings, rows=rows))
         if self.folder:
             yield f"{lies('Numbers and tables lie', self.folder / 'eval.json')} and eval.md."
 
