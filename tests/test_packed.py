@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import darwinlm
 import pico
 from darwinlm.assemble import Assembler
-from darwinlm.errors import RequestError
+from darwinlm.config.settings import GgmlFormat, PackedFormat
+from darwinlm.errors import DamagedFileError, RequestError
 from darwinlm.export.compressed import write_compressed
 from darwinlm.export.huggingface import export_checkpoint
 from darwinlm.formats.packing import pack, read_back, unpack, whole_numbers
 from darwinlm.formats.rounding import rounded
 from darwinlm.formats.types import BLOCKS, PACKED
+from darwinlm.models.configuration import is_packed
 from darwinlm.models.source import ModelSource
+from darwinlm.refit.store import Refits
 
 WIDE: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 160, "head_dim": 16}
 GONE = {"model.layers.0.self_attn", "model.layers.1.mlp"}
@@ -51,7 +55,7 @@ def test_any_numbers_are_packed_and_read_back_and_stay(name: str, some: list[flo
     numbers, scales = whole_numbers(matrix, name)
     words, bits = pack(numbers, PACKED[name]), PACKED[name]
     assert words.dtype == torch.int32
-    assert 8 * (words.nbytes + scales.nbytes) == 8 * BLOCKS[name][1] * matrix.numel() // BLOCKS[name][0]
+    assert words.nbytes + scales.nbytes == BLOCKS[name][1] * matrix.numel() // BLOCKS[name][0]
     assert torch.equal(unpack(words, bits), numbers)
     found = read_back(numbers, scales)
     assert torch.equal(found.bfloat16(), read_bits(words, scales, bits))
@@ -132,6 +136,41 @@ def test_second_order_puts_out_what_the_checkpoint_does_more_nearly(pruned, tmp_
     assert "second order on 384 tokens" in (tmp_path / "second order/README.md").read_text()
 
 
+def test_a_killed_rounding_goes_on_to_the_same_bytes(pruned, tmp_path, monkeypatch) -> None:
+    source, tokens = ModelSource(str(pruned("llama_gqa"))), pico.random_tokens(4, 24, seed=5)
+
+    def packed(folder: Path) -> bytes:
+        write_compressed(source, folder, "w4a16", tokens, torch.device("cpu"))
+        return (folder / "model.safetensors").read_bytes()
+
+    whole, written, write = packed(tmp_path / "whole"), [], Refits.write
+
+    def killed(refits: Refits, layer: int, *found: Any) -> None:
+        if layer == 2 and len(written) == 2:
+            raise KeyboardInterrupt
+        written.append(layer)
+        write(refits, layer, *found)
+
+    monkeypatch.setattr(Refits, "write", killed)
+    with pytest.raises(KeyboardInterrupt):
+        packed(tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+    written.append(-1)
+    assert packed(tmp_path / "again") == whole
+    assert written == [0, 1, -1, 2]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "whole"]
+
+
+def test_weights_that_are_no_numbers_are_not_packed(tmp_path) -> None:
+    folder = pico.make_checkpoint(tmp_path / "dense", "llama_gqa", **WIDE)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 5] = torch.nan
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(RequestError, match=r"1\.mlp\.up_proj.*no numbers"):
+        darwinlm.export_checkpoint(str(folder), format="compressed-tensors")
+    assert not folder.with_name("dense-w4a16").exists()
+
+
 def test_a_run_keeps_to_the_bytes_and_its_packed_form_holds_what_was_scored(text, tmp_path) -> None:
     folder, run = pico.make_checkpoint(tmp_path / "dense", "llama_gqa", **WIDE), tmp_path / "run"
     settings_ = {**pico.RUN, "search": {"start_rounds": 2, "start_tokens": 256}, "refit": {"tokens": 512}}
@@ -182,6 +221,42 @@ def test_what_is_packed_is_scored_but_not_pruned(pruned, text, tmp_path) -> None
     assert 0 < found["qualities"]["model"]["kl"] < 1
     with pytest.raises(RequestError, match=r"is quantized.*prune first"):
         darwinlm.prune(form.path, output=str(tmp_path / "run"), **settings_, target={"parameters": "60%"})
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"kv_cache_scheme": {"num_bits": 8}},
+        {"transform_config": {"config_groups": {"u": {}}}},
+        {"format": "nvfp4-pack-quantized"},
+        {"quant_method": "gptq"},
+        {"config_groups": {"g": {"weights": {"num_bits": 4, "type": "int", "symmetric": False, "strategy": "group"}}}},
+        {"config_groups": {"g": {"weights": {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "channel"}}}},
+    ],
+)
+def test_what_computes_otherwise_is_not_taken_for_it(changed: dict[str, Any], pruned) -> None:
+    form = darwinlm.export_checkpoint(str(pruned("llama_gqa")), format="compressed-tensors", dtype="w4a16").forms[1]
+    config = json.loads((form.path / "config.json").read_text())
+    group, *_ = config["quantization_config"]["config_groups"].values()
+    assert is_packed(config)
+    assert not is_packed({"quantization_config": {**config["quantization_config"], **changed}})
+    rounds = {"g": {**group, "input_activations": {"num_bits": 8}}}
+    assert not is_packed({"quantization_config": {**config["quantization_config"], "config_groups": rounds}})
+
+
+def test_packed_weights_without_a_word_of_it_are_refused(pruned, tmp_path) -> None:
+    form = darwinlm.export_checkpoint(str(pruned("llama_gqa")), format="compressed-tensors", dtype="w4a16").forms[1]
+    folder = shutil.copytree(form.path, tmp_path / "silent")
+    config = json.loads((folder / "config.json").read_text())
+    del config["quantization_config"]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(DamagedFileError, match="lacks"):
+        ModelSource(str(folder))
+
+
+def test_settings_name_all_formats_that_there_are() -> None:
+    assert set(get_args(PackedFormat)) == PACKED.keys()
+    assert set(get_args(GgmlFormat)) == BLOCKS.keys() - PACKED
 
 
 def test_experts_are_not_packed(tmp_path) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from darwinlm.config.quantities import Quantity, Unit, quantity
-from darwinlm.config.settings import TargetConfig
+from darwinlm.config.settings import PackedFormat, TargetConfig
 
 HARD: tuple[Unit, ...] = ("parameters", "memory", "speedup")
 """Targets that are not counted in levels."""
@@ -96,7 +96,7 @@ def _format_violations(target: TargetConfig) -> list[str]:
         wrong = target.embedding_format is not None
         return ["target.embedding_format counts with target.formats alone. Give both, or neither."] if wrong else []
     found = []
-    packed = [name for name in target.formats if name.startswith("w")]
+    packed = [name for name in target.formats if name in get_args(PackedFormat)]
     if 0 < len(packed) < len(target.formats):
         found.append(
             f"target.formats has {', '.join(packed)} of vLLM beside those of llama.cpp, and no engine reads both. Leave one "

@@ -1,5 +1,5 @@
-"""A checkpoint whose matrices are packed whole numbers (compressed-tensors, `pack-quantized`): vLLM, SGLang and transformers load
-it, and compute with what `formats.packing` reads back.
+"""A checkpoint whose matrices are packed whole numbers (compressed-tensors, `pack-quantized`): vLLM and transformers load it,
+and compute with what `formats.packing` reads back.
 
 Embedding and head stay as they are, and so do matrices of no prunable module and those whose rows do not split into blocks.
 """
@@ -7,8 +7,9 @@ Embedding and head stay as they are, and so do matrices of no prunable module an
 from __future__ import annotations
 
 import copy
+import math
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from darwinlm.errors import RequestError
 from darwinlm.export.folder import check_replaceable, record_of
 from darwinlm.export.formats import MIXED, formats_of, searched_for_vllm
 from darwinlm.export.huggingface import require_canonical, write_checkpoint
+from darwinlm.export.text import beginning
 from darwinlm.export.words import read_card
 from darwinlm.formats.packing import pack, whole_numbers
 from darwinlm.formats.rounding import rounded
@@ -34,8 +36,6 @@ from darwinlm.runtime.files import require_room, sha256_of
 
 DTYPES = ("w4a16", "w8a16")
 """What all matrices of the layers can be packed in."""
-TOKENS = 131_072
-"""Of a text that rounding goes by, at most."""
 _BATCH = 8
 """Sequences in a forward pass."""
 _NOTE = """
@@ -84,11 +84,13 @@ def write_compressed(
     """
     check_compressed(source)
     check_replaceable(folder)
-    modules = formats_of(source).get("modules", {}) if dtype == MIXED else dict.fromkeys(_modules(source), dtype)
-    formats = dict(_formats(source, modules))
+    modules: Mapping[str, str] = formats_of(source).get("modules", {})
+    formats = dict(_formats(source, modules.get if dtype == MIXED else lambda _: dtype))
     packs = {name: format_ for name, format_ in formats.items() if format_ in PACKED}
     if not packs:
-        raise RequestError(f"No matrix of '{source.name}' can be packed: none has rows of a multiple of 32 columns.")
+        raise RequestError(
+            f"'{source.name}' has no matrix to pack: the search left all as they were, or no row is a multiple of 32 columns."
+        )
     _require_room(source, folder, packs)
     notes, begun = [], folder.with_name(f".{folder.name}.rounding")
     if whole := len(formats) - len(packs):
@@ -101,7 +103,7 @@ def write_compressed(
         how = "each to the nearest one"
         notes.append("Rounded to the nearest. With --data TEXT errors make up for each other.")
     else:
-        tokens = source.begun(tokens[: max(2, TOKENS // tokens.shape[1])])
+        tokens = beginning(tokens, source)
         how = f"rounded in second order on {tokens.numel():,} tokens"
         tensors = _rounded(source, dtype, tokens, device, begun).put_into(tensors)
     config = copy.deepcopy(source.config)
@@ -120,22 +122,13 @@ def _note(packs: Mapping[str, str], how: str) -> str:
     return _NOTE.format(*words, how)
 
 
-def _modules(source: ModelSource) -> Iterator[str]:
-    return (
-        source.family.module(layer, kind)
-        for layer, widths in enumerate(source.shape.layers)
-        for kind in KINDS
-        if widths.has(kind)
-    )
-
-
-def _formats(source: ModelSource, modules: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """(full name, format) of every matrix of these modules, or what stands in where its rows do not split."""
+def _formats(source: ModelSource, format_of: Callable[[str], str | None]) -> Iterator[tuple[str, str]]:
+    """(full name, format) of every matrix of modules that have one, or what stands in where its rows do not split."""
     for layer in range(len(source.shape.layers)):
         outlines = source.layer(layer, meta=True)
         for kind in KINDS:
             for name, tensor in _matrices(source, kind, outlines).items():
-                if format_ := modules.get(source.family.module(layer, kind)):
+                if format_ := format_of(source.family.module(layer, kind)):
                     yield layer_prefix(layer) + name, fitting(format_, tensor.shape[1])
 
 
@@ -174,6 +167,10 @@ def _packed(
         if not (format_ := formats.get(name)):
             yield name, tensor.to(dtype)
             continue
+        if not torch.isfinite(tensor).all():
+            raise RequestError(
+                f"'{name}' has weights that are no numbers, which cannot be packed. Mend the checkpoint."
+            )
         numbers, scales = whole_numbers(tensor, format_)
         yield f"{name}_packed", pack(numbers, PACKED[format_])
         yield f"{name}_scale", scales
@@ -214,9 +211,8 @@ def _quantization(source: ModelSource, formats: Mapping[str, str]) -> dict[str, 
     }
 
 
-def _require_room(source: ModelSource, folder: Path, formats: Mapping[str, str]) -> None:
-    packs = sum(stored_bytes(size, formats[n]) for n, size in source.shape.outlines().items() if n in formats)
-    others = source.shape.parameters - sum(
-        size[0] * size[1] for n, size in source.shape.outlines().items() if n in formats
-    )
-    require_room(folder.parent, packs + others * source.dtype.itemsize, "This checkpoint")
+def _require_room(source: ModelSource, folder: Path, packs: Mapping[str, str]) -> None:
+    own = source.dtype.itemsize
+    sizes = source.shape.outlines().items()
+    needed = sum(stored_bytes(size, packs[n]) if n in packs else own * math.prod(size) for n, size in sizes)
+    require_room(folder.parent, needed, "This checkpoint")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from darwinlm.export.folder import record_of
-from darwinlm.formats.types import PACKED
+from darwinlm.formats.types import are_packed
 from darwinlm.models.source import ModelSource
 
 MIXED = "mixed"
@@ -40,4 +40,4 @@ def formats_of(source: ModelSource) -> dict[str, Any]:
 
 def searched_for_vllm(source: ModelSource) -> bool:
     """Whether its formats are those of packed whole numbers, and not of ggml."""
-    return formats_of(source).get("stubs") in PACKED
+    return are_packed([formats_of(source).get("stubs", "")])

@@ -1,4 +1,4 @@
-"""Packed whole numbers, as vLLM, SGLang and transformers read them from compressed-tensors checkpoints (`pack-quantized`).
+"""Packed whole numbers, as vLLM and transformers read them from compressed-tensors checkpoints (`pack-quantized`).
 
 A block of a row is one bfloat16 scale and a whole number for each column, of 4 or 8 bits; what is read back is their product,
 in bfloat16. The number of the largest magnitude is at the low end of the grid, so the scale may be negative; then rounding what

@@ -4,7 +4,7 @@ and what stands in where rows do not split."""
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 WHOLE = {"f32": 4, "f16": 2, "bf16": 2}
@@ -26,6 +26,11 @@ SMALLER_BLOCKS = {
     "w4a16": "w4a16_64", "w4a16_64": "w4a16_32", "w4a16_32": "bf16",
 }  # fmt: skip
 """What stands in where a row does not split: of ggml's blocks of 256 columns those of 32, as llama.cpp has it."""
+
+
+def are_packed(names: Collection[str]) -> bool:
+    """Whether formats that are searched together are those of packed whole numbers, and not of ggml."""
+    return bool(names) and PACKED.keys() >= set(names)
 
 
 def fitting(name: str, columns: int) -> str:

@@ -9,6 +9,7 @@ from darwinlm.config import RunConfig
 from darwinlm.errors import RequestError
 from darwinlm.measure.bench import BenchResult
 from darwinlm.measure.engines import engine_of
+from darwinlm.measure.rival import is_gguf
 from darwinlm.models.source import ModelSource
 from darwinlm.target.latency import LatencyTable, StageTimes
 
@@ -35,11 +36,13 @@ class Prediction:
 
 
 def require_same_engine(table: LatencyTable, name: str, config: RunConfig) -> None:
-    """Check that a model will run in the engine that a table was measured in.
+    """Check that a model will run in the engine that a table was measured in, with matrices of the table's kind.
 
     Raises:
         RequestError: it will not.
     """
+    if not is_gguf(name):
+        ModelSource(name, weights=False)  # refuses packed whole numbers, which take other times
     there, here = table.machine.get("engine", "transformers"), engine_of(name, config).removesuffix("-server")
     if there != here:
         raise RequestError(

@@ -51,6 +51,8 @@ _HOW_IT_RUNS = (
 )  # fmt: skip
 """Fields that say how a program ran the model, not what it is."""
 _INNER = ("text_config", "vision_config", "audio_config")
+_MORE_THAN_WEIGHTS = ("kv_cache_scheme", "sparsity_config", "transform_config")
+"""Entries of a quantization that change more than how weights are stored."""
 _QUANTIZED = ("quantization_config", "compression_config", "quantization")
 
 
@@ -107,20 +109,22 @@ def read_config(folder: Path, name: str, *, packed: bool = False) -> tuple[Famil
 
 
 def is_packed(values: Mapping[str, Any]) -> bool:
-    """Whether a configuration is of packed whole numbers as `formats.packing` reads them."""
+    """Whether a configuration is of packed whole numbers as `formats.packing` reads them, and says nothing else of numbers."""
     told = values.get("quantization_config")
-    if not isinstance(told, dict) or (told.get("quant_method"), told.get("format")) != (
-        "compressed-tensors",
-        "pack-quantized",
-    ):
+    if not isinstance(told, dict) or any(told.get(key) for key in _MORE_THAN_WEIGHTS):
         return False
     groups = told.get("config_groups")
-    of_weights = [group.get("weights") for group in groups.values()] if isinstance(groups, dict) else []
-    plain = {"type": "int", "symmetric": True, "strategy": "group"}
-    return bool(of_weights) and all(
-        isinstance(each, dict) and each.get("num_bits") in (4, 8) and plain.items() <= each.items()
-        for each in of_weights
-    )
+    held = list(groups.values()) if isinstance(groups, dict) else []
+    named = (told.get("quant_method"), told.get("format")) == ("compressed-tensors", "pack-quantized")
+    return named and bool(held) and all(map(_of_weights_alone, held))
+
+
+def _of_weights_alone(group: Any) -> bool:
+    """Whether modules of a group have whole numbers as weights, and nothing else of them is rounded."""
+    if not isinstance(group, dict) or group.get("input_activations") or group.get("output_activations"):
+        return False
+    weights, plain = group.get("weights"), {"type": "int", "symmetric": True, "strategy": "group"}
+    return isinstance(weights, dict) and weights.get("num_bits") in (4, 8) and plain.items() <= weights.items()
 
 
 def unreadable(name: str, reason: str) -> RequestError:

@@ -62,7 +62,9 @@ class ModelSource:
         if weights:
             if on_hub:
                 fetch_weights(name, self.folder)
-            self._stored: dict[str, Stored] = stored_weights.stored_tensors(self.folder, self.shape, name)
+            self._stored: dict[str, Stored] = stored_weights.stored_tensors(
+                self.folder, self.shape, name, packed=packed
+            )
             self._settle_head()
 
     @property

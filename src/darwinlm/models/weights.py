@@ -117,8 +117,9 @@ def index_files(folder: Path, name: str) -> list[str]:
     return sorted(files)
 
 
-def stored_tensors(folder: Path, shape: ModelShape, name: str) -> dict[str, Stored]:
-    """What a model of this shape is made of; a head beside a tied embedding is among it where one is stored.
+def stored_tensors(folder: Path, shape: ModelShape, name: str, *, packed: bool = False) -> dict[str, Stored]:
+    """What a model of this shape is made of; a head beside a tied embedding is among it where one is stored, and matrices of
+    packed whole numbers where they are asked for.
 
     Raises:
         RequestError: tensors are missing, of another shape or kind, twice there, or there is one that the model has no
@@ -126,7 +127,7 @@ def stored_tensors(folder: Path, shape: ModelShape, name: str) -> dict[str, Stor
     """
     held, twice = _headers(weight_files(folder, name))
     needed = shape.outlines()
-    held = _with_packed(held, needed)
+    held = _with_packed(held, needed) if packed else held
     optional = {HEAD: (shape.vocabulary, shape.hidden)} if shape.tied else {}
     known = needed | {tensor: sizes for tensor, sizes in optional.items() if tensor in held}
     if missing := [tensor for tensor in needed if tensor not in held]:

@@ -10,7 +10,7 @@ from darwinlm.cost import database_need, search_need
 from darwinlm.database.store import MANIFEST, Database, damaged_files
 from darwinlm.errors import RequestError
 from darwinlm.export.forms import Form, Wanted, check_forms, checkpoint_in, write_forms
-from darwinlm.export.gguf.importance import some_text
+from darwinlm.export.text import some_text
 from darwinlm.measure.pictures import draw_errors
 from darwinlm.refit.store import Refits
 from darwinlm.run.request import opened

@@ -24,7 +24,7 @@ from darwinlm.export.formats import formats_record
 from darwinlm.export.gguf.file import header_bytes
 from darwinlm.export.huggingface import require_canonical
 from darwinlm.formats.rounding import require_formats
-from darwinlm.formats.types import PACKED
+from darwinlm.formats.types import are_packed
 from darwinlm.genome import Genome, Space, is_valid
 from darwinlm.models.blocks import BlockStream
 from darwinlm.models.check import check_streamed
@@ -100,7 +100,7 @@ class Run:
         target = self.config.target
         if not target.formats:
             return 0
-        if PACKED.keys() >= set(target.formats):
+        if are_packed(target.formats):
             check_compressed(self.source)
             return 0
         require_formats({*target.formats, *([target.embedding_format] if target.embedding_format else [])})

@@ -10,7 +10,7 @@ from darwinlm.config import described, to_dict
 from darwinlm.database.store import Database
 from darwinlm.errors import DamagedFileError
 from darwinlm.export.card import without_places
-from darwinlm.formats.types import PACKED
+from darwinlm.formats.types import are_packed
 from darwinlm.genome import Genome
 from darwinlm.measure.quality import HeldOut, Quality
 from darwinlm.measure.report import write_report
@@ -57,7 +57,7 @@ def _told_formats(run: Run, genome: Genome) -> str:
         parts.append(f"{format_} ({listed})")
     embedding = run.config.target.embedding_format
     parts += [f"{embedding} (embedding and head)"] if embedding else []
-    engine = "compressed-tensors" if PACKED.keys() >= set(run.config.target.formats) else "gguf"
+    engine = "compressed-tensors" if are_packed(run.config.target.formats) else "gguf"
     return (
         f"{', '.join(parts) or 'none but the dense model has'}. The weights here are, in float32, what these formats leave; "
         f"`darwinlm export --format {engine}` stores them in that space, with the same numbers"

@@ -14,7 +14,7 @@ import torch
 from darwinlm.config import RunConfig, TargetConfig, asked_quantities, written
 from darwinlm.config.quantities import Quantity, Unit
 from darwinlm.errors import RequestError
-from darwinlm.formats.types import PACKED, WHOLE
+from darwinlm.formats.types import WHOLE, are_packed
 from darwinlm.genome import Genome, Space
 from darwinlm.models.shape import LayerWidths, ModelShape
 from darwinlm.target.budget import Budget, Limit, level_limits
@@ -190,8 +190,7 @@ def target_of(
     times, file = times_for(config.target, shape, device, dtype), None
     if config.target.formats:
         stored = next(name for name in WHOLE if WHOLE[name] == value_bytes)
-        smallest = space.formats[-1]
-        stubs = "" if smallest in PACKED else smallest
+        stubs = "" if are_packed(config.target.formats) else space.formats[-1]
         file = FileBytes(shape, stored, config.target.embedding_format or stored, stubs, header)
     return Target(config.target, share_of(config), shape, space, value_bytes, times, file)
 

@@ -9,35 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from darwinlm.config import RunConfig
-from darwinlm.data.lineage import Lineage
-from darwinlm.data.sources import documents
-from darwinlm.data.tokens import read_pool
-from darwinlm.errors import RequestError
+from darwinlm.export.text import beginning
 from darwinlm.models.blocks import BlockStream
 from darwinlm.models.llama_cpp import fed_alike
 from darwinlm.models.source import ModelSource
 from darwinlm.runtime.progress import progress
 
-TOKENS = 131_072
-"""Of a text that are passed through the model, at most."""
 _SEQUENCES = 8
-
-
-def some_text(config: RunConfig, source: ModelSource) -> Tensor:
-    """(S, T) tokens from the beginning of `config.data`, without what runs behind the checkpoint hold out.
-
-    Raises:
-        RequestError: the text cannot be read, or is too short.
-    """
-    source.require_context(length := config.blocks.sequence_length)
-    texts, held_out = documents(config.data, config.blocks.text_field), Lineage(config.model).ranges
-    blocks = read_pool(texts, source.tokenizer, length, max(length, TOKENS), held_out).blocks
-    if not len(blocks):
-        raise RequestError(
-            f"'{config.data}' has fewer than {length} tokens (blocks.sequence_length). Give more text, or lower it."
-        )
-    return blocks
 
 
 def importance(source: ModelSource, tokens: Tensor, device: torch.device) -> dict[str, np.ndarray]:
@@ -52,8 +30,8 @@ def importance(source: ModelSource, tokens: Tensor, device: torch.device) -> dic
         {llama.cpp's tensor name: (C,) float32}, of the matrices of all layers, without those of absent modules.
     """
     stream, names, found = BlockStream(source, device, torch.float32), fed_alike(source.family), {}
-    tokens = tokens[: max(1, TOKENS // tokens.shape[1])]
-    hidden = stream.embed(source.begun(tokens))
+    tokens = beginning(tokens, source)
+    hidden = stream.embed(tokens)
     with progress("Importance of columns", len(stream)) as advance:
         for layer, block in enumerate(stream.blocks()):
             matrices = {n: m for n, m in block.layer.named_modules() if n in names and isinstance(m, nn.Linear)}
