@@ -228,3 +228,7 @@ def test_the_stock_shape_of_a_mixture_is_its_stock_class(checkpoint, text, tmp_p
     stock = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
     assert type(stock).__name__ == "MixtralForCausalLM"
     assert stock.num_parameters() == read_json(tmp_path / "summary.json")["pruned"]["parameters"]
+    _, form = darwinlm.export_checkpoint(tmp_path / "model", format="gguf", dtype="q8_0").forms
+    assert form.path.stat().st_size > 0
+    with pytest.raises(RequestError, match="llama-quantize makes q4_k_m: write f16"):
+        darwinlm.export_checkpoint(tmp_path / "model", format="gguf", dtype="q4_k_m")

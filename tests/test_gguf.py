@@ -75,6 +75,49 @@ def test_log_probabilities_are_those_of_the_masked_dense_model(family, unit, sou
         torch.testing.assert_close(warm, truth, atol=EXACT, rtol=0)
 
 
+ALIKE = {
+    "qwen3": {},
+    "qwen3_tied": {},
+    "qwen3_moe_normed": {"head_dim": 8},
+    "mixtral": {},
+    "olmoe": {"num_attention_heads": 4, "num_key_value_heads": 4},
+}
+"""Families that llama.cpp computes, or computes with a head of their own, only where all layers are alike; and their sizes."""
+
+
+@pytest.mark.parametrize("family", ALIKE)
+def test_layers_that_are_alike_have_graphs_of_their_own(family, tmp_path):
+    dense = pico.make_checkpoint(tmp_path / "dense", family, **ALIKE[family])
+    source, tokens = ModelSource(str(dense)), pico.random_tokens(1, 24, seed=3)[0].tolist()
+    levels = pico.make_database(tmp_path / "database", source)
+    genome = [l.top if l.layer == 1 else min(2, l.top - 1) for l in levels.ladders()]
+    export_checkpoint(Assembler(source, levels), tuple(genome), tmp_path / "model", {}, {}, stock=True)
+    with torch.no_grad():
+        truth = pico.zero_masked(dense, levels, genome)(torch.tensor([tokens])).logits[0, -1].log_softmax(-1)
+    found = Engine(convert(tmp_path / "model")).log_probabilities(tokens, pico.VOCABULARY)
+    torch.testing.assert_close(found, truth, atol=EXACT, rtol=0)
+
+
+@pytest.mark.parametrize("family", ["qwen3", "qwen3_moe_normed"])
+def test_layers_that_differ_are_refused_where_only_alike_ones_have_a_graph(family, tmp_path):
+    source = ModelSource(str(pico.make_checkpoint(tmp_path / "dense", family)))
+    levels = pico.make_database(tmp_path / "database", source)
+    export_checkpoint(
+        Assembler(source, levels), tuple(l.top * (l.layer == 1) for l in levels.ladders()), tmp_path / "m", {}, {}
+    )
+    with pytest.raises(RequestError, match=r"--target\.shape stock keeps them alike, for its graph `qwen3"):
+        convert(tmp_path / "m")
+
+
+def test_no_table_is_measured_where_llama_cpp_computes_alike_layers_alone(checkpoint, tmp_path):
+    run = {
+        "bench": {"engine": "llama.cpp", "context_lengths": [24], "decode_tokens": 5},
+        "database": {"multiple_of": 16},
+    }
+    with pytest.raises(RequestError, match="ties the head to the embedding"):
+        darwinlm.measure_latency(str(checkpoint("qwen3")), output=str(tmp_path / "table"), **run)
+
+
 ROPES = {
     "linear": {"rope_type": "linear", "factor": 4.0},
     "llama3": {
@@ -161,7 +204,9 @@ def test_text_in_text_out(demo):
 
 
 REFUSALS = {
-    "untied": ("qwen3", {}, "ties the head to the embedding"),
+    "weights of experts": ("qwen3_moe", {}, "has `norm_topk_prob` False"),
+    "keys of OLMoE": ("olmoe", {}, "fewer keys than the hidden size"),
+    "clipped": ("olmoe", {"num_key_value_heads": 8, "clip_qkv": 3.0}, "clips queries"),
     "biases": ("qwen3_bias", {}, "attention biases"),
     "qwen3 rope": ("qwen3_tied", {"rope_parameters": ROPES["linear"] | {"rope_theta": 1e4}}, "RoPE of type 'linear'"),
     "dynamic rope": (

@@ -14,9 +14,11 @@ from transformers import AutoModelForCausalLM
 
 import darwinlm
 import pico
+from darwinlm.assemble import Assembler
 from darwinlm.cli import main
 from darwinlm.export.gguf.file import write_gguf
 from darwinlm.export.gguf.importance import importance
+from darwinlm.export.huggingface import export_checkpoint
 from darwinlm.formats import llama_cpp as quantizer
 from darwinlm.models.source import ModelSource
 from llama_cpp import Engine
@@ -83,9 +85,12 @@ def test_columns_that_are_fed_most_are_rounded_least(uneven, tmp_path):
 
 
 @pytest.mark.parametrize("family", ["llama_gqa", "qwen2", "qwen3_tied", "phi3"])
-def test_importance_is_the_mean_square_of_what_stock_code_feeds_a_column(family, checkpoint):
-    source, tokens = ModelSource(str(checkpoint(family))), pico.random_tokens(6, 20, seed=2)
-    found = importance(source, tokens, CPU)
+def test_importance_is_the_mean_square_of_what_stock_code_feeds_a_column(
+    family, source, database, checkpoint, tmp_path
+):
+    levels, tokens = database(family, "auto"), pico.random_tokens(6, 20, seed=2)
+    export_checkpoint(Assembler(source(family), levels), (0,) * len(levels.ladders()), tmp_path / "model", {}, {})
+    found = importance(ModelSource(str(tmp_path / "model")), tokens, CPU)
     model = AutoModelForCausalLM.from_pretrained(checkpoint(family), dtype=torch.float64).eval()
     fed = {}
     for name, matrix in model.named_modules():

@@ -52,12 +52,42 @@ SUBJECTS: dict[str, tuple[str, dict[str, Any], set[str]]] = {
     "qwen3, tied, biases": ("qwen3_bias", {}, {"1.self_attn"}),
     "granite": ("granite", {}, {"1.self_attn"}),
     "phi3": ("phi3", {}, {"1.self_attn", "2.mlp"}),
+    "qwen3, one shape": ("qwen3", {}, {"1.self_attn", "1.mlp"}),
+    "qwen3_moe, one shape": (
+        "qwen3_moe_normed",
+        {"moe_intermediate_size": 64, "num_experts": 8},
+        {"1.self_attn", "1.mlp"},
+    ),
+    "mixtral, one shape": (
+        "mixtral",
+        {"intermediate_size": 64, "num_local_experts": 8},
+        {"1.self_attn", "1.mlp"},
+    ),
+    "olmoe, one shape": (
+        "olmoe",
+        {"hidden_size": 128, "num_attention_heads": 4, "intermediate_size": 64, "num_experts": 8},
+        {"1.self_attn", "1.mlp"},
+    ),
 }
 """Name -> family, its sizes, and what is gone; other modules are narrower. Of "llama" they are whole."""
+NATIVE = {
+    "qwen3, one shape": "Qwen3ForCausalLM",
+    "qwen3_moe, one shape": "Qwen3MoeForCausalLM",
+    "mixtral, one shape": "MixtralForCausalLM",
+    "olmoe, one shape": "OlmoeForCausalLM",
+}
+"""Those whose layers are alike -> vLLM's own class of them."""
 PROMPTS, WRITTEN = (40, 33), 16
 PLUGIN, BACKEND = {"VLLM_PLUGINS": "darwinlm"}, {"VLLM_PLUGINS": ""}
-WAYS = {"plugin": "canonical", "backend": "canonical", "backend, portable": "portable"}
-CASES = [(way, name) for way in WAYS for name in SUBJECTS if way != "plugin" or name not in ("granite", "phi3")]
+WAYS = {"plugin": "canonical", "backend": "canonical", "native": "canonical", "backend, portable": "portable"}
+ABSENT = {"plugin": ("granite", "phi3")}
+"""Way -> families that it does not know."""
+CASES = [
+    (way, name)
+    for way in WAYS
+    for name in SUBJECTS
+    if (name in NATIVE) == (way == "native") and name not in ABSENT.get(way, ())
+]
 ALLOWED = 1e-4
 PORT = 8321
 
@@ -84,8 +114,10 @@ def make_subject(folder: Path, name: str) -> Subject:
     levels = pico.make_database(folder / "database", source, tensor_parallel=2 if "uneven" not in name else 1)
     names = {f"model.layers.{each}" for each in gone}
     whole = name == "llama"
-    genome = [ladder.top if ladder.name in names else int(not whole) for ladder in levels.ladders()]
-    export_checkpoint(Assembler(source, levels), tuple(genome), folder / "model", {}, {})
+    genome = [
+        ladder.top if ladder.name in names else min(int(not whole), ladder.top - 1) for ladder in levels.ladders()
+    ]
+    export_checkpoint(Assembler(source, levels), tuple(genome), folder / "model", {}, {}, stock=name in NATIVE)
     forms = write_forms(folder / "model", Wanted(portable=True))
     if not llama_cpp_faults(ModelSource(str(folder / "model"))):
         forms += write_forms(folder / "model", Wanted(format="gguf", dtype="f32"))
@@ -196,7 +228,8 @@ def test_vllm_gives_the_numbers_of_the_masked_model(way, name, subject, answers)
         way != "plugin" and "layers with windows" in name
     )  # vLLM joins them to blocks longer than these prompts
     assert all(answer["reused"]) or mixed_pages
-    assert answer["model"] == ("DarwinLMForCausalLM" if way == "plugin" else "TransformersForCausalLM")
+    classes = {"plugin": "DarwinLMForCausalLM", "native": NATIVE.get(name)}
+    assert answer["model"] == classes.get(way, "TransformersForCausalLM")
     if way == "plugin":
         assert len(answer["pages"]) == truth.attentions
         rooms = {each.split(".")[1] for each in answer["ours"] if "." in each}

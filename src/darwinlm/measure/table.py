@@ -32,6 +32,7 @@ import transformers
 from darwinlm.config import RunConfig, violations
 from darwinlm.database.levels import ladders
 from darwinlm.errors import RequestError
+from darwinlm.export.gguf.file import check_gguf
 from darwinlm.measure.bench import with_threads
 from darwinlm.measure.engines import engine_of, load_code, open_rival
 from darwinlm.measure.in_transformers import Loaded
@@ -82,6 +83,8 @@ def measure_table(config: RunConfig) -> LatencyTable:
     if (engine := engine_of(config.model, config)) == "vllm-server":
         raise RequestError("A latency table is measured offline: give --bench.engine vllm.")
     load_code(config.model, config)
+    if engine == "llama.cpp":
+        check_gguf(source, free=True)
     with with_threads(config.bench.threads):
         stages = [times for work in works for times in _measured(config, source, shapes, work, device, dtype)]
         machine = {

@@ -45,6 +45,8 @@ class Family:
     """The graph of llama.cpp that computes it with layers of different widths."""
     no_graph: str = ""
     """Why there is none: the end of "it ..."."""
+    stock_graph: str = ""
+    """The one that computes it with layers that are alike; of `deci` always `llama`."""
     experts: Experts | None = None
     """What its configuration calls them; None where every layer has one MLP."""
     linear_heads: tuple[str, ...] = ()

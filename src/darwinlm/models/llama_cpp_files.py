@@ -10,11 +10,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from darwinlm.models.llama_cpp import NAMES
+from darwinlm.models.llama_cpp import INTERLEAVED, NAMES
 from darwinlm.models.shape import ModelShape
 
-_INTERLEAVED = ("llama", "deci")
-"""Graphs that rotate row 2i of a head with row 2i + 1, where transformers rotates i with i + D/2."""
 _OUTSIDE = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 
 
@@ -60,6 +58,6 @@ def as_ours(stored: Tensor, place: Place, shape: ModelShape, architecture: str) 
         widths = shape.layers[place.layer]
         counts = (widths.heads, widths.kv_heads, widths.kv_heads)
         stored = stored.split([count * shape.head_dim for count in counts])["qkv".index(place.part[0])].clone()
-    if place.part in ("q_proj", "k_proj") and architecture in _INTERLEAVED:
+    if place.part in ("q_proj", "k_proj") and architecture in INTERLEAVED:
         return stored.unflatten(0, (-1, shape.head_dim // 2, 2)).transpose(1, 2).flatten(0, 2)
     return stored

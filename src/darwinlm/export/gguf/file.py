@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib.util
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from darwinlm.errors import RequestError
 from darwinlm.export.card import told_by
@@ -19,7 +20,7 @@ from darwinlm.export.gguf.vocabulary import Vocabulary, vocabulary
 from darwinlm.formats.llama_cpp import library
 from darwinlm.formats.rounding import packed, require_formats
 from darwinlm.formats.types import SMALLER_BLOCKS, fitting, ggml_type, stored_bytes
-from darwinlm.models.llama_cpp import architecture, llama_cpp_faults, module_of, outlines, rope_of, tensors
+from darwinlm.models.llama_cpp import ROUTER, architecture, llama_cpp_faults, module_of, outlines, rope_of, tensors
 from darwinlm.models.source import ModelSource
 from darwinlm.models.stubs import stubbed
 from darwinlm.runtime.files import require_room, written_whole
@@ -27,12 +28,13 @@ from darwinlm.runtime.files import require_room, written_whole
 DTYPES = ("f32", "f16", "bf16", "q8_0", *MIXTURES)
 
 
-def check_gguf(source: ModelSource, dtype: str = "") -> Vocabulary:
+def check_gguf(source: ModelSource, dtype: str = "", *, free: bool = False) -> Vocabulary:
     """Check that llama.cpp computes a checkpoint as transformers does, before anything is written.
 
     Args:
         source: a checkpoint, pruned or dense.
         dtype: one of `DTYPES`, `MIXED`, or empty.
+        free: it is for models that are cut from it and whose layers differ.
 
     Returns:
         Its tokenizer in llama.cpp's terms.
@@ -46,7 +48,12 @@ def check_gguf(source: ModelSource, dtype: str = "") -> Vocabulary:
         require_formats({*formats_of(source)["modules"].values(), *filter(None, [formats_of(source)["embedding"]])})
     if importlib.util.find_spec("gguf") is None:
         raise RequestError("GGUF files need the package gguf. Install it with: pip install 'darwinlm[gguf]'")
-    if found := llama_cpp_faults(source):
+    found = llama_cpp_faults(source, free=free)
+    if dtype in MIXTURES and source.family.experts:
+        found.append(
+            f"has experts, which only llama.cpp's own llama-quantize makes {dtype}: write f16, and run that on it"
+        )
+    if found:
         raise RequestError(*(f"'{source.name}' cannot be written as GGUF: it {fault}." for fault in found))
     return vocabulary(source)
 
@@ -63,12 +70,13 @@ def header_bytes(source: ModelSource) -> int:
     Raises:
         RequestError: llama.cpp would not compute what such a model computes.
     """
-    words, shapes = check_gguf(source), outlines(source)
+    words, graph = check_gguf(source, free=True), architecture(source, free=True)
+    shapes = outlines(source, graph)
     import gguf
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "header.gguf"
-        writer = gguf.GGUFWriter(path, architecture(source))
+        writer = gguf.GGUFWriter(path, graph)
         try:
             _describe(
                 writer,
@@ -101,17 +109,17 @@ def write_gguf(
         RequestError: llama.cpp would not compute what the checkpoint computes, or the weights do not fit the dtype or the
             disk.
     """
-    words = check_gguf(source, dtype)
+    words, graph = check_gguf(source, dtype), architecture(source)
     import gguf
 
-    shapes = outlines(source)
+    shapes = outlines(source, graph)
     types = {name: _type(source, name, shape, dtype) for name, shape in shapes.items()}
     require_room(path.parent, sum(stored_bytes(shape, types[name]) for name, shape in shapes.items()), "This GGUF file")
     with written_whole(path) as partial:
-        writer = gguf.GGUFWriter(partial, architecture(source))
+        writer = gguf.GGUFWriter(partial, graph)
         try:
             _describe(writer, source, words, dtype, shapes, types)
-            _write_tensors(writer, source, types, importance or {})
+            _write_tensors(writer, tensors(source, graph), types, importance or {}, source.name)
         finally:
             writer.close()
     return [*words.notes, *_unusual(types, dtype)]
@@ -150,21 +158,25 @@ def _describe(
 
 
 def _write_tensors(
-    writer: Any, source: ModelSource, types: Mapping[str, str], importance: Mapping[str, np.ndarray]
+    writer: Any,
+    tensors: Iterator[tuple[str, Tensor]],
+    types: Mapping[str, str],
+    importance: Mapping[str, np.ndarray],
+    model: str,
 ) -> None:
     """Stream the tensors that were announced; a name that comes out of turn would land in another's place."""
-    for expected, (name, tensor) in zip(types, tensors(source), strict=True):
+    for expected, (name, tensor) in zip(types, tensors, strict=True):
         if name != expected:
             raise RuntimeError(f"tensor {name} came where {expected} was announced")
         values = packed(tensor.numpy(), types[name], importance.get(name))
         if values.dtype.kind == "f" and not np.isfinite(values).all():
-            raise RequestError(f"'{source.name}' has weights beyond the range of f16. Choose --dtype bf16 or f32.")
+            raise RequestError(f"'{model}' has weights beyond the range of f16. Choose --dtype bf16 or f32.")
         writer.write_tensor_data(values)
 
 
 def _type(source: ModelSource, name: str, shape: tuple[int, ...], dtype: str) -> str:
-    """The type of one tensor: vectors stay float32, rows that do not split into blocks stay float16."""
-    if len(shape) == 1:
+    """The type of one tensor: vectors and routers stay float32, rows that do not split into blocks float16."""
+    if len(shape) == 1 or name.endswith(ROUTER):
         return "f32"
     if dtype in MIXTURES:
         return type_of(name, shape[-1], len(source.shape.layers), dtype, tied=source.shape.tied)
@@ -236,6 +248,10 @@ def _metadata(writer: Any, source: ModelSource, dtype: str) -> None:
     writer.add_value_length(shape.head_dim)
     writer.add_rope_dimension_count(shape.head_dim)
     writer.add_rope_freq_base(rope_of(source).base)
+    if source.family.experts:
+        writer.add_expert_count(shape.layers[0].experts)
+        writer.add_expert_used_count(shape.chosen)
+        writer.add_expert_feed_forward_length(shape.layers[0].intermediate)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
 
 

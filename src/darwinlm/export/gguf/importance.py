@@ -29,7 +29,7 @@ def importance(source: ModelSource, tokens: Tensor, device: torch.device) -> dic
     Returns:
         {llama.cpp's tensor name: (C,) float32}, of the matrices of all layers, without those of absent modules.
     """
-    stream, names, found = BlockStream(source, device, torch.float32), fed_alike(source.family), {}
+    stream, names, found = BlockStream(source, device, torch.float32), fed_alike(source), {}
     tokens = beginning(tokens, source)
     hidden = stream.embed(tokens)
     with progress("Importance of columns", len(stream)) as advance:

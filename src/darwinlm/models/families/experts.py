@@ -14,6 +14,7 @@ FAMILIES = (
         sites=(attention(), _MLP),
         experts=Experts(count="num_local_experts", width="moe_intermediate_size"),
         no_graph=_NO_GRAPH,
+        stock_graph="qwen3moe",
     ),
     Family(
         model_type="mixtral",
@@ -25,6 +26,7 @@ FAMILIES = (
             words=(("mlp", "block_sparse_moe"), ("gate_proj", "w1"), ("down_proj", "w2"), ("up_proj", "w3")),
         ),
         no_graph=_NO_GRAPH,
+        stock_graph="llama",
     ),
     Family(
         model_type="olmoe",
@@ -32,5 +34,6 @@ FAMILIES = (
         sites=(attention(whole="its queries and keys are normalized over all heads together"), _MLP),
         experts=Experts(count="num_experts", width="intermediate_size"),
         no_graph=_NO_GRAPH,
+        stock_graph="olmoe",
     ),
 )

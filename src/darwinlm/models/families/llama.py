@@ -9,7 +9,7 @@ FAMILIES = (
     Family(model_type="ministral", prefix="Ministral", graph="deci"),
     Family(model_type="ministral3", prefix="Ministral3", no_graph="scales queries by their position"),
     Family(model_type="qwen2", prefix="Qwen2", graph="deci"),
-    Family(model_type="qwen3", prefix="Qwen3", graph="openelm"),  # queries and keys normalized per head
+    Family(model_type="qwen3", prefix="Qwen3", graph="openelm", stock_graph="qwen3"),  # norms of each query and key
     Family(model_type="seed_oss", prefix="SeedOss", graph="deci"),
     Family(model_type="helium", prefix="Helium", graph="deci", rope_pairs=True),
     Family(model_type="ernie4_5", prefix="Ernie4_5", graph="deci", rope_pairs=True),
