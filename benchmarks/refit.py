@@ -1,90 +1,146 @@
-"""What the refit after the search gives: KL and perplexity before and after, by genome and by tokens.
+"""What the refit after the search gives, on the kind of text that it saw and on others, by genome, text and tokens.
 
-    python benchmarks/refit.py [--shared ../shared] [--levels 4 6] [--genomes RUN/genome.json ...] [--tokens 16384 65536 131072]
-                               [--runs FOLDER] [--choose-again true false]
+    python benchmarks/refit.py RUN --fit TEXT [TEXT ...] --score TEXT [TEXT ...] [--tokens 16K 64K]
+                               [--genomes found uniform GENOME.json ...] [--blocks 8] [--choose-again true false] [--distil 64K]
 
-pep-llama with the settings of recipes/pep_llama_reference.yaml: the uniform genomes of the levels, and those of the files.
-Prints a table and writes benchmarks/results/refit.json after every row; rows that are there already are not made again.
+RUN is a finished run of `darwinlm prune`: its model, database and genome count. Texts are read as --data is, so that a mixture can
+be one. Each refit is fitted to the first tokens of a text and judged on those that follow them, as `darwinlm refit` does it;
+scores are of the first blocks of each scored text, before and after. With --distil the model as pruned and the refitted one
+are distilled on the first text, alike. Prints a table and writes benchmarks/results/refit.json after every row; rows that
+are there already are not made again.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
+import itertools
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from recovery import METHODS, RATES, TRAIN
+from torch import Tensor
+
 import darwinlm
 from darwinlm.assemble import Assembler
-from darwinlm.config import settled
+from darwinlm.config import Tokens, settled
+from darwinlm.data.blocks import cut
+from darwinlm.data.sources import documents
+from darwinlm.export.huggingface import export_checkpoint
 from darwinlm.genome import Genome
-from darwinlm.measure.quality import HeldOut
+from darwinlm.measure.quality import HeldOut, Quality
+from darwinlm.models.blocks import BlockStream
+from darwinlm.models.source import ModelSource
+from darwinlm.refit.blocks import refit_blocks
+from darwinlm.refit.store import JUDGED_TOKENS, Refits
 from darwinlm.run.request import Run, opened
-from darwinlm.runtime.files import read_json, write_json
+from darwinlm.run.stages import judge
+from darwinlm.runtime.files import read_json
 from darwinlm.runtime.progress import show_log
-from subjects import pep_llama
-from subjects.rows import rows_of
+from subjects.rows import Row, rows_of
 
 RESULTS = Path(__file__).parent / "results/refit.json"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shared", type=Path, default=pep_llama.SHARED)
-    parser.add_argument("--levels", type=int, nargs="*", default=[4, 6])
-    parser.add_argument("--genomes", type=Path, nargs="*", default=[])
-    parser.add_argument("--tokens", type=int, nargs="+", default=[16_384, 65_536, 131_072])
-    parser.add_argument("--choose-again", choices=["true", "false"], nargs="+", default=["true", "false"])
-    parser.add_argument("--runs", type=Path, help="where the database is kept; by default nowhere")
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--fit", nargs="+", required=True)
+    parser.add_argument("--score", nargs="+", required=True)
+    parser.add_argument("--tokens", type=Tokens, nargs="+", default=[Tokens("16K"), Tokens("64K")])
+    parser.add_argument("--genomes", nargs="+", default=["found", "uniform"])
+    parser.add_argument("--blocks", type=int, default=8, help="of each scored text")
+    parser.add_argument("--choose-again", choices=["true", "false"], nargs="+", default=["true"])
+    parser.add_argument("--distil", type=Tokens, default=0, help="tokens")
     args = parser.parse_args()
-    if not pep_llama.is_there(args.shared):
-        return
     show_log()
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = args.runs or Path(scratch)
-        rows = rows_of(RESULTS, wanted(args), lambda asked: row_of(asked, args.shared, folder))
-    print(
-        "| genome | tokens | columns chosen again | KL before | after | perplexity before | after |\n|---|---|---|---|---|---|---|"
+    with opened(settled({"output": str(args.run)})) as run:
+        texts = {text: blocks_of(text, run, args.blocks, held_out=True) for text in args.score}
+        held_out = {text: HeldOut(blocks, run.stream) for text, blocks in texts.items()}
+        make = functools.partial(row_of, run=run, held_out=held_out)
+        rows = rows_of(RESULTS, wanted(args), make)
+    report([row for row in rows if row["run"] == str(args.run)], args.score)
+
+
+def wanted(args: argparse.Namespace) -> Iterator[Row]:
+    told = {"run": str(args.run), "score": args.score, "blocks": args.blocks}
+    told |= {"distil": int(args.distil), "on": args.fit[0]} if args.distil else {}
+    for genome, text, again, tokens in itertools.product(args.genomes, args.fit, args.choose_again, args.tokens):
+        yield {**told, "genome": genome, "fit": text, "tokens": int(tokens), "choose_again": again == "true"}
+
+
+def blocks_of(text: str, run: Run, count: int, *, held_out: bool = False) -> Tensor:
+    """(S, T): the first blocks of a text; of `stdlib` those that are held out, or not."""
+    length, field = run.config.blocks.sequence_length, run.config.blocks.text_field
+    return run.source.begun(
+        cut(documents(text, field, held_out=held_out), run.source.tokenizer, length, count * length)
     )
-    for row in rows:
-        before, after = row["before"], row["after"]
-        print(
-            f"| {row['genome']} | {row['tokens']:,} | {'yes' if row['choose_again'] else 'no'} | {before['kl']:.4f} | "
-            f"{after['kl']:.4f} | {before['perplexity']:.2f} | {after['perplexity']:.2f} |"
-        )
 
 
-def wanted(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    for genome in [*(f"uniform level {level}" for level in args.levels), *map(str, args.genomes)]:
-        for again in args.choose_again:
-            for tokens in args.tokens:
-                yield {"genome": genome, "tokens": tokens, "choose_again": again == "true"}
-
-
-def row_of(asked: dict[str, Any], shared: Path, folder: Path) -> dict[str, Any]:
-    """Scores of a genome on the held-out text, with and without its refit."""
-    values = {**pep_llama.reference_settings(shared), "output": str(folder / "refit")}
-    values["refit"] = {"tokens": asked["tokens"], "choose_again": asked["choose_again"]}
-    darwinlm.build_database(**values)
-    with opened(settled(values)) as run:
-        assembler = Assembler(run.source, run.finished_database())
-        genome = genome_of(run, asked["genome"])
-        write_json(run.directory.genome, {"levels": run.space.named(genome)})
-        held_out, model = HeldOut(run.splits.held_out, run.stream), assembler.model(genome, run.device)
-    before = held_out.quality_of_model(model)
-    darwinlm.refit_genome(**values).refits.load_into(model)
-    after = held_out.quality_of_model(model)
-    return {"before": dataclasses.asdict(before), "after": dataclasses.asdict(after)}
+def row_of(asked: Row, run: Run, held_out: dict[str, HeldOut]) -> Row:
+    """Scores of a genome, with and without its refit."""
+    assembler, genome = Assembler(run.source, run.finished_database()), genome_of(run, asked["genome"])
+    length = run.config.blocks.sequence_length
+    fitted, judged = max(2, asked["tokens"] // length), max(1, JUDGED_TOKENS // length)
+    blocks, refits = blocks_of(asked["fit"], run, fitted + judged), Refits(None, {})
+    block = functools.partial(assembler.block, genome, device=run.device, dtype=run.dtype)
+    kept = functools.partial(assembler.mlp_columns, genome) if asked["choose_again"] else None
+    refit_blocks(refits, run.stream, block, kept, blocks[:fitted], run.config.database.batch_sequences)
+    judge(run, assembler, genome, refits, blocks[fitted:])
+    model = assembler.model(genome, run.device)
+    found = {"before": scores(held_out, model)}
+    refits.load_into(model)
+    found["after"] = scores(held_out, model)
+    del model
+    if asked.get("distil"):
+        for name, each in (("before, distilled", None), ("after, distilled", refits)):
+            found[name] = distilled(asked, run, assembler, genome, each, held_out)
+    return {"judged": refits.kl, "depth": refits.depth, **found}
 
 
 def genome_of(run: Run, name: str) -> Genome:
-    """A uniform genome by its level, or that of a file."""
-    if name.startswith("uniform level "):
-        level = int(name.rsplit(" ", 1)[1])
-        return tuple(min(level, ladder.top) for ladder in run.ladders)
-    return run.space.genome(read_json(Path(name))["levels"])
+    """The genome that a run found, the uniform one of its target, or that of a file."""
+    if name == "uniform":
+        return run.first(Assembler(run.source, run.finished_database()).module_widths)
+    return run.space.genome(read_json(run.directory.genome if name == "found" else Path(name))["levels"])
+
+
+def scores(held_out: dict[str, HeldOut], model: Any) -> dict[str, dict[str, Any]]:
+    return {text: dataclasses.asdict(each.quality_of_model(model)) for text, each in held_out.items()}
+
+
+def distilled(
+    asked: Row, run: Run, assembler: Assembler, genome: Genome, refits: Refits | None, held_out: dict[str, HeldOut]
+) -> dict[str, Any]:
+    train = {**TRAIN, **METHODS["distillation"], "learning_rate": RATES["distillation"], "teacher": run.config.model}
+    train |= {"sequence_length": run.config.blocks.sequence_length}
+    train |= dict.fromkeys(("tokens", "save_every_tokens", "eval_every_tokens"), asked["distil"])
+    with tempfile.TemporaryDirectory() as scratch:
+        export_checkpoint(assembler, genome, Path(scratch, "model"), {}, {}, refits)
+        blocks = dataclasses.asdict(run.config.blocks)
+        trained = darwinlm.train(
+            f"{scratch}/model", data=asked["on"], output=f"{scratch}/out", blocks=blocks, train=train
+        )
+        stream = BlockStream(ModelSource(str(trained.folder)), run.device, run.dtype)
+        found: dict[str, Quality] = {text: each.quality(stream) for text, each in held_out.items()}
+    return {text: dataclasses.asdict(quality) for text, quality in found.items()}
+
+
+def report(rows: list[Row], texts: list[str]) -> None:
+    names = " | ".join(Path(text).stem for text in texts)
+    stages = ("before", "after", "before, distilled", "after, distilled")
+    print(f"| genome | fitted to | tokens | columns chosen again | depth | KL | {names} |")
+    print("|---" * (6 + len(texts)) + "|")
+    for row, stage in itertools.product(rows, stages):
+        if stage in row:
+            cells = " | ".join(f"{row[stage][text]['kl']:.4f} ({row[stage][text]['perplexity']:.2f})" for text in texts)
+            again = "yes" if row["choose_again"] else "no"
+            print(
+                f"| {row['genome']} | {row['fit']} | {row['tokens']:,} | {again} | {row['depth']} | {stage} | {cells} |"
+            )
 
 
 if __name__ == "__main__":

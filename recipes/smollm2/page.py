@@ -32,9 +32,9 @@ class Results:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.models: list[dict[str, Any]] = self.read("settings/models.json") or []
-        self.tasks: dict[str, Any] = (self.read("eval/tasks/eval.json") or {}).get("tasks") or {}
-        texts = {path.parent.name: json.loads(path.read_text()) for path in sorted(folder.glob("eval/*/eval.json"))}
-        self.texts = {name: values["qualities"] for name, values in texts.items() if name != "tasks"}
+        found = {path.parent.name: json.loads(path.read_text()) for path in sorted(folder.glob("eval/*/eval.json"))}
+        self.tasks: dict[str, Any] = next((values["tasks"] for values in found.values() if values.get("tasks")), {})
+        self.texts = {name: values["qualities"] for name, values in found.items()}
         self.told: dict[str, Any] = self.read("settings/told.json") or {"settings": "experiment.yaml", "places": {}}
         self.compared: dict[str, Any] = self.read("compare/compare/compare.json") or {}
         for model in self.models:

@@ -136,7 +136,7 @@ def _at_tasks(e: Experiment) -> list[list[str]]:
     tasks, text = e.values["tasks"], next(iter(e.values["texts"]))
     flags = ["--tasks", tasks["names"], "--limit", tasks["limit"], "--include-path", e.task_folder]
     flags += ["--data", e.text(e.values["texts"][text])]
-    return [_all_models(e, *flags, "--output", e.output / "eval/tasks")]
+    return [_all_models(e, *flags, "--output", e.output / "eval" / text)]  # where its scores are known already
 
 
 def _benched(e: Experiment, percent: int) -> Iterator[list[str]]:

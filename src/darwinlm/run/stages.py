@@ -174,14 +174,13 @@ def refitted(run: Run, database: Database, genome: Genome) -> Refits | None:
             embedded = BlockStream(assembler.embedded, run.device, run.dtype)
             refit_blocks(refits, run.stream, block, kept, tokens, batch, _placement(run), embedded, in_format)
             if ranks.is_first():
-                _judge(run, assembler, genome, refits)
+                judge(run, assembler, genome, refits, run.splits.select)
     refits.kl, refits.judged_depth = ranks.broadcast((refits.kl, refits.judged_depth))
     return refits
 
 
-def _judge(run: Run, assembler: Assembler, genome: Genome, refits: Refits) -> None:
-    """Compare the whole model with more and more of its refit, on blocks that nothing was fitted to."""
-    blocks = run.splits.select
+def judge(run: Run, assembler: Assembler, genome: Genome, refits: Refits, blocks: Tensor) -> None:
+    """Compare the whole model with more and more of its refit, on blocks (S, T) that nothing was fitted to."""
     judged_on = HeldOut(blocks[: max(1, JUDGED_TOKENS // blocks.shape[1])], run.stream)
     model = assembler.model(genome, run.device, run.dtype)
     ends = sorted({len(run.stream) * part // DEPTHS for part in range(DEPTHS + 1)})
