@@ -224,7 +224,9 @@ def _device_of_any_machine(name: str) -> torch.device:
     try:
         return torch.device(name)
     except RuntimeError as fault:
-        raise RequestError(f"There is no kind of device '{name}'. Plan for cpu or cuda.") from fault
+        raise RequestError(
+            f"There is no device '{name}'. Give --device cpu or cuda; --plan.device says of which kind, such as H100."
+        ) from fault
 
 
 def _row(level: float, shape: ModelShape, value_bytes: int) -> SizeRow:
