@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import safe_open
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -20,6 +21,7 @@ import pico
 from darwinlm.assemble import Assembler
 from darwinlm.database.experts import Sample, by_change, by_norm, expert_order
 from darwinlm.database.rungs import expert_rungs
+from darwinlm.database.store import Database
 from darwinlm.errors import RequestError
 from darwinlm.export.huggingface import export_checkpoint
 from darwinlm.models.source import ModelSource
@@ -173,6 +175,27 @@ def test_a_mixture_is_pruned_and_refitted_by_one_command(leaves, checkpoint, tex
     pruned = ModelSource(str(tmp_path / "model"))
     assert load(tmp_path / "model").num_parameters() == pruned.shape.parameters
     assert min(layer.experts for layer in pruned.shape.layers if layer.intermediate) >= 2
+
+
+def test_experts_that_few_tokens_take_are_named(checkpoint, text, tmp_path) -> None:
+    blocks = {**RUN["blocks"], "hessian": 2}
+    darwinlm.build_database(str(checkpoint("olmoe")), data=str(text), output=str(tmp_path), **{**RUN, "blocks": blocks})
+    with safe_open(tmp_path / "blocks.safetensors", "pt") as file:
+        tokens = file.get_tensor("hessian").long()
+    model, counts = AutoModelForCausalLM.from_pretrained(checkpoint("olmoe"), dtype=torch.float32), []
+    for layer in model.model.layers:
+        layer.mlp.gate.register_forward_hook(
+            lambda _, inputs, found: counts.append(found[-1].flatten().bincount(minlength=4))
+        )
+    with torch.no_grad():
+        model(tokens)
+    page = darwinlm.report(tmp_path).path.read_text(encoding="utf-8")
+    modules = Database.open(tmp_path / "database").modules
+    for layer, taken in enumerate(counts):
+        few = {str(expert): count for expert, count in enumerate(taken.tolist()) if count < 16}
+        assert modules[f"model.layers.{layer}.mlp"].rare == few
+        assert all(f"expert {expert} ({count})" in page for expert, count in few.items())
+    assert any(taken.min() < 16 for taken in counts)
 
 
 @pytest.fixture(scope="module")

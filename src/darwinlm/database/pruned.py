@@ -95,7 +95,8 @@ def mixture_pruned(
     width = ladder.columns // ladder.experts
     widths = sorted({wide for _, wide in ladder.rungs[ladder.present :]}, reverse=True)
     removed, found = tuple(width - wide for wide in widths), []
-    _tell_of_rare(ladder.name, tokens.tolist(), width)
+    rare = {str(expert): count for expert, count in enumerate(tokens.tolist()) if count < width}
+    _tell_of_rare(ladder.name, rare, width)
     for expert, own in enumerate(weight.chunk(ladder.experts, 1)):
         name = f"{ladder.name}.experts.{expert}"
         one = replace(ladder, name=name, columns=width, removed=removed, rungs=(), present=0)
@@ -110,6 +111,7 @@ def mixture_pruned(
         "rel_damp": max(each["rel_damp"] for each in facts),
         "precision": max(each["precision"] for each in facts),
         "orders": dict(order.errors),
+        "rare": rare,
     }
 
 
@@ -121,14 +123,14 @@ def _errors(ladder: Ladder, weight: Tensor, parts: Tensor, dampings: Sequence[fl
     return held_out_errors(weight, parts[0], parts[1], ladder.group_size, removed, dampings)
 
 
-def _tell_of_rare(name: str, tokens: list[int], width: int) -> None:
-    if rare := [expert for expert, count in enumerate(tokens) if count < width]:
+def _tell_of_rare(name: str, rare: dict[str, int], width: int) -> None:
+    if rare:
         log.warning(
             "%s: fewer tokens than columns (%d) take %s, whose Hessians are damped the more. Calibrate on more tokens "
             "(blocks.hessian).",
             name,
             width,
-            ", ".join(f"expert {expert} ({tokens[expert]})" for expert in rare),
+            ", ".join(f"expert {expert} ({count})" for expert, count in rare.items()),
         )
 
 

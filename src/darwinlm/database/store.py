@@ -52,6 +52,8 @@ class ModuleRecord:
     """Relative errors on the tokens held back, by relative damping; empty where it was not chosen by them."""
     orders: dict[str, float] = field(default_factory=dict)
     """Of a mixture of experts: the same by way of ordering its experts; the least one was taken."""
+    rare: dict[str, int] = field(default_factory=dict)
+    """Experts that fewer tokens take than they have columns, and how many do: their Hessians are damped the more."""
 
 
 def _ladder(values: dict[str, Any]) -> Ladder:

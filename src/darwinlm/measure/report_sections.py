@@ -197,7 +197,20 @@ def _errors(found: Contents, file: Path) -> Iterable[Section]:
     database = Database.open(file.parent)
     if database.modules:
         text = f"Relative error of each module's output at each level, on the calibration text; {len(database.modules)} modules."
-        yield Section("database", "The database", text, _drawn("errors", pictures.errors(database)))
+        rare = [[name, _taken(record.rare)] for name, record in database.modules.items() if record.rare]
+        if rare:
+            text += (
+                " Fewer tokens than they have columns took the experts below (so many): their levels rest on damping. More "
+                "blocks.hessian helps."
+            )
+        yield Section(
+            "database", "The database", text, _drawn("errors", pictures.errors(database)), [Table(rare)] if rare else []
+        )
+
+
+def _taken(experts: dict[str, int]) -> str:
+    """How many tokens took each."""
+    return ", ".join(f"expert {expert} ({count})" for expert, count in experts.items())
 
 
 def _training(found: Contents, file: Path) -> Iterable[Section]:
