@@ -204,7 +204,11 @@ def _errors(found: Contents, file: Path) -> Iterable[Section]:
                 "blocks.hessian helps."
             )
         yield Section(
-            "database", "The database", text, _drawn("errors", pictures.errors(database)), [Table(rare)] if rare else []
+            "database",
+            "The database",
+            text,
+            _drawn("errors", pictures.errors(database)),
+            [Table(rare, folded="Experts (tokens)")] if rare else [],
         )
 
 
