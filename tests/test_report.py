@@ -16,6 +16,7 @@ from chromium import looked_at
 from darwinlm.cli import main
 from darwinlm.comparison.table import Cell, Comparison, save_comparison
 from darwinlm.measure.quality import Quality
+from darwinlm.measure.tables import doubts
 
 SETTINGS = {
     "blocks": {"sequence_length": 32, "hessian": 8, "train": 4, "select": 4, "held_out": 4},
@@ -225,3 +226,18 @@ def test_it_follows_the_readers_choice_of_light_and_dark(finished):
     assert "prefers-color-scheme: dark" in text
     assert "#010203" not in text
     assert text.count("currentColor") > 20
+
+
+@pytest.mark.parametrize(
+    ("kl", "told"),
+    [
+        ({"uniform": 0.5, "before_refit": 0.3, "pruned": 0.2}, []),
+        ({"uniform": 0.5, "pruned": 0.3}, []),
+        ({"uniform": 0.2, "pruned": 0.3}, ["uniform"]),
+        ({"uniform": 0.5, "before_refit": 0.2, "pruned": 0.3}, ["refit"]),
+        ({"uniform": 0.1, "before_refit": 0.2, "pruned": 0.3}, ["uniform", "refit"]),
+    ],
+)
+def test_what_held_out_text_says_against_a_run_is_said(kl, told) -> None:
+    found = doubts({name: {"kl": value} for name, value in {"dense": 0.0, **kl}.items()})
+    assert [next(word for word in ("uniform", "refit") if word in text) for text in found] == told

@@ -18,6 +18,7 @@ from darwinlm.measure.tables import (
     Table,
     bench_note,
     bench_tables,
+    doubts,
     gigabytes,
     pruned_table,
     quality_table,
@@ -128,7 +129,7 @@ def _quality(found: Contents, _: Path) -> Iterable[Section]:
     if found.is_training:
         text, table = "On held-out text.", trained_table(found.summary)
     else:
-        table = pruned_table(found.summary)
+        table, text = pruned_table(found.summary), " ".join([text, *doubts(found.summary)])
     yield Section("quality", "Quality", text, tables=[table])
 
 

@@ -90,6 +90,23 @@ def pruned_table(summary: Mapping[str, Any], title: str = "", note: str = "") ->
     return quality_table(rows, title, (QUALITIES["pruned"],), note=note)
 
 
+def doubts(summary: Mapping[str, Any]) -> list[str]:
+    """What held-out text says against the models of a run's `summary.json`."""
+    found, kl = [], {name: summary[name]["kl"] for name in QUALITIES if name in summary}
+    best = min(kl["pruned"], kl.get("before_refit", kl["pruned"]))
+    if best > kl.get("uniform", best):
+        found.append(
+            "The uniform model has a lower KL here: the search was scored on too little text (search.start_tokens, "
+            "search.select_tokens), or on another kind than is held out."
+        )
+    if kl["pruned"] > kl.get("before_refit", kl["pruned"]):
+        found.append(
+            "The refit raised KL here, though not where it was judged: give it more tokens (refit.tokens), text of this kind, "
+            "or none (--refit.tokens 0)."
+        )
+    return found
+
+
 def trained_table(summary: Mapping[str, Any], title: str = "", note: str = "") -> Table:
     """The model of a training's `summary.json`, before and after."""
     named = {"as it was": summary["before"], f"after {summary['tokens']:,} tokens": summary["trained"]}

@@ -12,7 +12,7 @@ from rich.syntax import Syntax
 
 from darwinlm.config import RunConfig, as_flags
 from darwinlm.database.store import Database
-from darwinlm.measure.tables import pruned_table, quality_cells
+from darwinlm.measure.tables import doubts, pruned_table, quality_cells
 from darwinlm.models.family import place_of
 from darwinlm.models.sites import KINDS, Kind
 from darwinlm.refit.store import Refits
@@ -36,6 +36,7 @@ class Pruned(Result):
     def tables(self) -> Iterable[Any]:
         """Quality and time."""
         yield shown(pruned_table(self.summary, "Held-out text", taken(self.summary)))
+        yield from doubts(self.summary)
         yield lies("The report lies", self.folder / "report.html")
 
     def after(self) -> Sequence[Any]:
