@@ -273,7 +273,7 @@ def test_a_form_that_cannot_be_had_is_refused_before_the_checkpoint_is_written(f
     output = tmp_path / "refused"
     subprocess.run(["cp", "-r", finished, output], check=True)
     subprocess.run(["rm", "-r", output / "model"], check=True)
-    monkeypatch.setattr("darwinlm.export.gguf.file.llama_cpp_faults", lambda source: ["has a flaw"])
+    monkeypatch.setattr("darwinlm.export.gguf.file.llama_cpp_faults", lambda source, free: ["has a flaw"])
     with pytest.raises(RequestError, match="it has a flaw"):
         darwinlm.export_checkpoint(str(output), format="gguf")
     assert not (output / "model").exists()
