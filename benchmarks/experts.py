@@ -18,24 +18,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from recovery import METHODS, RATES, TRAIN
-
-import darwinlm
 from darwinlm.assemble import Assembler
 from darwinlm.config import Tokens, settled
 from darwinlm.database import experts
 from darwinlm.database.build import build_database
 from darwinlm.database.levels import ladders
 from darwinlm.database.store import MANIFEST, Database
-from darwinlm.export.huggingface import export_checkpoint
 from darwinlm.genome import Genome
 from darwinlm.measure.quality import HeldOut, Quality
-from darwinlm.models.blocks import BlockStream
-from darwinlm.models.source import ModelSource
 from darwinlm.refit.blocks import refit_blocks
 from darwinlm.refit.store import Refits
 from darwinlm.run.request import Run, opened
 from darwinlm.runtime.progress import show_log
+from subjects.distilled import distilled
 from subjects.rows import rows_of
 
 RESULTS = Path(__file__).parent / "results/experts.json"
@@ -107,17 +102,9 @@ def row_of(row: dict[str, Any], run: Run, held_out: HeldOut, folder: Path) -> di
     refits.load_into(model)
     after = held_out.quality_of_model(model)
     with tempfile.TemporaryDirectory() as scratch:
-        export_checkpoint(assembler, genome, Path(scratch, "model"), {}, {}, refits)
-        train = {
-            **TRAIN,
-            **METHODS["distillation"],
-            "learning_rate": RATES["distillation"],
-            "teacher": run.config.model,
-        }
-        train |= dict.fromkeys(("tokens", "save_every_tokens", "eval_every_tokens"), row["distilled_tokens"])
-        trained = darwinlm.train(f"{scratch}/model", data="stdlib", output=f"{scratch}/out", blocks=BLOCKS, train=train)
-        distilled = held_out.quality(BlockStream(ModelSource(str(trained.folder)), run.device, run.dtype))
-    found = {"before": before, "after": after, "distilled": distilled}
+        stream = distilled(run, assembler, genome, refits, row["distilled_tokens"], "stdlib", Path(scratch))
+        trained = held_out.quality(stream)
+    found = {"before": before, "after": after, "distilled": trained}
     rung = list(database.ladders()[-1].rungs[row["level"]])
     return {"rung": rung, **{name: scores(one) for name, one in found.items()}}
 

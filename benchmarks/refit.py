@@ -21,25 +21,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from recovery import METHODS, RATES, TRAIN
 from torch import Tensor
 
-import darwinlm
 from darwinlm.assemble import Assembler
 from darwinlm.config import Tokens, settled
 from darwinlm.data.blocks import cut
 from darwinlm.data.sources import documents
-from darwinlm.export.huggingface import export_checkpoint
 from darwinlm.genome import Genome
-from darwinlm.measure.quality import HeldOut, Quality
-from darwinlm.models.blocks import BlockStream
-from darwinlm.models.source import ModelSource
+from darwinlm.measure.quality import HeldOut
 from darwinlm.refit.blocks import refit_blocks
 from darwinlm.refit.store import JUDGED_TOKENS, Refits
 from darwinlm.run.request import Run, opened
 from darwinlm.run.stages import judge
 from darwinlm.runtime.files import read_json
 from darwinlm.runtime.progress import show_log
+from subjects.distilled import distilled
 from subjects.rows import Row, rows_of
 
 RESULTS = Path(__file__).parent / "results/refit.json"
@@ -62,7 +58,7 @@ def main() -> None:
         held_out = {text: HeldOut(blocks, run.stream) for text, blocks in texts.items()}
         make = functools.partial(row_of, run=run, held_out=held_out)
         rows = rows_of(RESULTS, wanted(args), make)
-    report([row for row in rows if row["run"] == str(args.run)], args.score)
+    report([row for row in rows if (row["run"], row["score"]) == (str(args.run), args.score)], args.score)
 
 
 def wanted(args: argparse.Namespace) -> Iterator[Row]:
@@ -97,7 +93,9 @@ def row_of(asked: Row, run: Run, held_out: dict[str, HeldOut]) -> Row:
     del model
     if asked.get("distil"):
         for name, each in (("before, distilled", None), ("after, distilled", refits)):
-            found[name] = distilled(asked, run, assembler, genome, each, held_out)
+            with tempfile.TemporaryDirectory() as scratch:
+                stream = distilled(run, assembler, genome, each, asked["distil"], asked["on"], Path(scratch))
+                found[name] = {text: dataclasses.asdict(one.quality(stream)) for text, one in held_out.items()}
     return {"judged": refits.kl, "depth": refits.depth, **found}
 
 
@@ -110,23 +108,6 @@ def genome_of(run: Run, name: str) -> Genome:
 
 def scores(held_out: dict[str, HeldOut], model: Any) -> dict[str, dict[str, Any]]:
     return {text: dataclasses.asdict(each.quality_of_model(model)) for text, each in held_out.items()}
-
-
-def distilled(
-    asked: Row, run: Run, assembler: Assembler, genome: Genome, refits: Refits | None, held_out: dict[str, HeldOut]
-) -> dict[str, Any]:
-    train = {**TRAIN, **METHODS["distillation"], "learning_rate": RATES["distillation"], "teacher": run.config.model}
-    train |= {"sequence_length": run.config.blocks.sequence_length}
-    train |= dict.fromkeys(("tokens", "save_every_tokens", "eval_every_tokens"), asked["distil"])
-    with tempfile.TemporaryDirectory() as scratch:
-        export_checkpoint(assembler, genome, Path(scratch, "model"), {}, {}, refits)
-        blocks = dataclasses.asdict(run.config.blocks)
-        trained = darwinlm.train(
-            f"{scratch}/model", data=asked["on"], output=f"{scratch}/out", blocks=blocks, train=train
-        )
-        stream = BlockStream(ModelSource(str(trained.folder)), run.device, run.dtype)
-        found: dict[str, Quality] = {text: each.quality(stream) for text, each in held_out.items()}
-    return {text: dataclasses.asdict(quality) for text, quality in found.items()}
 
 
 def report(rows: list[Row], texts: list[str]) -> None:
