@@ -87,6 +87,27 @@ def pruned(checkpoint, text, tmp_path_factory) -> Path:
     return output
 
 
+def test_relative_names_count_from_where_a_run_was_made(checkpoint, text, tmp_path, monkeypatch):
+    """Asked from elsewhere, the same runs lie behind a checkpoint, and a file of the same name is not their text."""
+    home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
+    for folder in (home, elsewhere):
+        folder.mkdir()
+        monkeypatch.chdir(folder)
+        shutil.copy(text, "text.jsonl")
+    monkeypatch.chdir(home)
+    shutil.copytree(checkpoint("llama_gqa"), "dense")
+    darwinlm.prune("dense", data="text.jsonl", output="run", **pico.RUN)
+    train(Path("run/model"), "text.jsonl", Path("trained"))
+    known = Lineage(str(home / "trained/model"))
+    for folder in (home, elsewhere):
+        monkeypatch.chdir(folder)
+        found = Lineage(str(home / "trained/model"))
+        assert [run.folder for run in found.runs] == [run.folder for run in known.runs]
+        assert torch.equal(found.ranges.rows, known.ranges.rows)
+        assert (found.scored("text.jsonl") is not None) == (folder == home)
+    assert found.scored(str(home / "text.jsonl")) is not None
+
+
 def train(model: Path, data: Any, output: Path, **settings: Any) -> None:
     held = {"sequence_length": 32, "held_out": 4}
     darwinlm.train(str(model), data=str(data), output=str(output), blocks=held, train={**TRAIN, **settings})

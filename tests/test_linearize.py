@@ -13,6 +13,7 @@ from torch import Tensor
 import pico
 from darwinlm.assemble import Assembler
 from darwinlm.genome import Genome
+from darwinlm.runtime import ranks
 from darwinlm.search.fitness import Targets, Teacher
 from darwinlm.search.linearize import FORBIDDEN, level_moves, linearize
 from darwinlm.search.screen import untrained_kls
@@ -102,6 +103,27 @@ def test_costs_tell_which_single_modules_cost_most(source, database):
     targets = Targets(Teacher(tokens, stream.final_hidden(tokens), head), [(block, 16) for block in range(64)])
     truth = [kls.mean().item() for kls in untrained_kls(assembler, genomes, targets, torch.float32)]
     assert spearmanr([found.costs[m][level] for m, level in places], truth).statistic > 0.97
+
+
+def test_ranks_without_a_sequence_linearize_too(source, database, monkeypatch):
+    """Three ranks and two sequences: the moves of all together are those of one process."""
+    assembler = Assembler(source("llama_mha"), database("llama_mha", "auto"))
+    genome, alone = some_genome(assembler), moves_of(assembler, some_genome(assembler), TOKENS[:2])
+    gathered: list[list[Tensor]] = []
+
+    def all_gather(moves: list[Tensor]) -> list[list[Tensor]]:
+        gathered.append(moves)
+        raise InterruptedError
+
+    monkeypatch.setattr(ranks, "world_size", lambda: 3)
+    monkeypatch.setattr(ranks, "all_gather", all_gather)
+    for own in range(3):
+        monkeypatch.setattr(ranks, "rank", lambda own=own: own)
+        with pytest.raises(InterruptedError):
+            moves_of(assembler, genome, TOKENS[:2])
+    monkeypatch.setattr(ranks, "all_gather", lambda _: gathered)
+    together = moves_of(assembler, genome, TOKENS[:2])
+    assert all(torch.allclose(a, b, atol=1e-7) for a, b in zip(alone, together, strict=True))
 
 
 def test_closed_levels_are_forbidden_and_modules_that_are_gone_cost_nothing(source, database, tmp_path):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
+import torch
 
 import darwinlm
 from darwinlm.errors import RequestError
+from darwinlm.recovery.trainer import Recovery
 from training import BATCH, BLOCKS, LENGTH, STEPS, TRAIN, history, losses
 
 FAMILY = "llama_gqa"
@@ -62,6 +65,58 @@ def test_more_passes_go_on(ended, checkpoint, short, tmp_path):
     assert len(losses(ended)) == STEPS
     assert losses(ended) == losses(tmp_path / "whole")
     assert (ended / "model/model.safetensors").read_bytes() == (tmp_path / "whole/model/model.safetensors").read_bytes()
+
+
+def test_more_tokens_have_the_rates_of_the_longer_schedule(checkpoint, short, tmp_path, monkeypatch):
+    """From the first step on after a kill."""
+    monkeypatch.setattr(Recovery, "_save_checkpoint", killed_after(3))
+    asked = {"schedule": "cosine", "save_every_tokens": BATCH * LENGTH}
+    with pytest.raises(KeyboardInterrupt):
+        train(checkpoint, short, tmp_path / "run", tokens=4 * BATCH * LENGTH, **asked)
+    monkeypatch.undo()
+    rates, step = [], torch.optim.AdamW.step
+
+    def noted(self, *others, **more):
+        rates.append(self.param_groups[0]["lr"])
+        return step(self, *others, **more)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", noted)
+    train(checkpoint, short, tmp_path / "run", tokens=5 * BATCH * LENGTH, epochs=2, **asked)
+    truth = [TRAIN["learning_rate"] * (1 + math.cos(math.pi * done / 5)) / 2 for done in (3, 4)]
+    assert rates[-2:] == pytest.approx(truth)
+
+
+def killed_after(last: int):
+    save = Recovery._save_checkpoint
+
+    def fatal(self, *others):
+        save(self, *others)
+        if self.state.global_step == last:
+            raise KeyboardInterrupt
+
+    return fatal
+
+
+@pytest.mark.parametrize("step", [2, 3])
+def test_weights_that_are_no_numbers_are_not_kept(step, checkpoint, short, tmp_path, monkeypatch):
+    """A gradient overflows where the loss did not, in the middle and in the last step: the state before stays."""
+    ordinary = Recovery.training_step
+
+    def training_step(self, model, *others):
+        loss = ordinary(self, model, *others)
+        if self.state.global_step == step - 1:
+            next(one for one in model.parameters() if one.grad is not None).grad.view(-1)[0] = math.nan
+        return loss
+
+    monkeypatch.setattr(Recovery, "training_step", training_step)
+    asked = {"tokens": 3 * BATCH * LENGTH, "save_every_tokens": BATCH * LENGTH}
+    with pytest.raises(RequestError, match=rf"After step {step}, \d+ of \d+ trained weights hold NaN"):
+        train(checkpoint, short, tmp_path / "run", **asked)
+    assert not (tmp_path / "run/model").exists()
+    monkeypatch.setattr(Recovery, "training_step", ordinary)
+    train(checkpoint, short, tmp_path / "run", **asked)
+    train(checkpoint, short, tmp_path / "whole", **asked)
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
 
 
 def test_fewer_tokens_than_are_done_end_it_now(ended, checkpoint, short):

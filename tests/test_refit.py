@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import functools
+import itertools
+import warnings
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import darwinlm
 import pico
 from darwinlm.assemble import Assembler
 from darwinlm.errors import CalibrationError, RequestError
+from darwinlm.models.blocks import BlockStream
+from darwinlm.models.source import ModelSource
+from darwinlm.refit import blocks
 from darwinlm.refit.blocks import CHECKED, refit_blocks
 from darwinlm.refit.least_squares import OUTLYING, Moments, best_matrix, choose_again, clipped, refit_matrix
 from darwinlm.refit.store import Refits
@@ -86,7 +92,7 @@ def test_columns_chosen_again_are_those_of_the_corrected_problem():
     """Every rival choice of one column less has a larger ridge error against what the module should give."""
     weight, x, e = random_problem(columns=6, seed=3)
     damping, wide = 1e-3, moments(weight, x, e)
-    kept, matrix = choose_again(weight, wide, 5, damping, torch.float64)
+    kept, matrix = choose_again(weight, wide, 5, damping, torch.Tensor.double)
     a = damping * x.double().square().sum(0).mean()
     system = torch.cat([x.double(), a.sqrt() * torch.eye(6, dtype=torch.float64)])
     goal = system @ refit_matrix(weight, wide, damping).T
@@ -112,6 +118,62 @@ def refitted(folder, source, database, genome, tokens) -> Refits:
     columns = [database.kept(l.name, level) for l, level in zip(database.ladders(), genome) if l.kind == "mlp"]
     refit_blocks(refits, pico.stream(source), block, columns.__getitem__, tokens, batch=3)
     return refits
+
+
+@pytest.mark.parametrize("stored", [torch.float16, torch.float32])
+def test_arithmetic_in_bfloat16_rounds_nothing_that_stays(stored, database, tmp_path, monkeypatch):
+    """Matrices that no refit improves, and rows of the matrices in front where other columns are kept, are the checkpoint's; each
+    tensor keeps the dtype that it is stored in."""
+    folder = pico.make_checkpoint(tmp_path / "model", "llama_gqa", dtype=stored)
+    tensors = load_file(folder / "model.safetensors")
+    other = "model.layers.1.self_attn.o_proj.weight"
+    save_file({**tensors, other: tensors[other].bfloat16()}, folder / "model.safetensors", {"format": "pt"})
+    opened = ModelSource(str(folder))
+    levels = pico.make_database(tmp_path / "database", opened, "kv_group")
+    genome = (0, 0, *(ladder.top // 2 for ladder in levels.ladders()[2:]))
+    errors = itertools.count(1000.0, -1.0)  # other columns are always the better ones
+    monkeypatch.setattr(blocks._Streams, "_error", lambda *_: next(errors))
+    refits, dense = Refits(None, {}), BlockStream(opened, pico.CPU, torch.bfloat16)
+    assembler = Assembler(opened, levels)
+    block = functools.partial(assembler.block, genome, device=pico.CPU, dtype=torch.bfloat16)
+    columns = functools.partial(assembler.mlp_columns, genome)
+    refit_blocks(refits, dense, block, columns, pico.random_tokens(16, 32, seed=5), batch=4)
+    before, exchanged = dict(assembler.tensors(genome)), 0
+    for name, tensor in refits.put_into(before.items()):
+        assert tensor.dtype == opened.dtype_of(name)
+        if name.endswith(("gate_proj.weight", "up_proj.weight")):
+            rows = {tuple(row) for row in opened.tensors([name])[name].tolist()}
+            assert all(tuple(row) in rows for row in tensor.tolist())
+            exchanged += not torch.equal(tensor, before[name])
+        elif name.startswith("model.layers.0."):
+            assert torch.equal(tensor, before[name])
+    assert exchanged
+
+
+def test_a_refit_leaves_what_the_text_does_not_reach(tmp_path):
+    """An MLP that is fed zeros alone: the database warned, the run goes on."""
+    folder = pico.make_checkpoint(tmp_path / "model", "llama_gqa")
+    file, name = folder / "model.safetensors", "model.layers.1.mlp.up_proj.weight"
+    save_file({n: t * (n != name) for n, t in load_file(file).items()}, file, {"format": "pt"})
+    opened = ModelSource(str(folder))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        levels = pico.make_database(tmp_path / "database", opened, "kv_group")
+    genome = tuple(ladder.top // 2 for ladder in levels.ladders())
+    refits = refitted(tmp_path / "refit", opened, levels, genome, pico.random_tokens(16, 32, seed=5))
+    assert refits.matrices["model.layers.1.mlp.down_proj.weight"].damping is None
+    assert "mlp.down_proj.weight" not in refits.read(1)
+
+
+def test_columns_are_chosen_again_beside_what_is_no_parameter(tmp_path, monkeypatch):
+    """The activation of Apertus has numbers of its own, which stay."""
+    opened = ModelSource(str(pico.make_checkpoint(tmp_path / "model", "apertus")))
+    levels = pico.make_database(tmp_path / "database", opened)
+    errors = itertools.count(1000.0, -1.0)
+    monkeypatch.setattr(blocks._Streams, "_error", lambda *_: next(errors))
+    genome = tuple(ladder.top // 2 for ladder in levels.ladders())
+    refits = refitted(tmp_path / "refit", opened, levels, genome, pico.random_tokens(16, 32, seed=5))
+    assert any(one.exchanged for one in refits.matrices.values())
 
 
 def test_the_dense_genome_stays_as_it_is(source, database, tmp_path):

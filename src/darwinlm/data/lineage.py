@@ -22,6 +22,8 @@ from darwinlm.runtime.rundir import RunDirectory
 FITTED = ("hessian", "train", "select")
 RANGES = "held_out_ranges"
 """Name in `blocks.safetensors` of where the held-out blocks come from; runs that scored a text apart have none."""
+FOLDER = "folder"
+"""Name in its metadata of the working folder of the run: from there relative names in its settings count."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +44,19 @@ class Ancestor:
     settings: dict
 
     @cached_property
+    def _blocks(self) -> tuple[dict[str, Tensor], dict[str, str]]:
+        return read_tensors(self.folder / "blocks.safetensors")
+
+    @property
     def tensors(self) -> dict[str, Tensor]:
         """Its token blocks."""
-        return read_tensors(self.folder / "blocks.safetensors")[0]
+        return self._blocks[0]
+
+    def named(self, setting: str) -> str:
+        """Its `model` or `data`; of a file or folder, the path from where the run was made."""
+        name = str(self.settings.get(setting) or "")
+        path = Path(self._blocks[1].get(FOLDER, ""), Path(name).expanduser())
+        return str(path) if name and path.exists() else name
 
     @property
     def scored(self) -> Scored:
@@ -72,7 +84,7 @@ class Lineage:
 
     def scored(self, data: str) -> Scored | None:
         """The held-out blocks of the nearest run on the same data, or of the nearest one where no data are named."""
-        same = (run for run in self.runs if not data or same_source(str(run.settings.get("data") or ""), data))
+        same = (run for run in self.runs if not data or same_source(run.named("data"), data))
         nearest = next(same, None)
         return nearest.scored if nearest else None
 
@@ -113,7 +125,7 @@ def _ancestors(model: str) -> Iterator[Ancestor]:
         visited.add(run)
         ancestor = Ancestor(run, RunDirectory(run).settings())
         yield ancestor
-        model = str(ancestor.settings.get("model") or "")
+        model = ancestor.named("model")
 
 
 def _is_run(folder: Path) -> bool:

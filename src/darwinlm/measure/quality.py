@@ -84,6 +84,11 @@ class HeldOut:
     def _of(self, parameters: int, hidden: Tensor, head: Head, *, is_dense: bool = False) -> Quality:
         nlls = token_nlls(hidden[:, :-1].flatten(0, 1), head, self.tokens[:, 1:].flatten())
         nll, error = _mean_and_error(nlls.view(len(hidden), -1))
+        if not math.isfinite(nll):
+            raise RequestError(
+                "A model's predictions on the held-out text are no numbers: its weights hold NaN or Inf, or the arithmetic "
+                "overflows. Run with --dtype float32; if that does not help, its weights are damaged."
+            )
         perplexity = math.exp(nll)
         kl, kl_error = (0.0, 0.0) if is_dense else (None, None)
         if self.dense is not None and not is_dense:

@@ -17,6 +17,7 @@ from darwinlm.errors import RequestError, first_line
 from darwinlm.export.huggingface import require_canonical
 from darwinlm.models.check import check_streamed
 from darwinlm.models.source import ModelSource
+from darwinlm.models.tokens import tokens_digest
 from darwinlm.recovery.adapters import check_adapters
 from darwinlm.recovery.batches import Rhythm
 from darwinlm.recovery.plan import training_cost, training_need
@@ -229,7 +230,7 @@ class Request:
         names = ("source", "text_field", "length", "window", "seed")  # a block does not depend on epochs
         settings = {name: getattr(stream, name) for name in names} | {"without": stream.without.rows.tolist()}
         identity = {
-            "text": sha256_of({**settings, "tokenizer": self.source.tokenizer.get_vocab()}),
+            "text": sha256_of({**settings, "tokenizer": tokens_digest(self.source.tokenizer)}),
             "teacher": self.teacher.fingerprint[:16],
             "top_k": self.train.top_k,
             "temperature": self.train.temperature,

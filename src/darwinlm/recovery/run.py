@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from darwinlm.config import RunConfig, to_dict
-from darwinlm.data.lineage import RANGES
+from darwinlm.data.lineage import FOLDER, RANGES
 from darwinlm.data.stream import TextEnds
 from darwinlm.errors import RequestError
 from darwinlm.export.card import without_places
@@ -77,8 +77,8 @@ def _begin(request: Request, directory: RunDirectory) -> None:
     write_json(request.identity_file, request.identity)
     directory.save_settings({**to_dict(request.config), "output": str(request.path)})
     if not directory.blocks.exists():
-        scored = request.scored
-        write_tensors(directory.blocks, {"held_out": scored.blocks.to(torch.int32), RANGES: scored.ranges.rows})
+        held_out = {"held_out": request.scored.blocks.to(torch.int32), RANGES: request.scored.ranges.rows}
+        write_tensors(directory.blocks, held_out, {FOLDER: str(Path.cwd())})
 
 
 def _watch(request: Request) -> Watch:
@@ -164,11 +164,14 @@ def _finish(request: Request, directory: RunDirectory, last: Path, watch: Watch)
     lines = read_lines(folder / "history.jsonl")
     draw_curves(lines, folder / "curves.png")
     trained = ModelSource(str(directory.model))
-    looks = [line["held_out"] for line in lines if "held_out" in line]
+    before, after = (
+        watch.quality_of_checkpoint(BlockStream(source, request.device, request.dtype))
+        for source in (request.source, trained)
+    )
     summary = {
         "parameters": trained.shape.parameters,
-        "before": looks[0],
-        "trained": watch.quality_of_checkpoint(BlockStream(trained, request.device, request.dtype)),
+        "before": before,
+        "trained": after,
         "tokens": request.rhythm.steps * request.train.batch_tokens,
         "steps": request.rhythm.steps,
         "seconds": directory.seconds(),

@@ -22,10 +22,10 @@ from torch.distributed.checkpoint.state_dict import (
     set_state_dict,
 )
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from darwinlm.data.stream import Bookmark
-from darwinlm.errors import DamagedFileError
+from darwinlm.errors import DamagedFileError, RequestError
 from darwinlm.runtime import ranks
 from darwinlm.runtime.files import flush, read_json, read_tensors, write_json, write_tensors
 
@@ -72,6 +72,9 @@ def save_state(
         schedule: of the learning rate.
         bookmark: where the reading is.
         counts: transformers' TrainerState.
+
+    Raises:
+        RequestError: a weight is not finite.
     """
     weights, found = get_state_dict(model, optimizer, options=_options())
     moments: Any = found
@@ -79,6 +82,11 @@ def save_state(
         partial = folder / ".state.partial"
         shutil.rmtree(partial, ignore_errors=True)
         trained = [name for group in moments["param_groups"] for name in group["params"]]  # tied weights have one name
+        if broken := [name.removeprefix(_OF_STUDENT) for name in trained if not weights[name].isfinite().all()]:
+            raise RequestError(
+                f"After step {step}, {len(broken)} of {len(trained)} trained weights hold NaN or Inf, {broken[0]} first; the state "
+                "before that is kept. Lower train.learning_rate, raise train.warmup_steps, or use --dtype float32."
+            )
         tensors: dict[str, Any] = {_WEIGHTS + name: weights[name] for name in trained}
         for name, values in moments["state"].items():
             tensors |= {f"{_MOMENTS}{kind}.{name}": value for kind, value in values.items()}
@@ -109,8 +117,9 @@ def step_of(state: Path | None) -> int:
     return int(state.name.split("-")[1]) if state else 0
 
 
-def load_state(state: Path, model: nn.Module, optimizer: Optimizer, schedule: LRScheduler) -> None:
-    """Put a saved state into a model, its optimizer and its schedule, as they are wrapped.
+def load_state(state: Path, model: nn.Module, optimizer: Optimizer, schedule: LambdaLR) -> None:
+    """Put a saved state into a model, its optimizer and its schedule, as they are wrapped; the learning rate is that of the
+    schedule as it is asked now, which may be longer than the one that was saved.
 
     Raises:
         DamagedFileError: it is not whole.
@@ -133,6 +142,8 @@ def load_state(state: Path, model: nn.Module, optimizer: Optimizer, schedule: LR
         options=_options(strict=False),
     )
     schedule.load_state_dict(facts["schedule"])
+    for group, base, share in zip(optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
+        group["lr"] = base * share(schedule.last_epoch)
 
 
 def bookmark_of(state: Path) -> Bookmark:

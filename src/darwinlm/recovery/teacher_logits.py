@@ -1,7 +1,8 @@
 """The teacher's likeliest tokens on disk: computed once for a text, read by every training on it.
 
 manifest.json                  what they were made from, and the sha256 of every shard
-FIRST-END.safetensors          blocks FIRST to END - 1 of the stream: log_p (blocks, T, K) float32, tokens (blocks, T, K) int32
+FIRST-END.safetensors          blocks FIRST to END - 1 of the stream: ids (blocks, T) int32; log_p (blocks, T, K) float32 and tokens
+                               (blocks, T, K) int32, what the teacher says comes next
 """
 
 from __future__ import annotations
@@ -59,9 +60,14 @@ class Store:
     blocks: int
 
     @property
+    def block_bytes(self) -> int:
+        """On disk."""
+        return self.length * (4 + 8 * self.top_k)
+
+    @property
     def shards(self) -> list[_Shard]:
         """(first block, block after the last) of each; only the last one is smaller."""
-        size = max(1, SHARD_BYTES // (8 * self.length * self.top_k))
+        size = max(1, SHARD_BYTES // self.block_bytes)
         return [(first, min(first + size, self.blocks)) for first in range(0, self.blocks, size)]
 
     def shard_of(self, block: int) -> _Shard:
@@ -100,7 +106,7 @@ class Store:
         known = self.finished()
         found = [shard for shard in self.shards if self.path(shard).name not in known or not self.path(shard).exists()]
         blocks = sum(end - first for first, end in found)
-        require_room(self.folder, 8 * blocks * self.length * self.top_k, "The teacher's logits")
+        require_room(self.folder, blocks * self.block_bytes, "The teacher's logits")
         return found
 
     def record(self, shards: dict[str, str]) -> None:
@@ -146,7 +152,7 @@ def _write(path: Path, tokens: Tensor, teacher: LiveTeacher, device: torch.devic
             raise TypeError("only a shortened teacher is stored")
         log_p.append(final.log_p.view(*rows.shape, -1).cpu())
         likeliest.append(final.tokens.view(*rows.shape, -1).int().cpu())
-    write_tensors(path, {"log_p": torch.cat(log_p), "tokens": torch.cat(likeliest)})
+    write_tensors(path, {"ids": tokens.int(), "log_p": torch.cat(log_p), "tokens": torch.cat(likeliest)})
     return sha256_of_file(path)
 
 
@@ -169,15 +175,22 @@ class StoredTeacher:
 
         Raises:
             DamagedFileError: a shard is missing or altered.
+            RequestError: it was made from other text.
         """
-        rows = [self._row(block) for block in numbers]
+        rows = [self._row(block, ids) for block, ids in zip(numbers, tokens.cpu(), strict=True)]
         log_p, likeliest = (torch.cat(parts).to(self.device) for parts in zip(*rows))
         return Known(Shortened(log_p, likeliest.long()), self.train.temperature)
 
-    def _row(self, block: int) -> tuple[Tensor, Tensor]:
+    def _row(self, block: int, ids: Tensor) -> tuple[Tensor, Tensor]:
         shard = self.store.shard_of(block)
         held = self.cache.get(shard, lambda: self._read(shard))
-        return held["log_p"][block - shard[0]], held["tokens"][block - shard[0]]
+        row = block - shard[0]
+        if not torch.equal(held["ids"][row], ids.int()):
+            raise RequestError(
+                f"'{self.store.folder}' holds the teacher's logits on other text than is trained on: the text behind --data has "
+                "changed since. Choose another train.teacher_logits, or delete that folder."
+            )
+        return held["log_p"][row], held["tokens"][row]
 
     def _read(self, shard: _Shard) -> dict[str, Tensor]:
         path = self.store.path(shard)

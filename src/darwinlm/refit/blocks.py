@@ -99,7 +99,7 @@ class _Streams:
         self.checked = len(tokens) // every * tokens.shape[1]
         self.target, self.hidden = (stream.embed(tokens[order], placement) for stream in (dense, embedded))
         self.in_format = in_format
-        self.dense, self.batch, self.dtype = dense, batch, dense.source.dtype
+        self.dense, self.batch = dense, batch
         self.branch = dense.source.family.branch(dense.source.config)
 
     @torch.no_grad()
@@ -119,6 +119,7 @@ class _Streams:
             name = f"{ours.family.site(kind).output}.weight"
             format_, before = self.in_format(layer, kind) if self.in_format else ("", {})
             mixture = ours.parts(kind) > 1
+            rounds = ROUNDS if mixture and ours.family.site(kind).post_norm is None else 1
             columns = kept(layer) if kind == "mlp" and kept and not format_ and not mixture else None
             rounding = (format_, before[name]) if format_ else None
             try:
@@ -127,8 +128,8 @@ class _Streams:
                     fronts = {n: t for n, t in before.items() if n != name}
                     changed = fronts_anew(ours, fronts, format_, fitted, self.dense.device)
                     weights |= _put(ours, changed)
-                for _ in range(ROUNDS if mixture else 1):
-                    changed, ended = self._changed(block, ours, kind, name, columns, rounding)
+                for _ in range(rounds):
+                    changed, ended = self._changed(block, ours, layer, kind, columns, rounding)
                     first = found.setdefault(layer_prefix(layer) + name, ended)
                     found[layer_prefix(layer) + name] = replace(ended, before=first.before)
                     weights |= _put(ours, changed)
@@ -140,15 +141,16 @@ class _Streams:
         self,
         block: Block,
         ours: Block,
+        layer: int,
         kind: Kind,
-        name: str,
         columns: Tensor | None,
         rounding: tuple[str, Tensor] | None,
     ) -> tuple[dict[str, Tensor], MatrixRefit]:
         """The refit of one module, as the first rank finds it."""
         weight, dense = ours.output_matrix(kind).weight, block.output_matrix(kind).weight
         change = None
-        module = ours.family.site(kind).module
+        site = ours.family.site(kind)
+        module, name = site.module, f"{site.output}.weight"
         own = ours.layer.get_submodule(module)
         if columns is not None and len(columns) < dense.shape[1]:
             change = _change(dense, weight, columns)  # sums for all columns hold those for any choice of them
@@ -158,54 +160,60 @@ class _Streams:
         if not ranks.is_first():
             return ranks.broadcast(({}, MatrixRefit(None, 0.0, 0.0)))
         if columns is None or change is None:
-            return ranks.broadcast(self._refitted(weight, sums, name, rounding))
+            return ranks.broadcast(self._refitted(weight, sums, layer, name, rounding))
         fit, check = sums
-        return ranks.broadcast(self._chosen_again(block, weight, columns, (fit[0], check[0]), name))
+        return ranks.broadcast(self._chosen_again(block, weight, columns, (fit[0], check[0]), layer, name))
 
     def _refitted(
         self,
         weight: Tensor,
         sums: tuple[list[Moments], list[Moments]],
+        layer: int,
         name: str,
         rounding: tuple[str, Tensor] | None,
     ) -> tuple[dict[str, Tensor], MatrixRefit]:
-        """A matrix with the columns that it has, part by part; of several dampings the largest is told."""
+        """A matrix with the columns that it has, part by part, where some part changes; of several dampings the largest is told."""
+        stored = self._stored(layer, name)
         found, dampings, before, after = [], [], 0.0, 0.0
         for part, fit, check in zip(weight.chunk(len(sums[0]), 1), *sums, strict=True):
             if rounding:
                 new, damping = refit_anew(part, fit, check, *rounding)
             else:
-                new, damping = best_matrix(part, fit, check, self._stored)
+                new, damping = best_matrix(part, fit, check, stored)
             before += self._error(check, torch.zeros_like(part))
             after += self._error(check, new.to(part) - part)
             found.append(new.cpu())
             dampings += [] if damping is None else [damping]
-        return {name: torch.cat(found, 1)}, MatrixRefit(max(dampings, default=None), before, after)
+        changed = {name: torch.cat(found, 1)} if dampings or rounding else {}
+        return changed, MatrixRefit(max(dampings, default=None), before, after)
 
     def _chosen_again(
-        self, block: Block, weight: Tensor, columns: Tensor, sums: tuple[Moments, Moments], name: str
+        self, block: Block, weight: Tensor, columns: Tensor, sums: tuple[Moments, Moments], layer: int, name: str
     ) -> tuple[dict[str, Tensor], MatrixRefit]:
         """An MLP with the columns that it has, or with others where that has less error on the checked sequences."""
         dense = block.output_matrix("mlp").weight
         columns = columns.to(dense.device)
-        old = _change(dense, weight, columns)
+        old, stored = _change(dense, weight, columns), self._stored(layer, name)
+        if not sums[0].inputs.any():  # this text does not reach it
+            return {}, MatrixRefit(None, *[self._error(sums[1], old)] * 2)
         fit, check = (one.behind(old, columns) for one in sums)
-        new, damping = best_matrix(weight, fit, check, self._stored)
-        others, theirs = choose_again(dense, sums[0], len(columns), damping or DAMPINGS[0], self.dtype)
+        new, damping = best_matrix(weight, fit, check, stored)
+        others, theirs = choose_again(dense, sums[0], len(columns), damping or DAMPINGS[0], stored)
         before, own, again = (
             self._error(sums[1], one) for one in (old, _change(dense, new, columns), _change(dense, theirs, others))
         )
         if own <= again:
-            return {name: new.cpu()}, MatrixRefit(damping, before, own)
-        site = block.family.site("mlp")
-        there = {n: t for n, t in block.layer.state_dict().items() if n.startswith(f"{site.module}.")}
-        shrunk = shrink_mlp(site, there, LayerWidths(0, 0, dense.shape[1]), others, theirs)
+            return {} if damping is None else {name: new.cpu()}, MatrixRefit(damping, before, own)
+        site, whole = block.family.site("mlp"), self.dense.source.layer(layer)
+        there = {n: whole[n] for n, _ in block.layer.named_parameters() if n.startswith(f"{site.module}.")}
+        shrunk = shrink_mlp(site, there, LayerWidths(0, 0, dense.shape[1]), others.cpu(), theirs.cpu())
         exchanged = len(columns) - int(torch.isin(others, columns).sum())
-        stored = {n: t.detach().to("cpu", self.dtype) for n, t in shrunk.items()}
-        return stored, MatrixRefit(damping or DAMPINGS[0], before, again, exchanged)
+        return shrunk, MatrixRefit(damping or DAMPINGS[0], before, again, exchanged)
 
-    def _stored(self, matrix: Tensor) -> Tensor:
-        return matrix.to(self.dtype)
+    def _stored(self, layer: int, name: str) -> Callable[[Tensor], Tensor]:
+        """What is left of a matrix where it is stored."""
+        dtype = self.dense.source.dtype_of(layer_prefix(layer) + name)
+        return lambda matrix: matrix.to(dtype)
 
     def _error(self, check: Moments, change: Tensor) -> float:
         return check.error(change.to(check.cross)) / self.checked

@@ -42,19 +42,16 @@ class Moments:
         """E X^T (H, C)."""
         self.lack = torch.zeros((), **place)
         """|E|^2."""
-        self.reached = torch.zeros((), **place)
-        """Tokens."""
 
     def add(self, inputs: Tensor, lack: Tensor) -> None:
         """Count the tokens of some sequences in: X (..., C) and E (..., H)."""
         x, e = inputs.flatten(0, -2).float(), lack.flatten(0, -2).float()
-        self.reached += len(x)
         for total, part in ((self.inputs, x.T @ x), (self.cross, e.T @ x), (self.lack, e.square().sum())):
             total += part.to(total.device)
 
     def all_reduce(self) -> None:
         """Add up the sums of all ranks."""
-        for total in (self.inputs, self.cross, self.lack, self.reached):
+        for total in (self.inputs, self.cross, self.lack):
             ranks.all_reduce(total)
 
     def behind(self, change: Tensor, columns: Tensor) -> Moments:
@@ -63,7 +60,6 @@ class Moments:
         found.inputs += self.inputs[columns][:, columns]
         found.cross += (self.cross - change @ self.inputs)[:, columns]
         found.lack += self.error(change)
-        found.reached += self.reached
         return found
 
     def error(self, change: Tensor) -> float:
@@ -158,13 +154,15 @@ def best_matrix(
     old = weight.to(check.cross)
     change = torch.zeros_like(old) if as_it_was is None else as_it_was.to(old) - old
     best = (check.error(change), None, stored(weight) if as_it_was is None else as_it_was)
-    for damping in dampings if weight.any() and fit.reached else ():
+    for damping in dampings if weight.any() and fit.inputs.any() else ():
         new = stored(refit_matrix(weight, fit, damping))
         best = min(best, (check.error(new.double() - old), damping, new), key=lambda one: one[0])
     return best[2], best[1]
 
 
-def choose_again(weight: Tensor, wide: Moments, keep: int, damping: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def choose_again(
+    weight: Tensor, wide: Moments, keep: int, damping: float, stored: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
     """The columns that a module of the pruned model should keep, by what it is fed there and what is lacking there.
 
     The second-order step on the dense matrix as refitted: like the database's, but of the corrected problem.
@@ -174,7 +172,7 @@ def choose_again(weight: Tensor, wide: Moments, keep: int, damping: float, dtype
         wide: sums over tokens, of the dense matrix in the pruned model.
         keep: how many columns stay.
         damping: as in `refit_matrix`.
-        dtype: of a stored weight.
+        stored: what is left of a matrix where it is stored.
 
     Returns:
         The columns (k,) and their matrix (H, k).
@@ -183,4 +181,4 @@ def choose_again(weight: Tensor, wide: Moments, keep: int, damping: float, dtype
     hessian.diagonal().add_(damping * hessian.diagonal().mean())
     whole = refit_matrix(weight, wide, damping)
     (level,) = prune_groups(whole, hessian, group_size=1, counts=[weight.shape[1] - keep])
-    return level.kept, level.weight.to(dtype)
+    return level.kept, stored(level.weight)

@@ -6,6 +6,7 @@ import functools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from darwinlm.assemble import Assembler
 from darwinlm.config import NEEDED, RunConfig, missing, to_dict, violations
 from darwinlm.cost import Work, database_bytes, database_need, nominal_module, nominal_widths, search_need
 from darwinlm.data.blocks import SPLITS, Splits, make_splits
-from darwinlm.data.lineage import Lineage
+from darwinlm.data.lineage import FOLDER, Lineage
 from darwinlm.data.sources import documents
 from darwinlm.database.levels import Ladder, ladders
 from darwinlm.database.store import MANIFEST, Database, damaged_files
@@ -237,7 +238,7 @@ class Run:
                         "can be drawn beside those that are there. Leave the settings of blocks as they were, or choose another "
                         "--output."
                     )
-            write_tensors(path, tensors, {"splits": json.dumps(asked)})
+            write_tensors(path, tensors, {"splits": json.dumps(asked), FOLDER: str(Path.cwd())})
         ranks.barrier()
         return Splits.of(read_tensors(path)[0])
 

@@ -74,7 +74,7 @@ def search_stage(run: Run, database: Database, *, restart: bool = False) -> Geno
     if restart and ranks.is_first():
         _discard_search(run)
     ranks.barrier()
-    state = run.record.load()
+    state = ranks.broadcast(run.record.load())
     if state is None or not finished(state, run.config.search):
         with run.directory.timed("search"):
             state = _search(run, run.assembler(database, cache_bytes=cache_bytes()))

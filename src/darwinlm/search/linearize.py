@@ -146,7 +146,9 @@ class _Walk:
                 block, hidden = self._block(layer).requires_grad_(False), self.inputs.pop()
                 places = [i for i, l in enumerate(ladders) if l.layer == layer and l.columns]
                 levels = {place: ModuleLevels(self.assembler, place, self.genome[place], block) for place in places}
-                for part in torch.arange(len(hidden)).split(self.batch):
+                for part in (
+                    torch.arange(len(hidden)).split(self.batch) if len(hidden) else ()
+                ):  # a rank may have no sequence
                     first, curved, gradients[:, part] = self._differentiated(
                         block, hidden[part], gradients[:, part], list(levels.values())
                     )

@@ -52,7 +52,7 @@ def search(
     Returns:
         The last state; its parent is the result.
     """
-    state = record.load()
+    state = ranks.broadcast(record.load())  # a late rank might find what the first one has saved since
     if state is None:
         state = SearchState(0, ranks.broadcast(start()), math.inf, 0.0)
         record.save(state)
