@@ -113,7 +113,7 @@ def interacting(genome: Genome) -> float:
     return 50 + sum(pulls[i][j] * a * b for i, a in enumerate(genome) for j, b in enumerate(genome))
 
 
-def test_stopped_anywhere_it_goes_on_to_the_same_end_and_scores_nothing_twice(tmp_path: Path) -> None:
+def test_stopped_anywhere_it_goes_on_to_the_same_end_and_measures_nothing_twice(tmp_path: Path) -> None:
     space = space_of(attention=[4] * 3, mlp=[4] * 3)
     budget, whole = level_budget(space, 0.5), Landscape(space, interacting)
     found = begin(tmp_path / "whole", space, budget, (2,) * 6, whole)
@@ -125,6 +125,7 @@ def test_stopped_anywhere_it_goes_on_to_the_same_end_and_scores_nothing_twice(tm
         except KeyboardInterrupt:
             assert begin(folder, space, budget, (2,) * 6, second) == found
         assert first.scored + second.scored == whole.scored
+        assert first.linearized + second.linearized == whole.linearized
 
 
 def test_scores_of_other_settings_do_not_count_and_damage_is_said(tmp_path: Path) -> None:

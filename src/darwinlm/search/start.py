@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,7 +28,7 @@ from darwinlm.runtime.progress import log
 from darwinlm.runtime.seeds import torch_generator
 from darwinlm.search.fitness import Targets, Teacher
 from darwinlm.search.linearize import linearize
-from darwinlm.search.propose import Estimate, proposals
+from darwinlm.search.propose import FORBIDDEN, Estimate, proposals
 from darwinlm.search.samples import draw
 from darwinlm.search.screen import untrained_kls
 from darwinlm.target.budget import Budget
@@ -56,7 +57,7 @@ class Measures(Protocol):
 
 
 class StartRecord:
-    """`start.json`: all scores of a start, so that a killed one goes on with what it knows, and how it went.
+    """`start.json`: all scores and costs of a start, so that a killed one goes on with what it knows, and how it went.
 
     Args:
         file: where it lies.
@@ -74,18 +75,21 @@ class StartRecord:
     ) -> None:
         self.file, self.space, self.identity, self.check = file, space, identity, check
         self.scores: dict[Genome, float] = {}
+        self.estimates: list[Estimate] = []
+        """Of the rounds that were begun."""
         self.rounds: list[dict[str, Any]] = []
         self._began = time.perf_counter()
 
     def load(self) -> dict[Genome, float]:
         """The scores that are known; none where the start has not begun, or another one did."""
-        saved = read_json(self.file) if self.file.exists() else {}
+        saved = ranks.broadcast(read_json(self.file) if ranks.is_first() and self.file.exists() else {})
         if saved.get("identity") != self.identity:
             return {}
         try:
             self.scores = {tuple(map(int, genome)): float(kl) for genome, kl in saved["scores"]}
             if not all(is_valid(self.space, genome) for genome in self.scores):
                 raise ValueError("a level is on no ladder")
+            self.estimates = [self._estimate(**one) for one in saved.get("estimates", [])]
         except (KeyError, TypeError, ValueError) as fault:
             raise DamagedFileError(
                 f"'{self.file}' is damaged ({fault}). Run the search again with --restart."
@@ -96,6 +100,25 @@ class StartRecord:
         """Keep scores."""
         self.scores.update(scores)
         self._save()
+
+    def estimate(self, round_: int, genome: Genome, linearized: Callable[[], Estimate]) -> Estimate:
+        """The costs of a round that begins at a genome: those that are known, or new ones, which are kept."""
+        if round_ >= len(self.estimates) or self.estimates[round_].genome != genome:
+            self.estimates[round_:] = [linearized()]
+            self._save()
+        return self.estimates[round_]
+
+    def _estimate(self, genome: list[int], kl: float, **tables: list[list[float | None]]) -> Estimate:
+        costs, doubts = (
+            [[FORBIDDEN if cost is None else float(cost) for cost in row] for row in tables[name]]
+            for name in ("costs", "doubts")
+        )
+        if any(
+            [len(row) for row in table] != [ladder.top + 1 for ladder in self.space.ladders]
+            for table in (costs, doubts)
+        ):
+            raise ValueError("costs of other levels")
+        return Estimate(tuple(genome), kl, costs, doubts)
 
     def end_round(self, best: Genome, kl: float, genomes: int) -> None:
         """Keep what a round ended with."""
@@ -114,7 +137,16 @@ class StartRecord:
     def _save(self, **end: Any) -> None:
         if ranks.is_first():
             scores = [[list(genome), kl] for genome, kl in self.scores.items()]
-            write_json(self.file, {**end, "identity": self.identity, "rounds": self.rounds, "scores": scores})
+            found = {"rounds": self.rounds, "scores": scores, "estimates": list(map(_plain, self.estimates))}
+            write_json(self.file, {**end, "identity": self.identity, **found})
+
+
+def _plain(estimate: Estimate) -> dict[str, Any]:
+    tables = {
+        name: [[None if cost == FORBIDDEN else cost for cost in row] for row in table]
+        for name, table in (("costs", estimate.costs), ("doubts", estimate.doubts))
+    }
+    return {"genome": list(estimate.genome), "kl": estimate.kl, **tables}
 
 
 def linearized_start(
@@ -128,7 +160,7 @@ def linearized_start(
         budget: that every genome keeps.
         measures: linearize, and score.
         rounds: most rounds.
-        record: keeps the scores.
+        record: keeps scores and costs.
     """
     known, scores = record.load(), dict[Genome, float]()
 
@@ -145,7 +177,7 @@ def linearized_start(
     record.end_round(best, scores[best], len(scores))
     for round_ in range(rounds):
         before, at = scores[best], best if round_ else dense
-        estimate = measures.estimate(at, scores.get(at, 0.0), round_)
+        estimate = record.estimate(round_, at, partial(measures.estimate, at, scores.get(at, 0.0), round_))
         for correction in range(1 + CORRECTIONS * (round_ > 0)):
             corrected = estimate.corrected(scores) if round_ else estimate
             new = [genome for genome in ranks.broadcast(proposals(corrected, budget)) if genome not in scores]
