@@ -46,6 +46,7 @@ from darwinlm.run.stages import database_stage, make_teacher
 from darwinlm.runtime.files import write_json
 from darwinlm.runtime.progress import log, show_log
 from darwinlm.runtime.seeds import python_random
+from darwinlm.search.fitness import Pools
 from darwinlm.search.start import ModelMeasures, StartRecord, linearized_start
 from darwinlm.target.budget import Budget, uniform
 from subjects import named
@@ -171,7 +172,8 @@ class Bench:
 
     def measures(self, assembler: Assembler, seed: int) -> ModelMeasures:
         run = self.run
-        return ModelMeasures(assembler, run.stream, run.splits.train, self.teacher, run.config.search, seed, run.dtype)
+        pools = Pools(run.splits.train, self.teacher, run.stream)
+        return ModelMeasures(assembler, pools, run.config.search, seed)
 
     def searched(self, assembler: Assembler, budget: Budget, name: str, size: int, seed: int) -> Genome:
         file = self.run.directory.path / f"bits/{name}_{size}_{seed}.json"

@@ -34,6 +34,7 @@ from darwinlm.runtime.files import read_json, write_json
 from darwinlm.runtime.progress import show_log
 from darwinlm.runtime.rundir import RunDirectory
 from darwinlm.runtime.seeds import python_random
+from darwinlm.search.fitness import Pools
 from darwinlm.search.propose import FORBIDDEN, allocate, diverse
 from darwinlm.search.start import ModelMeasures
 from subjects import pep_llama
@@ -100,9 +101,7 @@ def genomes(run: Run, assembler: Assembler) -> Iterator[tuple[str, Genome]]:
     if found := run.record.load():
         yield "found", found.parent
     yield "uniform", uniform
-    measures = ModelMeasures(
-        assembler, run.stream, run.splits.train, make_teacher(run), run.config.search, 0, run.dtype
-    )
+    measures = ModelMeasures(assembler, Pools(run.splits.train, make_teacher(run), run.stream), run.config.search, 0)
     costs = measures.estimate(uniform, measures.kls([uniform])[0], 1).costs
     yield from diverse(costs, budget, run.ladders).items()
     near = [

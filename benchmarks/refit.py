@@ -25,8 +25,8 @@ from torch import Tensor
 
 from darwinlm.assemble import Assembler
 from darwinlm.config import Tokens, settled
-from darwinlm.data.blocks import cut
 from darwinlm.data.sources import documents
+from darwinlm.data.tokens import read_pool
 from darwinlm.genome import Genome
 from darwinlm.measure.quality import HeldOut
 from darwinlm.refit.blocks import refit_blocks
@@ -72,7 +72,7 @@ def blocks_of(text: str, run: Run, count: int, *, held_out: bool = False) -> Ten
     """(S, T): the first blocks of a text; of `stdlib` those that are held out, or not."""
     length, field = run.config.blocks.sequence_length, run.config.blocks.text_field
     return run.source.begun(
-        cut(documents(text, field, held_out=held_out), run.source.tokenizer, length, count * length)
+        read_pool(documents(text, field, held_out=held_out), run.source.tokenizer, length, count * length).blocks
     )
 
 

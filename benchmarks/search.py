@@ -39,7 +39,6 @@ from transformers import AutoModelForCausalLM
 
 from darwinlm.assemble import Assembler
 from darwinlm.config import settled
-from darwinlm.database.levels import OUTPUT_OF_KIND
 from darwinlm.run.request import Run, opened
 from darwinlm.run.stages import database_stage, make_teacher
 from darwinlm.runtime import ranks
@@ -50,7 +49,6 @@ from darwinlm.search.fitness import Pools
 from darwinlm.search.mutation import offspring
 from darwinlm.search.samples import draw, draw_parts
 from darwinlm.target.budget import level_budget
-from darwinlm.target.target import share_of
 from subjects import pep_llama
 
 HERE = Path(__file__).parent
@@ -93,8 +91,7 @@ class FullSize:
             model = copy.deepcopy(self.dense)
             for ladder, level in zip(run.ladders, genome):
                 weight = torch.load(self.masked / f"{ladder.name}.{level}.pth", weights_only=True)
-                output = model.get_submodule(f"{ladder.name}.{OUTPUT_OF_KIND[ladder.kind]}")
-                output.weight.data.copy_(weight)
+                model.get_parameter(run.source.family.output(ladder.layer, ladder.kind)).data.copy_(weight)
         optimizer = torch.optim.AdamW(model.parameters(), lr=run.config.search.learning_rate, weight_decay=0.0)
         parts = draw_parts(run.splits.train, run.config.search.train_tokens, seed, "train", generation)
         for block, length in itertools.chain(*parts[: index + 1]):
@@ -142,7 +139,8 @@ def timing(function: Callable, part: str) -> Callable:
 
 def generation(run: Run, fitness: Fitness) -> list[float]:
     """The first generation from the uniform start; the scores of its last step."""
-    config, budget = run.config.search, level_budget(run.space, share_of(run.config) or 0.0)
+    config, share = run.config.search, (run.config.target.level or 0.0) / run.config.database.levels
+    budget = level_budget(run.space, share)
     parent = run.uniform_genome
     rng = python_random(0, "mutation", 0)
     candidates = offspring(parent, config.offspring, budget, config.switches, rng)
@@ -181,7 +179,7 @@ def write_masked(run: Run, folder: Path) -> None:
     """Every level of every module as a dense, zero-masked matrix in a file of its own."""
     database = database_stage(run)
     for ladder in run.ladders:
-        name = f"{ladder.name}.{OUTPUT_OF_KIND[ladder.kind]}.weight"
+        name = run.source.family.output(ladder.layer, ladder.kind)
         dense = run.source.tensors([name])[name]
         for level in range(ladder.top + 1):
             masked = torch.zeros_like(dense) if level else dense

@@ -19,9 +19,10 @@ from pyarrow import parquet
 
 from darwinlm.config import BlocksConfig
 from darwinlm.data import stdlib
-from darwinlm.data.blocks import SPLITS, cut, drawn_interleaved, make_splits, settings_of_split
+from darwinlm.data.blocks import SPLITS, drawn_interleaved, make_splits, settings_of_split
 from darwinlm.data.sources import documents
 from darwinlm.data.stdlib import is_held_out, stdlib_documents
+from darwinlm.data.tokens import read_pool
 from darwinlm.errors import RequestError
 
 END, BEGIN = 0, 1
@@ -184,7 +185,7 @@ def test_blocks_are_the_stream_of_documents_cut_at_every_length(
 ) -> None:
     joined = ("" if end is None else chr(end)).join(texts)[:at_most]
     truth = [list(map(ord, joined[i : i + length])) for i in range(0, len(joined) - length + 1, length)]
-    blocks = cut(texts, CharTokenizer(end), length, at_most)
+    blocks = read_pool(texts, CharTokenizer(end), length, at_most).blocks
     assert blocks.tolist() == truth
     assert blocks.dtype == torch.int64
     assert blocks.shape[1] == length
@@ -193,7 +194,7 @@ def test_blocks_are_the_stream_of_documents_cut_at_every_length(
 def test_reading_stops_when_there_is_enough() -> None:
     taken = itertools.count()
     endless = (f"document {next(taken)}" for _ in itertools.count())
-    assert cut(endless, CharTokenizer(), 10, 1000).shape == (100, 10)
+    assert read_pool(endless, CharTokenizer(), 10, 1000).blocks.shape == (100, 10)
     assert next(taken) < 200
 
 

@@ -105,7 +105,7 @@ def test_text_is_cut_as_in_transformers(kind, tmp_path):
     source = ModelSource(str(path))
     write_gguf(source, tmp_path / "model.gguf", "f32")
     words = vocabulary(source)
-    assert words.pre == ("default" if kind.startswith("spm") else kind)
+    assert words.cut.pre == ("default" if kind.startswith("spm") else kind)
     assert words.tokens[SIZE:] == [f"[PAD{i}]" for i in range(SIZE, SIZE + 4)]
     engine, tokenizer = Engine(tmp_path / "model.gguf", context=64), AutoTokenizer.from_pretrained(path)
     for text in (*TEXTS, "before</s>after", SOURCE_CODE):
@@ -180,7 +180,7 @@ def test_an_ignored_merge_matters_only_where_a_word_cannot_be_reached(tmp_path):
         stored["model"]["vocab"]["zqz"] = SIZE
 
     path = checkpoint_with(byte_level(split_by(LLAMA_3)), tmp_path / "same")
-    assert vocabulary(ModelSource(str(path))).pre == "llama-bpe"
+    assert vocabulary(ModelSource(str(path))).cut.pre == "llama-bpe"
     checkpoint_with(edited(never_made, "qwen2"), tmp_path / "plain")
     vocabulary(ModelSource(str(tmp_path / "plain")))
     other = byte_level(split_by(LLAMA_3))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -19,6 +21,11 @@ from darwinlm.losses import (
 from darwinlm.models.head import Head
 
 VOCABULARY = 40
+
+
+def test_a_perplexity_is_a_number_whatever_the_loss():
+    assert losses.perplexity_of(math.log(20.0)) == pytest.approx(20.0)
+    assert math.isfinite(losses.perplexity_of(1e6))
 
 
 @pytest.fixture(params=[1, 1 << 24], ids=["chunked", "whole"])

@@ -18,7 +18,7 @@ import pytest
 import darwinlm
 from darwinlm.cli import main
 from darwinlm.errors import RequestError
-from darwinlm.runtime import files, locking, ranks
+from darwinlm.runtime import files, ranks, rundir
 from darwinlm.runtime import progress as progress_file
 from darwinlm.runtime.files import write_text
 from darwinlm.runtime.progress import log, log_to, never_silent, progress
@@ -71,16 +71,16 @@ def test_where_another_system_locks_it_is_asked(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "fcntl", None)
     monkeypatch.setitem(sys.modules, "msvcrt", windows)
     with (tmp_path / "lock").open("w") as file:
-        locking.lock_alone(file)
+        rundir.lock_alone(file)
         windows.locking = failing(errno.EACCES)  # type: ignore[attr-defined]
         with pytest.raises(BlockingIOError):
-            locking.lock_alone(file)
+            rundir.lock_alone(file)
     assert asked == [(2, 1)]
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES])
 def test_a_folder_that_cannot_be_flushed_is_said_once(tmp_path, monkeypatch, said, number):
-    files._say_unflushed.cache_clear()
+    progress_file.warn_once.cache_clear()
     flush_file = os.fsync
 
     def flush(descriptor: int) -> None:

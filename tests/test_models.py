@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -258,6 +259,16 @@ def test_the_hub_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub, "snapshot_download", unreachable)
     with pytest.raises(RequestError, match=r"'someone/pico'.*Check the path or the connection"):
         ModelSource("someone/pico")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_no_numbers_are_named(folder: Path, value: float) -> None:
+    name = "model.layers.1.mlp.down_proj.weight"
+    tensors = load_file(folder / "model.safetensors")
+    tensors[name][0, 0] = value
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(DamagedFileError, match=rf"holds NaN or Inf in '{name}'"):
+        ModelSource(str(folder)).layer(1)
 
 
 def test_weights_that_lack_a_tensor(folder: Path) -> None:

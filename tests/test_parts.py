@@ -12,12 +12,12 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import PreTrainedTokenizerFast
 
 import pico
-from darwinlm.data import files, parts
-from darwinlm.data.blocks import cut
-from darwinlm.data.parts import batches, runs
+from darwinlm.data import files
+from darwinlm.data import tokens as parts
 from darwinlm.data.sources import Rest, documents
 from darwinlm.data.stdlib import stdlib_documents
 from darwinlm.data.stream import PackedStream
+from darwinlm.data.tokens import batches, read_pool, runs
 from darwinlm.errors import RequestError
 
 LLAMA3 = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -73,7 +73,7 @@ def test_tokens_are_those_of_the_whole(size, small, tokenizer, text, tmp_path):
     assert "".join(read) == text + text
     assert sum(not isinstance(part, Rest) for part in read) == 2
     truth = [*whole, tokenizer.eos_token_id, *whole]
-    assert cut(read, tokenizer, 1, 10**7).flatten().tolist() == truth
+    assert read_pool(read, tokenizer, 1, 10**7).blocks.flatten().tolist() == truth
     trained = PackedStream(str(tmp_path), "text", tokenizer, 1, 1, seed=0)
     assert [int(tokens) for tokens, _ in trained.blocks()] == truth
 
@@ -120,7 +120,7 @@ def test_reading_stops_where_there_is_enough(small, tmp_path):
     """A fault behind what is needed is never met."""
     small(10_000)
     (tmp_path / "a.txt").write_bytes(b"enough words\n" * 3_000_000 + b"\xff")
-    assert cut(documents(str(tmp_path / "a.txt"), "text"), pico.tokenizer(), 10, 1000).shape == (100, 10)
+    assert read_pool(documents(str(tmp_path / "a.txt"), "text"), pico.tokenizer(), 10, 1000).blocks.shape == (100, 10)
     with pytest.raises(RequestError, match="is not UTF-8"):
         list(documents(str(tmp_path / "a.txt"), "text"))
 

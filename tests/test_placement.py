@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -112,10 +113,12 @@ GIB = 1 << 30
         ("4:memory:/", {"memory/memory.limit_in_bytes": 1 << 33, "memory/memory.usage_in_bytes": 4}, 64),  # unlimited
     ],
 )
-def test_the_limit_of_a_container_counts(tmp_path: Path, cgroup: str, files: dict[str, int | str], left: int) -> None:
+def test_the_limit_of_a_container_counts(
+    tmp_path: Path, monkeypatch, cgroup: str, files: dict[str, int | str], left: int
+) -> None:
     """In GiB; the machine has 64 free."""
     (tmp_path / "proc/self").mkdir(parents=True)
-    (tmp_path / "proc/meminfo").write_text(f"MemTotal: 1 kB\nMemAvailable: {64 << 20} kB\n")
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=64 * GIB))
     (tmp_path / "proc/self/cgroup").write_text(cgroup)
     for name, value in files.items():
         file = tmp_path / "sys/fs/cgroup" / name

@@ -133,6 +133,12 @@ def test_a_missing_or_damaged_file_is_named(tmp_path: Path, read: Callable[[Path
         read(file)
 
 
+def test_tensors_are_as_open_to_others_as_any_file(tmp_path: Path) -> None:
+    write_text(tmp_path / "text", "")
+    write_tensors(tmp_path / "tensors", {"a": torch.ones(2)})
+    assert (tmp_path / "tensors").stat().st_mode == (tmp_path / "text").stat().st_mode
+
+
 def test_tensors_come_back_as_they_were(tmp_path: Path) -> None:
     table = torch.arange(12.0).view(3, 4)
     tensors = {

@@ -23,7 +23,7 @@ from darwinlm.genome import Genome
 from darwinlm.losses import token_kls
 from darwinlm.models.source import ModelSource
 from darwinlm.search import fitness
-from darwinlm.search.fitness import Targets, Teacher, kls_to_teacher
+from darwinlm.search.fitness import Pools, Targets, Teacher, kls_to_teacher
 from darwinlm.search.samples import draw
 from darwinlm.search.screen import untrained_kls
 from darwinlm.search.start import ModelMeasures
@@ -137,7 +137,7 @@ def test_in_a_race_who_goes_on_scores_as_alone_and_the_best_does(source, databas
         Teacher(tokens, pico.stream(dense).final_hidden(tokens), dense.head()),
         Assembler(dense, levels),
     )
-    measures = ModelMeasures(assembler, pico.stream(dense), tokens, teacher, config, 0, torch.float32)
+    measures = ModelMeasures(assembler, Pools(tokens, teacher, pico.stream(dense)), config, 0)
     genomes = [(0,) * 6, *family_of_genomes(levels, half(levels)), tuple(ladder.top for ladder in levels.ladders())]
     raced = measures.kls(genomes)
     whole = Targets(teacher, draw(tokens, 256, 0, "start", 0, 0, 8))
@@ -186,7 +186,7 @@ def test_kept_distributions_and_those_made_again_give_the_same(source, database,
     hidden, head = hidden_of(assembler, kept, genome), teacher.head
     monkeypatch.setattr(fitness, "KEPT_BYTES", 0)
     made_again = Targets(teacher, DRAWN)
-    scores = [targets.kl(hidden, head) for targets in (kept, kept, made_again, made_again)]
+    scores = [targets.token_kls(hidden, head).mean().item() for targets in (kept, kept, made_again, made_again)]
     assert len(set(scores)) == 1
     theirs = torch.cat([teacher.hidden[block, :length] for block, length in DRAWN])
     ours = torch.cat([batch.flatten(0, 1) for batch in hidden])
@@ -206,7 +206,7 @@ def test_distributions_are_made_once_where_they_are_kept(source, monkeypatch) ->
     def used() -> Iterator[int]:
         targets = Targets(teacher, [(0, 24), (1, 24)])
         for _ in range(2):
-            assert targets.kl([teacher.hidden[:2]], teacher.head) == pytest.approx(0, abs=1e-6)
+            assert targets.token_kls([teacher.hidden[:2]], teacher.head).mean().item() == pytest.approx(0, abs=1e-6)
             yield next(calls)
 
     monkeypatch.setattr(fitness, "distributions", counted)
@@ -219,4 +219,4 @@ def test_a_score_that_is_not_finite_names_a_remedy(source) -> None:
     teacher = teacher_of(source("qwen3"))
     targets = Targets(teacher, [(0, 24)])
     with pytest.raises(RequestError, match=r"search\.learning_rate.*--dtype float32"):
-        targets.kl([teacher.hidden[:1] * torch.nan], teacher.head)
+        targets.token_kls([teacher.hidden[:1] * torch.nan], teacher.head)

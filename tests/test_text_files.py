@@ -25,9 +25,10 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from darwinlm.data import files, reading
+from darwinlm.data import files
 from darwinlm.data.sources import documents
 from darwinlm.errors import RequestError
+from darwinlm.runtime.progress import warn_once
 
 EXAMPLES = int(os.environ.get("DARWINLM_TEXT_EXAMPLES", "0"))
 MANY = settings(
@@ -150,8 +151,8 @@ def test_plain_text(text, packed, encoding) -> None:
             assert str(path) in str(fault)  # noqa: PT017
 
 
-def test_a_folder_never_loses_a_file_without_a_word(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(reading, "_said", set())
+def test_a_folder_never_loses_a_file_without_a_word(tmp_path, caplog):
+    warn_once.cache_clear()
     corpus, elsewhere = tmp_path / "corpus", tmp_path / "disk"
     for folder in (corpus / "deep", corpus / ".cache", elsewhere):
         folder.mkdir(parents=True)

@@ -106,10 +106,16 @@ def prune_family(
         rebuild: make damaged files of the database again
         restart: discard the search that lies in the output folder and begin anew
     """
-    config = _settled(Pruning, settings, *_RUN, without=("target",), model=model)  # each target is checked by itself
-
     from darwinlm import show
+    from darwinlm.config.target import asks
+    from darwinlm.errors import RequestError
     from darwinlm.run.family import run_family
+
+    if named := asks(settings):
+        raise RequestError(
+            f"--targets says what is asked, so leave out {', '.join(f'--target.{name}' for name in named)}."
+        )
+    config = _settled(Pruning, settings, *_RUN, without=("target",), model=model)  # each target is checked by itself
 
     members = run_family(config, _commas(targets), rebuild=rebuild, restart=restart)
     return show.Family(config.model, config.path / "family", members)
@@ -226,10 +232,10 @@ def import_checkpoint(
         dtype: of a GGUF file's checkpoint: f32, f16 or bf16; by default what loses nothing, f32 of a quantized file
     """
     from darwinlm import show
-    from darwinlm.foreign.importing import import_foreign
+    from darwinlm.foreign.masked import import_model
 
     places = {"model": os.fspath(model), "configuration": os.fspath(configuration)}
-    return show.Imported(import_foreign(os.fspath(source), os.fspath(output), dtype=dtype, **places))
+    return show.Imported(import_model(os.fspath(source), os.fspath(output), dtype=dtype, **places))
 
 
 def train(
@@ -289,12 +295,14 @@ def evaluate(
 
     from darwinlm import show
     from darwinlm.measure.evaluation import Asked, run_evaluation
+    from darwinlm.runtime.files import require_folder
     from darwinlm.runtime.rundir import results_folder
 
-    asked = Asked.typed(
-        os.fspath(against), tasks, os.fspath(include_path), limit, batch_size, apply_chat_template, _commas(beside)
-    )
-    folder = results_folder(config.model, os.fspath(output))
+    others = tuple(filter(None, map(str.strip, _commas(beside).split(","))))
+    numbers = (limit, batch_size, apply_chat_template)
+    asked = Asked(os.fspath(against), others, tasks, os.fspath(include_path), *numbers)
+    if folder := results_folder(config.model, os.fspath(output)):
+        require_folder(folder)
     found = run_evaluation(config, asked, folder)
     if folder:
         found.save(folder)
@@ -322,14 +330,17 @@ def bench(
     from darwinlm import show
     from darwinlm.measure.bench import run_bench, save_bench
     from darwinlm.measure.predicted import predictions, require_same_engine
+    from darwinlm.runtime.files import require_folder
     from darwinlm.runtime.rundir import results_folder
     from darwinlm.target.latency import LatencyTable
 
     table = LatencyTable.load(Path(latency_table).expanduser()) if latency_table else None
     if table:
         require_same_engine(table, config.model, config)
+    folder = results_folder(config.model, os.fspath(output)) or Path("runs/bench")
+    require_folder(folder)
     result = run_bench([os.fspath(against), config.model] if against else [config.model], config)
-    files = save_bench(result, results_folder(config.model, os.fspath(output)) or Path("runs/bench"))
+    files = save_bench(result, folder)
     return show.Benchmarked(result, files, predictions(result, table) if table else [])
 
 
@@ -343,10 +354,13 @@ def measure_latency(model: Place = "", *, output: Place = "runs/bench", **settin
     config = _settled(Speed, settings, "model", model=model)
 
     from darwinlm import show
-    from darwinlm.measure.table import measure_table, save_table
+    from darwinlm.measure.table import measure_table
+    from darwinlm.runtime.files import require_folder
 
+    require_folder(folder := Path(output).expanduser())
     table = measure_table(config)
-    return show.Latency(config.model, table, save_table(table, Path(output).expanduser()))
+    table.save(path := folder / "latency.json")
+    return show.Latency(config.model, table, path)
 
 
 def compare(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -67,23 +66,17 @@ class Assembler:
         """The exact shape of a genome's model."""
         layers = list(self.source.shape.layers)
         for ladder, level in zip(self.space.ladders, genome, strict=True):
-            layers[ladder.layer] = self._widths(layers[ladder.layer], ladder, level)
+            layers[ladder.layer] = layers[ladder.layer].having(ladder.kind, self.module_widths(ladder, level))
         return self.source.shape.with_layers(layers)
 
     def module_widths(self, ladder: Ladder, level: int) -> LayerWidths:
         """The exact widths of one module at a level, in an otherwise absent layer."""
-        return self._widths(LayerWidths(0, 0, 0), ladder, level)
-
-    def _widths(self, widths: LayerWidths, ladder: Ladder, level: int) -> LayerWidths:
-        """A layer's widths with one of its modules at `level`."""
         if ladder.kind == "mlp":
-            new = ladder.mlp(level)
-            return replace(widths, intermediate=new.intermediate, experts=new.experts)
-        now = self.source.shape.layers[ladder.layer]
+            return ladder.mlp(level)
         if ladder.level(level) <= ladder.level(ladder.present):  # padding included
-            return replace(widths, heads=now.heads, kv_heads=now.kv_heads, padding=now.padding)
+            return self.source.shape.layers[ladder.layer].without({"mlp"})
         layout = self._layout(ladder, level)
-        return replace(widths, heads=layout.heads, kv_heads=layout.kv_heads, padding=layout.padding)
+        return LayerWidths(layout.heads, layout.kv_heads, 0, layout.padding)
 
     def config(self, genome: Genome) -> Any:
         """The transformers configuration of a genome's model."""
@@ -111,7 +104,7 @@ class Assembler:
         """One layer of a genome's model, to be run but not trained: it may share its weights."""
         widths = self.source.shape.layers[layer]
         for ladder, level in self._of_layer(genome, layer):
-            widths = self._widths(widths, ladder, level)
+            widths = widths.having(ladder.kind, self.module_widths(ladder, level))
         return self._placed(self._layer(genome, layer), widths, layer, device, dtype)
 
     @torch.no_grad()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -24,11 +24,7 @@ def nominal_widths(shape: ModelShape, ladders: Sequence[Ladder], genome: Genome)
     """
     layers = list(shape.layers)
     for ladder, level in zip(ladders, genome, strict=True):
-        old, new = layers[ladder.layer], nominal_module(shape, ladder, level)
-        if ladder.kind == "mlp":
-            layers[ladder.layer] = replace(old, intermediate=new.intermediate, experts=new.experts)
-        else:
-            layers[ladder.layer] = replace(new, intermediate=old.intermediate, experts=old.experts)
+        layers[ladder.layer] = layers[ladder.layer].having(ladder.kind, nominal_module(shape, ladder, level))
     return layers
 
 
@@ -202,13 +198,23 @@ def _open(remedies: list[tuple[str, bool]]) -> tuple[str, ...]:
     return tuple(text for text, helps in remedies if helps)
 
 
-def generation_tokens(search: SearchConfig) -> tuple[int, int]:
-    """Tokens of all candidates of a generation of the search: (trained on, scored on)."""
-    entering = [search.offspring, *search.survivors[:-1]]
-    entering[-1] += 1  # the parent joins the last step
-    stages = list(zip(entering, search.stages))
-    train = sum(count * stage.train_tokens for count, stage in stages)
-    return train, sum(count * stage.select_tokens for count, stage in stages)
+def forward_flops(shape: ModelShape, length: int, *, head: bool = True) -> int:
+    """A forward pass, per token, in sequences of `length`: all matrices, and causal attention to half of the tokens."""
+    attention = sum(2 * widths.heads * shape.head_dim * length for widths in shape.layers)
+    return 2 * shape.active_layer_parameters + attention + (2 * shape.vocabulary * shape.hidden if head else 0)
+
+
+def entering(search: SearchConfig) -> list[int]:
+    """Candidates of each selection step; the parent joins the last one."""
+    counts = [search.offspring, *search.survivors[:-1]]
+    return [*counts[:-1], counts[-1] + 1]
+
+
+def generation_tokens(search: SearchConfig, devices: int = 1) -> tuple[int, int]:
+    """Tokens of the candidates of a generation, (trained on, scored on), by the busiest device: steps are shared out, no
+    candidate is split."""
+    steps = [(-(-count // devices), stage) for count, stage in zip(entering(search), search.stages)]
+    return sum(n * stage.train_tokens for n, stage in steps), sum(n * stage.select_tokens for n, stage in steps)
 
 
 def survivors_tokens(search: SearchConfig) -> int:

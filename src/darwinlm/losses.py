@@ -5,6 +5,7 @@ Letters: N = tokens, H = hidden size, V = vocabulary, K = tokens that a shortene
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -19,6 +20,11 @@ CHUNK_VALUES = 1 << 26
 """Logits that exist at a time: 256 MiB in float32. Each chunk adds a gradient of the whole head, so few are better."""
 CACHED_VALUES = 1 << 22
 """The same on a CPU, where what is read again should still be in its cache."""
+
+
+def perplexity_of(nll: float) -> float:
+    """exp of a mean negative log-likelihood in nats; at most 1e304, beyond which there are no numbers."""
+    return math.exp(min(nll, 700.0))
 
 
 def chunk_tokens(vocabulary: int, device: torch.device) -> int:

@@ -3,5 +3,3 @@
 from darwinlm.cli.commands import COMMANDS
 from darwinlm.cli.entry import main
 from darwinlm.cli.parsing import read
-
-__all__ = ["COMMANDS", "main", "read"]

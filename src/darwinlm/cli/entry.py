@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 console = PlainConsole(width=None if sys.stdout and sys.stdout.isatty() else 110)
 SHELLS = ("bash", "zsh", "tcsh")
+_HELP = ("-h", "--help", "help")
+_COMPLETION = "darwinlm completion bash > ~/.local/share/bash-completion/completions/darwinlm"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -53,7 +56,9 @@ def _told(typed: list[str]) -> str | None:
         from darwinlm.version import __version__
 
         return f"darwinlm {__version__}"
-    if first in ("-h", "--help", "help"):
+    if "completion" in typed[:2] and (first in _HELP or {*rest} & {*_HELP}):
+        return _COMPLETION
+    if first in _HELP:
         return page(_known(rest[0]), rest[1] if rest[1:] else "") if rest else overview()
     if first == "completion":
         return _completion(rest[0] if rest else "")
@@ -80,8 +85,7 @@ def _completion(shell: str) -> str:
     """
     if shell not in SHELLS:
         raise RequestError(
-            f"There is no completion for '{shell}'; give one of {', '.join(SHELLS)}, such as: darwinlm completion bash > "
-            "~/.local/share/bash-completion/completions/darwinlm"
+            f"There is no completion for '{shell}'; give one of {', '.join(SHELLS)}, such as: {_COMPLETION}"
         )
     from darwinlm.cli.completion import script
 
@@ -143,6 +147,8 @@ def _told_fault(fault: Exception, place: Path) -> tuple[int | str, ...] | None:
         from darwinlm.runtime.memory import out_of_memory
 
         return (1, told) if (told := out_of_memory(fault)) else None
+    if isinstance(fault, OSError) and fault.errno == errno.ENAMETOOLONG:
+        return 2, f"'{str(fault.filename)[:60]}…' is too long for the name of a file."
     if isinstance(fault, OSError):
         from darwinlm.runtime.files import disk_faults_told
 

@@ -22,7 +22,7 @@ BASIC = {
 """The settings that a help page shows at first: those that matter."""
 EXAMPLES = {
     "prune": ("Qwen/Qwen3-0.6B --data fineweb-edu --output runs/qwen3",),
-    "train": ("runs/qwen3/model --data fineweb-edu --tokens 50M", "runs/qwen3/model --data notes/ --tokens 5M --lora"),
+    "train": ("runs/qwen3/model --data fineweb-edu --tokens 50M", "runs/qwen3/model --data notes/ --tokens 20M --lora"),
     "recipe": ("recipes/demo_gradual.yaml",),
     "plan": ("Qwen/Qwen3-0.6B --target.parameters 60%", "Qwen/Qwen3-8B --plan.device H100"),
     "eval": ("runs/qwen3/model --against Qwen/Qwen3-0.6B --tasks paper",),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn, get_args
@@ -18,6 +19,7 @@ from darwinlm.errors import RequestError
 if TYPE_CHECKING:
     from darwinlm.show.result import Result
 
+_NEGATIVE = re.compile(r"-\.?\d")
 _TRUTH = ("true", "false", "yes", "no")
 _ALWAYS = [flags.rpartition("--")[2] for flags in ALWAYS]
 
@@ -90,7 +92,12 @@ def read(name: str, typed: Sequence[str]) -> Request:
             except RequestError as fault:
                 faults += fault.faults
         elif key.split(".")[0] in settings_of(function):
-            _put(arguments, key.split("."), decoded(command.options[key].type, value))
+            try:
+                _put(arguments, key.split("."), decoded(command.options[key].type, value))
+            except yaml.YAMLError:
+                faults.append(
+                    f"--{key} is '{value}', which cannot be read. See darwinlm help {name} {key.split('.')[0]}."
+                )
         elif key not in command.instead:
             chosen = next((flag for flag in command.instead if flag in given), "")
             faults.append(f"--{key} does not go with --{chosen}. See darwinlm help {name}.")
@@ -110,6 +117,8 @@ def _spelt(typed: Sequence[str], command: Command) -> Iterator[str]:
         flag, equals, value = word.partition("=")
         flag = f"--{flag[2:].replace('-', '_')}"
         option = command.options.get(flag[2:])
+        if option and option.type is not bool and not equals and words and _NEGATIVE.match(words[0]):
+            equals, value = "=", words.pop(0)
         if option and option.type is bool and not equals:
             value = words.pop(0) if words and words[0].lower() in _TRUTH else "true"
             equals = "="
@@ -134,7 +143,10 @@ def _own(option: Setting, text: str) -> Any:
     """The value of a function's own argument."""
     if option.type is str or str in get_args(option.type):
         return text
-    return converted(f"--{option.name}", decoded(option.type, text), option.type)
+    try:
+        return converted(f"--{option.name}", decoded(option.type, text), option.type)
+    except yaml.YAMLError as fault:
+        raise RequestError(f"--{option.name} is '{text}', which cannot be read.") from fault
 
 
 def _put(arguments: dict[str, Any], path: list[str], value: Any) -> None:

@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
-from darwinlm.assemble import Assembler
 from darwinlm.comparison.methods.registry import METHODS
 from darwinlm.comparison.methods.task import Task
 from darwinlm.comparison.table import Cell
 from darwinlm.config import to_dict
+from darwinlm.config.reading import adapter
 from darwinlm.cost import Work, training_need
 from darwinlm.errors import DamagedFileError
 from darwinlm.export.card import model_card
@@ -126,7 +127,7 @@ class Workbench:
         self.run = run
         self.teacher = functools.cache(lambda: make_teacher(run))
         self.held_out = functools.cache(lambda: HeldOut(run.splits.held_out, run.stream))
-        self.assembler = functools.cache(self._assembler)
+        self.assembler = functools.cache(lambda: run.assembler(database_stage(run), cache_bytes=cache_bytes()))
         self.found: dict[tuple[str, float | None, int], tuple[Any, float]] = {}
 
     @functools.cached_property
@@ -143,9 +144,6 @@ class Workbench:
         """Parameters that every method may leave at a level: those of the uniform model."""
         run, share = self.run, level / self.run.config.database.levels
         return Task.budget_of(self.assembler(), share, run.config.seed)
-
-    def _assembler(self) -> Assembler:
-        return Assembler(self.run.source, database_stage(self.run), cache_bytes=cache_bytes())
 
     def task(self, place: Place) -> Task:
         """What a method is asked in a cell."""
@@ -192,9 +190,10 @@ def finished_cell(bench: Workbench, place: Place, training: Training) -> Cell:
     path, identity = list(_files(bench.run, place, training).items())[-1]
     if path.exists():
         try:
-            return Cell.of(read_json(path))
-        except (KeyError, TypeError) as fault:
-            raise DamagedFileError(f"'{path}' lacks {fault}. Delete it to have it made again.") from fault
+            return adapter(Cell).validate_python(read_json(path))
+        except ValidationError as fault:
+            name = ".".join(map(str, fault.errors()[0]["loc"]))
+            raise DamagedFileError(f"'{path}' lacks {name!r}. Delete it to have it made again.") from fault
     cell = _trained(bench, place, training) if training.tokens else _found(bench, place)
     write_json(path, {"identity": identity, **dataclasses.asdict(cell)})
     return cell

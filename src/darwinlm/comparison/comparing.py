@@ -22,7 +22,7 @@ from darwinlm.comparison.cells import (
 )
 from darwinlm.comparison.methods.registry import METHODS, methods_named
 from darwinlm.comparison.table import Comparison, save_comparison
-from darwinlm.config import RunConfig, TargetConfig, is_hard
+from darwinlm.config import RunConfig, TargetConfig, written
 from darwinlm.config.quantities import quantity
 from darwinlm.cost import database_need
 from darwinlm.errors import RequestError
@@ -30,6 +30,7 @@ from darwinlm.run.plan import level_of
 from darwinlm.run.request import Run, opened
 from darwinlm.runtime import ranks
 from darwinlm.runtime.progress import log
+from darwinlm.target.stock import stock_levels
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ def run_compare(config: RunConfig, wanted: Asked) -> tuple[Comparison, Path]:
     """
     if ranks.world_size() > 1:
         raise RequestError("`darwinlm compare` runs in one process. Start it without torchrun.")
-    if is_hard(config.target) or not 0 < (config.target.level or 0) < config.database.levels:
+    if written(config.target) or not 0 < (config.target.level or 0) < config.database.levels:
         config = dataclasses.replace(config, target=TargetConfig(level=wanted.levels[0]))
     places = [
         Place(method, level, config.seed + repeat)
@@ -150,7 +151,7 @@ def run_compare(config: RunConfig, wanted: Asked) -> tuple[Comparison, Path]:
                     "--methods."
                 )
         if any(METHODS[method].stock for method in wanted.methods):
-            run.require_stock()
+            stock_levels(run.source.shape, run.space, run.nominal)
         require_room_for_trained(run, places)
         for place in places:
             require_same_cell(run, place, wanted.training)

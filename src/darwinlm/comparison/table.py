@@ -8,7 +8,6 @@ import io
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from darwinlm.measure.method_pictures import OURS, draw_comparison
 from darwinlm.measure.quality import Quality
@@ -36,13 +35,6 @@ class Cell:
     """Time to find the levels; the database, which all methods share, is not in it."""
     search_tokens: int
     """Tokens that were trained on to find them."""
-
-    @classmethod
-    def of(cls, values: dict[str, Any]) -> Cell:
-        """A cell from what `dataclasses.asdict` made of it; what else stands there is ignored."""
-        known = {field.name: values[field.name] for field in dataclasses.fields(cls)}
-        trained = Quality(**known["trained"]) if known["trained"] else None
-        return cls(**{**known, "quality": Quality(**known["quality"]), "trained": trained})
 
 
 @dataclass(frozen=True)

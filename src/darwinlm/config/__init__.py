@@ -14,42 +14,11 @@ from darwinlm.config.settings import (
     BenchConfig,
     BlocksConfig,
     DatabaseConfig,
-    RefitConfig,
     RunConfig,
     SearchConfig,
     ShearedConfig,
     Stage,
     TargetConfig,
 )
-from darwinlm.config.target import as_flags, asked_quantities, described, is_hard, target_identity, written
+from darwinlm.config.target import as_flags, asked_quantities, described, target_identity, written
 from darwinlm.config.training import Tokens, TrainConfig
-
-__all__ = [
-    "NEEDED",
-    "PRESETS",
-    "BenchConfig",
-    "BlocksConfig",
-    "DatabaseConfig",
-    "RefitConfig",
-    "RunConfig",
-    "SearchConfig",
-    "ShearedConfig",
-    "Stage",
-    "TargetConfig",
-    "Tokens",
-    "TrainConfig",
-    "as_flags",
-    "asked_quantities",
-    "described",
-    "is_hard",
-    "merge",
-    "missing",
-    "preset_values",
-    "read_yaml",
-    "resolve",
-    "settled",
-    "target_identity",
-    "to_dict",
-    "violations",
-    "written",
-]

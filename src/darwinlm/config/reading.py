@@ -93,7 +93,7 @@ def _typed(asked: Mapping[str, Any]) -> tuple[RunConfig, dict[str, str]]:
 
     found: dict[str, str] = {}
     try:
-        return _adapter(RunConfig).validate_python(asked), found
+        return adapter(RunConfig).validate_python(asked), found
     except ValidationError as fault:
         errors = fault.errors()
     for error in errors:
@@ -113,11 +113,11 @@ def _typed(asked: Mapping[str, Any]) -> tuple[RunConfig, dict[str, str]]:
         for group, value in asked.items()
         if group not in found
     }
-    return _adapter(RunConfig).validate_python(sound), found
+    return adapter(RunConfig).validate_python(sound), found
 
 
 @functools.cache
-def _adapter(kind: Any) -> Any:
+def adapter(kind: Any) -> Any:
     from pydantic import TypeAdapter
 
     return TypeAdapter(kind)
@@ -132,7 +132,7 @@ def converted(name: str, value: Any, kind: Any) -> Any:
     from pydantic import ValidationError
 
     try:
-        return _adapter(kind).validate_python(value)
+        return adapter(kind).validate_python(value)
     except ValidationError as fault:
         raise RequestError(_ill_typed(name, value, kind)) from fault
 

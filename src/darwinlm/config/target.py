@@ -15,27 +15,23 @@ _UNITS = {"parameters": "parameters", "memory": "bytes"}
 
 
 def latest_target(layers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Layers of settings in which the last one that names a target takes the place of what lower ones ask.
+    """Layers of settings, of which the first names a target; the last that does takes the place of what lower ones ask.
 
     So a target that is typed does not have to hold beside the one of a preset, or of the run that lies there.
     """
-    asking = [i for i, layer in enumerate(layers) if _asks(layer)]
-    if not asking:
-        return [dict(layer) for layer in layers]
-    last, found = asking[-1], []
-    for place, layer in enumerate(layers):
-        layer = dict(layer)
-        if place < last and isinstance(layer.get("target"), Mapping):
+    found = [dict(layer) for layer in layers]
+    last = max(place for place, layer in enumerate(layers) if asks(layer))
+    for layer in found[:last]:
+        if isinstance(layer.get("target"), Mapping):
             layer["target"] = {key: value for key, value in layer["target"].items() if key not in _ASKS}
-        elif place == last:
-            layer["target"] = {**dict.fromkeys(_ASKS), **layer["target"]}
-        found.append(layer)
+    found[last]["target"] = {**dict.fromkeys(_ASKS), **found[last]["target"]}
     return found
 
 
-def _asks(layer: Mapping[str, Any]) -> bool:
+def asks(layer: Mapping[str, Any]) -> list[str]:
+    """What a layer of settings asks of a target: level, parameters, memory, speedup."""
     target = layer.get("target")
-    return isinstance(target, Mapping) and any(target.get(name) is not None for name in _ASKS)
+    return [name for name in _ASKS if target.get(name) is not None] if isinstance(target, Mapping) else []
 
 
 def asked_quantities(target: TargetConfig) -> dict[Unit, Quantity]:
@@ -45,11 +41,6 @@ def asked_quantities(target: TargetConfig) -> dict[Unit, Quantity]:
         ValueError: one cannot be read.
     """
     return {name: quantity(typed, name) for name in HARD if (typed := getattr(target, name)) is not None}
-
-
-def is_hard(target: TargetConfig) -> bool:
-    """Whether anything but a level is asked."""
-    return any(getattr(target, name) is not None for name in HARD)
 
 
 def target_violations(target: TargetConfig, levels: int) -> list[str]:
@@ -64,7 +55,7 @@ def target_violations(target: TargetConfig, levels: int) -> list[str]:
         found.append(
             f"target.level is {target.level:g}; it must lie between 0 (dense) and {levels} (nothing left), both excluded."
         )
-    if target.level is None and not is_hard(target):
+    if target.level is None and not written(target):
         found.append(
             "Nothing is asked of the pruned model: give one of " + ", ".join(f"target.{a}" for a in _ASKS) + "."
         )

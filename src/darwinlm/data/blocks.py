@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -154,8 +154,3 @@ def from_the_beginning(source: str, config: BlocksConfig, tokenizer: Any, lineag
         f"The held-out text '{source}' has {len(free) * length:,} tokens in whole blocks of {length}, {known}but "
         f"blocks.held_out = {needed} needs {needed * length:,}. Give more text or lower blocks.held_out."
     )
-
-
-def cut(texts: Iterable[str], tokenizer: Any, length: int, at_most: int) -> Tensor:
-    """Documents as (blocks, length): `read_pool` without where they come from."""
-    return read_pool(texts, tokenizer, length, at_most).blocks

@@ -18,8 +18,9 @@ import pyarrow
 import pyarrow.parquet as parquet
 from pyarrow import ArrowException
 
-from darwinlm.data.reading import Reading, say_once
+from darwinlm.data.reading import Reading
 from darwinlm.errors import DamagedFileError, RequestError, first_line
+from darwinlm.runtime.progress import warn_once
 
 PART_CHARACTERS = 1 << 20
 """A longer text file is read in parts of about this size, so that a file of any size takes no more memory."""
@@ -108,7 +109,7 @@ def files_in(folder: Path) -> list[Path]:
         there = f" It holds: {listed}." if listed else ""
         raise RequestError(f"The folder '{folder}' holds no {', '.join(READERS)} file, compressed or not.{there}")
     if listed:
-        say_once(f"Files in '{folder}' that are not read: {listed}.")
+        warn_once(f"Files in '{folder}' that are not read: {listed}.")
     return found
 
 

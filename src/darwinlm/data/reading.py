@@ -6,10 +6,9 @@ import re
 from typing import Any
 
 from darwinlm.errors import RequestError
-from darwinlm.runtime.progress import log
+from darwinlm.runtime.progress import warn_once
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_said: set[str] = set()
 
 
 class Reading:
@@ -70,7 +69,7 @@ class Reading:
         if self.strict:
             raise fault
         if what not in self._counts:
-            say_once(f"Left out: {fault}")
+            warn_once(f"Left out: {fault}")
         self.count(what, where)
 
     def count(self, what: str, where: str) -> None:
@@ -85,11 +84,4 @@ class Reading:
             listed = "; ".join(
                 f"{n:,} {'row' if n == 1 else 'rows'} {what} (first: {where})" for what, (n, where) in kinds
             )
-            say_once(f"Not read as it stands in '{self.source}': {listed}.")
-
-
-def say_once(message: str) -> None:
-    """Warn, unless this process has said so before: the same text is read several times."""
-    if message not in _said:
-        _said.add(message)
-        log.warning("%s", message)
+            warn_once(f"Not read as it stands in '{self.source}': {listed}.")

@@ -12,8 +12,6 @@ diagonals are kept current. Every B removals the matrices are updated by product
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -26,12 +24,6 @@ PANEL = 512
 """Columns of a symmetric matrix that are updated together."""
 HOST_WASTE, DEVICE_WASTE = 0.0, 0.25
 """Share of dead columns that the matrices may hold: on a device a new size costs a new capture of the steps."""
-
-
-class Steps(Protocol):
-    """Chooses `size` columns against stale matrices: places (size,), and the vectors r and w, (size, n) each."""
-
-    def __call__(self, size: int, dead: Tensor) -> tuple[Tensor, Tensor, Tensor]: ...
 
 
 def choose_columns(inverse: Tensor, moment: Tensor, count: int, block: int = BLOCK) -> list[int]:

@@ -58,12 +58,8 @@ def watched(block: Block, sequences: int) -> Iterator[Seen]:
     def count(_: object, arguments: tuple[Tensor], found: tuple[Tensor, ...]) -> None:
         seen.tokens += found[2].flatten().bincount(minlength=mixture.count).cpu()
 
-    hooks = (mixture.register_forward_pre_hook(sample), mixture.gate.register_forward_hook(count))  # type: ignore[arg-type]
-    try:
+    with mixture.register_forward_pre_hook(sample), mixture.gate.register_forward_hook(count):  # type: ignore[arg-type]
         yield seen
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 class Sample:

@@ -5,6 +5,8 @@ Letters: S = sequences, T = tokens in a sequence, H = hidden size, C = columns o
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 import torch
 from torch import Tensor, nn
 
@@ -46,17 +48,13 @@ def block_hessians(
         back last, of each of E experts' columns; E is 1 where there are none.
     """
     hessians: dict[Kind, Tensor] = {}
-    hooks = []
-    for kind in kinds:
-        matrix = block.output_matrix(kind)
-        columns = matrix.in_features // block.parts(kind)
-        hessians[kind] = torch.zeros(1 + hold_back, block.parts(kind), columns, columns, device=stream.device)
-        hooks.append(matrix.register_forward_pre_hook(_accumulating(hessians[kind], tokens)))
-    try:
+    with ExitStack() as hooks:
+        for kind in kinds:
+            matrix = block.output_matrix(kind)
+            columns = matrix.in_features // block.parts(kind)
+            hessians[kind] = torch.zeros(1 + hold_back, block.parts(kind), columns, columns, device=stream.device)
+            hooks.enter_context(matrix.register_forward_pre_hook(_accumulating(hessians[kind], tokens)))
         stream.forward(block, hidden, batch)
-    finally:
-        for hook in hooks:
-            hook.remove()
     for hessian in hessians.values():
         for part in hessian.flatten(0, 1):
             mirror(part)

@@ -68,7 +68,7 @@ def prune_groups(
         raise ValueError(f"{groups} groups do not form {rounds} equal runs")
 
     weight = weight.to(hessian.dtype)
-    inverse = _inverse(hessian)
+    inverse = torch.cholesky_inverse(_cholesky(hessian)).mT.contiguous()  # symmetric; LAPACK leaves it column-major
     moment = torch.zeros_like(inverse)
     update_lower(moment, weight, weight, 1)
     mirror(moment)
@@ -167,10 +167,6 @@ def _diagonal_blocks(matrix: Tensor, size: int) -> Tensor:
     """(C, C) -> (G, s, s)."""
     groups = matrix.shape[0] // size
     return matrix.view(groups, size, groups, size).diagonal(dim1=0, dim2=2).permute(2, 0, 1).contiguous()
-
-
-def _inverse(hessian: Tensor) -> Tensor:
-    return torch.cholesky_inverse(_cholesky(hessian)).mT.contiguous()  # symmetric, and column-major as LAPACK leaves it
 
 
 def _cholesky(hessian: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from darwinlm.runtime.output import harmless
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 _FRONT = re.compile(r"\s*---[ \t]*\r?\n(.{0,65536}?)\r?\n---[ \t]*(?:\r?\n|$)", re.DOTALL)
 _TOLD = """pruned by [DarwinLM](https://arxiv.org/abs/2502.07780): second-order structured pruning of attention heads,
-MLP columns and whole modules, with the level of each module found by training-aware evolutionary search.
+MLP columns and whole modules, with a level of its own for each module, found by a search.
 The weights are really smaller; nothing is masked. It has had no training after the search."""
 _TEMPLATE = """---
 {front}---

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from darwinlm.errors import RequestError
 from darwinlm.export.folder import check_replaceable, record_of
-from darwinlm.export.formats import MIXED, formats_of, searched_for_vllm
+from darwinlm.export.formats import MIXED, formats_of
 from darwinlm.export.huggingface import require_canonical, write_checkpoint
 from darwinlm.export.text import beginning
 from darwinlm.export.words import read_card
@@ -57,11 +57,6 @@ def check_compressed(source: ModelSource) -> None:
             f"'{source.name}' is a mixture of experts, whose matrices DarwinLM does not pack. Leave out --format "
             "compressed-tensors, and let llm-compressor quantize the checkpoint."
         )
-
-
-def default_dtype(source: ModelSource) -> str:
-    """`MIXED` where modules were searched in formats of vLLM, else 4 bits."""
-    return MIXED if searched_for_vllm(source) else DTYPES[0]
 
 
 def write_compressed(

@@ -14,7 +14,7 @@ from torch import Tensor
 from darwinlm.errors import RequestError
 from darwinlm.export import compressed
 from darwinlm.export.folder import RECORD, discard, has_record, record_written
-from darwinlm.export.formats import MIXED
+from darwinlm.export.formats import MIXED, searched_for_vllm
 from darwinlm.export.gguf.file import DTYPES, check_gguf, default_dtype, file_name, write_gguf
 from darwinlm.export.gguf.importance import importance
 from darwinlm.export.gguf.mixture import MIXTURES
@@ -135,16 +135,16 @@ def write_forms(
     if wanted.portable and stubbed(source.shape).layers == source.shape.layers:
         forms[0].notes.append("No module is absent, so it is the portable form, too: no other was written.")
     elif wanted.portable:
-        folder = _portable(here)
+        folder = _beside(here, "portable")
         write_portable(source, folder, stub_heads)
         forms.append(_folder_form("portable", ModelSource(str(folder))))
     device = device or torch.device("cpu")
     if wanted.format == "gguf":
         weights = importance(source, text, device) if wanted.needs_text and text is not None else {}
-        forms.append(_gguf_form(source, _gguf(here), wanted.dtype or default_dtype(source), weights))
+        forms.append(_gguf_form(source, _beside(here, "gguf"), wanted.dtype or default_dtype(source), weights))
     elif wanted.format:
-        dtype = wanted.dtype or compressed.default_dtype(source)
-        notes = compressed.write_compressed(source, folder := _packed(here, dtype), dtype, text, device)
+        dtype = wanted.dtype or (MIXED if searched_for_vllm(source) else compressed.DTYPES[0])
+        notes = compressed.write_compressed(source, folder := _beside(here, dtype), dtype, text, device)
         size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
         forms.append(Form(f"compressed-tensors {dtype}", folder, source.shape.parameters, size, notes))
     return forms
@@ -163,23 +163,15 @@ def _gguf_form(source: ModelSource, folder: Path, dtype: str, weights: Mapping[s
 
 def discard_forms(checkpoint: Path) -> None:
     """Remove the other forms of a checkpoint that goes, so that none is taken for a form of the next one."""
-    for folder in (_portable(checkpoint), *(_packed(checkpoint, dtype) for dtype in (*compressed.DTYPES, MIXED))):
+    for folder in (_beside(checkpoint, form) for form in ("portable", *compressed.DTYPES, MIXED)):
         if (folder / RECORD).is_file():
             discard(folder)
-    if has_record(_gguf(checkpoint)):
-        discard(_gguf(checkpoint))
+    if has_record(gguf := _beside(checkpoint, "gguf")):
+        discard(gguf)
 
 
-def _portable(checkpoint: Path) -> Path:
-    return checkpoint.with_name(f"{checkpoint.name}-portable")
-
-
-def _gguf(checkpoint: Path) -> Path:
-    return checkpoint.with_name(f"{checkpoint.name}-gguf")
-
-
-def _packed(checkpoint: Path, dtype: str) -> Path:
-    return checkpoint.with_name(f"{checkpoint.name}-{dtype}")
+def _beside(checkpoint: Path, form: str) -> Path:
+    return checkpoint.with_name(f"{checkpoint.name}-{form}")
 
 
 def _folder_form(name: str, source: ModelSource) -> Form:

@@ -180,7 +180,7 @@ def _write_weights(folder: Path, tensors: Iterable[tuple[str, Tensor]]) -> None:
     for number, shard in enumerate(_shards(tensors)):
         write_tensors(folder / f"part-{number}.safetensors", shard, {"format": "pt"})
         names.append(list(shard))
-        total += sum(map(_bytes, shard.values()))
+        total += sum(tensor.nbytes for tensor in shard.values())
     if len(names) == 1:
         os.replace(folder / "part-0.safetensors", folder / "model.safetensors")
         return
@@ -196,12 +196,8 @@ def _shards(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]
     """Groups of at most SHARD_BYTES; a larger tensor gets one of its own."""
     shard: dict[str, Tensor] = {}
     for name, tensor in tensors:
-        if shard and sum(map(_bytes, shard.values())) + _bytes(tensor) > SHARD_BYTES:
+        if shard and sum(held.nbytes for held in shard.values()) + tensor.nbytes > SHARD_BYTES:
             yield shard
             shard = {}
         shard[name] = tensor
     yield shard
-
-
-def _bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from darwinlm.errors import DamagedFileError, RequestError, first_line
 from darwinlm.models.shape import ModelShape
+from darwinlm.models.sites import KINDS
 
 
 def is_authors_database(folder: Path) -> bool:
@@ -33,7 +34,12 @@ def chosen_files(folder: Path, configuration: Path | None, shape: ModelShape) ->
         RequestError: no configuration, or it does not fit the model or the database; names every line that does not.
     """
     path = configuration or _only_text(folder)
-    known = set(matrices(shape))
+    known = {
+        shape.family.output(layer, kind).removesuffix(".weight")
+        for layer, widths in enumerate(shape.layers)
+        for kind in KINDS
+        if widths.has(kind)
+    }
     faults: list[str] = []
     found: dict[str, Path] = {}
     for matrix, level in _lines(path).items():
@@ -50,16 +56,6 @@ def chosen_files(folder: Path, configuration: Path | None, shape: ModelShape) ->
     if faults:
         raise RequestError(*faults)
     return found
-
-
-def matrices(shape: ModelShape) -> list[str]:
-    """Names of the output matrices that a model has."""
-    return [
-        shape.family.output(layer, site.kind).removesuffix(".weight")
-        for layer, widths in enumerate(shape.layers)
-        for site in shape.family.sites
-        if widths.has(site.kind)
-    ]
 
 
 def _only_text(folder: Path) -> Path:

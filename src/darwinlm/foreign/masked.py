@@ -14,6 +14,8 @@ from darwinlm.export.card import model_card, without_places
 from darwinlm.export.folder import check_replaceable
 from darwinlm.export.huggingface import write_checkpoint
 from darwinlm.foreign.authors import chosen_files, is_authors_database, read_matrix
+from darwinlm.foreign.gguf.importing import ImportedGguf, import_gguf
+from darwinlm.foreign.gguf.reading import is_gguf
 from darwinlm.models.attention import lay_out
 from darwinlm.models.heterogeneous import heterogeneous_config
 from darwinlm.models.shape import LayerWidths, ModelShape
@@ -43,38 +45,59 @@ class _Live:
     columns: list[int]
 
 
-def import_model(source: str, output: str, *, model: str = "", configuration: str = "") -> Imported:
-    """Write somebody else's pruned model as a canonical checkpoint.
+def import_model(
+    source: str, output: str, *, model: str = "", configuration: str = "", dtype: str = ""
+) -> Imported | ImportedGguf:
+    """Write somebody else's model as a checkpoint.
 
     Args:
-        source: a masked checkpoint (folder or hub id), or the authors' level database.
+        source: a GGUF file, a masked checkpoint (folder or hub id), or the authors' level database.
         output: folder of the checkpoint.
         model: the dense model of a level database.
         configuration: the file that names the levels of a level database.
+        dtype: of the checkpoint of a GGUF file: f32, f16 or bf16; by default what loses nothing.
 
     Raises:
         RequestError: nothing to import, or it does not fit; raised before anything is written.
     """
+    path = Path(source).expanduser()
+    if source and output and (is_gguf(path) or path.suffix == ".gguf"):
+        if not path.is_file():
+            raise RequestError(f"There is no file '{source}'.")
+        if model or configuration:
+            raise RequestError(f"'{source}' is a GGUF file; --model and --configuration are for level databases.")
+        return import_gguf(path, Path(output).expanduser(), dtype)
+    if source and (found := _only_gguf(path)):
+        raise RequestError(f"'{source}' is a folder of GGUF files. Give one of them: {', '.join(found)}.")
+    if dtype:
+        raise RequestError(f"--dtype is for GGUF files, and '{source}' is none.")
     if not source or not output:
         raise RequestError(
             "Give what to import and where to: darwinlm import SOURCE --output FOLDER (and --model for a database)."
         )
     folder = Path(output).expanduser()
     check_replaceable(folder)
-    if is_authors_database(Path(source).expanduser()):
+    if is_authors_database(path):
         if not model:
             raise RequestError(
                 f"'{source}' is a level database: add --model with the dense model that it was made from."
             )
         dense = ModelSource(model)
         text = Path(configuration).expanduser() if configuration else None
-        return _write(dense, chosen_files(Path(source).expanduser(), text, dense.shape), folder, source)
+        return _write(dense, chosen_files(path, text, dense.shape), folder, source)
     if model or configuration:
         raise RequestError(
             f"'{source}' holds no <module>/<level>.pth files, so it is no level database; --model and --configuration are for "
             "those. A masked checkpoint is imported by itself."
         )
     return _write(ModelSource(source), {}, folder, source)
+
+
+def _only_gguf(folder: Path) -> list[str]:
+    """Names of the GGUF files in a folder that is no checkpoint."""
+    if not folder.is_dir() or (folder / "config.json").exists():
+        return []
+    return sorted(path.name for path in folder.glob("*.gguf"))
 
 
 def _write(model: ModelSource, files: Mapping[str, Path], folder: Path, origin: str) -> Imported:

@@ -67,9 +67,6 @@ class Answering(_Model):
         with self._told(requests):
             return super().generate_until(list(requests), disable_tqdm=True)
 
-    def _loglikelihood_tokens(self, requests: Any, disable_tqdm: bool = True, override_bs: int | None = None) -> Any:
-        return super()._loglikelihood_tokens(requests, disable_tqdm=True, override_bs=override_bs)
-
     @contextmanager
     def _told(self, requests: Sequence[Any]) -> Iterator[None]:
         """Progress from the harness's own hook, which hears of every answer."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from darwinlm.config import BenchConfig, RunConfig, to_dict, violations
+from darwinlm.config import BenchConfig, RunConfig, to_dict
 from darwinlm.errors import RequestError
 from darwinlm.measure.engines import engine_of, load_code, open_rival
 from darwinlm.measure.memory import peak_memory
@@ -132,8 +132,6 @@ def _check(models: Sequence[str], config: RunConfig) -> None:
             f"{' and '.join(map(repr, models))} belong to different engines, whose speeds say nothing of the models. "
             "Give .gguf files alone, checkpoints alone, or --bench.engine llama.cpp, which makes files of checkpoints."
         )
-    if found := violations(config, ("database", "target", "search")):
-        raise RequestError(*found)
     longest = max(config.bench.context_lengths) + config.bench.decode_tokens + 1
     for name in models:
         load_code(name, config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 from collections.abc import Callable
@@ -18,9 +19,9 @@ from darwinlm.data.lineage import Lineage
 from darwinlm.data.windows import shared
 from darwinlm.errors import RequestError
 from darwinlm.measure.answers import Answers, Kept, differences, results_of, scores
-from darwinlm.measure.evaluated import Evaluation
 from darwinlm.measure.harness import LoadedTask, load_tasks, write_out
 from darwinlm.measure.quality import HeldOut, Quality
+from darwinlm.measure.tables import Table, quality_table, task_tables
 from darwinlm.measure.task_list import read_tasks
 from darwinlm.measure.task_scores import TaskComparison
 from darwinlm.models.blocks import BlockStream
@@ -28,12 +29,17 @@ from darwinlm.models.check import check_streamed
 from darwinlm.models.source import ModelSource
 from darwinlm.models.tokens import require_same_chat, require_same_tokens, tokens_digest
 from darwinlm.runtime.device import choose_device, choose_dtype
+from darwinlm.runtime.files import write_json, write_text
 from darwinlm.runtime.progress import log
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What is asked of an evaluation besides the settings."""
+    """What is asked of an evaluation besides the settings.
+
+    Raises:
+        RequestError: a number is too small, or something is given that only tasks need.
+    """
 
     against: str = ""
     """The dense model; none gives the checkpoint alone."""
@@ -45,44 +51,50 @@ class Asked:
     """Folder with task files of one's own."""
     limit: int | None = None
     """Questions of each task, the first ones; all by default."""
-    batch_size: int = 8
-    """Sequences in a forward pass at the tasks."""
-    chat: bool = False
+    batch_size: int | None = None
+    """Sequences in a forward pass at the tasks; 8 by default."""
+    apply_chat_template: bool = False
     """Put the requests of tasks into the models' chat template, solved examples as turns."""
 
-    @classmethod
-    def typed(
-        cls,
-        against: str,
-        tasks: str,
-        include_path: str,
-        limit: int | None,
-        batch_size: int | None,
-        apply_chat_template: bool = False,
-        beside: str = "",
-    ) -> Asked:
-        """From what was typed; empty is the default.
-
-        Raises:
-            RequestError: a number is too small, or something is given that only tasks need.
-        """
+    def __post_init__(self) -> None:
+        numbers, flags = ("limit", "batch_size"), ("include_path", "limit", "batch_size", "apply_chat_template")
         wrong = [
-            f"{flag} is {value}; it must be a whole number of 1 or more."
-            for flag, value in (("--limit", limit), ("--batch_size", batch_size))
-            if value is not None and value < 1
+            f"--{flag} is {value}; it must be a whole number of 1 or more."
+            for flag in numbers
+            if (value := getattr(self, flag)) is not None and value < 1
         ]
-        of_tasks = {
-            "--include_path": include_path,
-            "--limit": limit,
-            "--batch_size": batch_size,
-            "--apply_chat_template": apply_chat_template,
-        }
-        if (idle := [flag for flag, value in of_tasks.items() if value]) and not tasks:
+        if (idle := [f"--{flag}" for flag in flags if getattr(self, flag)]) and not self.tasks:
             wrong.append(f"{' and '.join(idle)} without tasks: add --tasks paper, or names of tasks.")
         if wrong:
             raise RequestError(*wrong)
-        others = tuple(name for name in (each.strip() for each in beside.split(",")) if name)
-        return cls(against, others, tasks, include_path, limit, batch_size or 8, apply_chat_template)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All that was measured."""
+
+    qualities: dict[str, Quality]
+    """`dense` where there is one, and `model`; empty where there was no text to read."""
+    text: str
+    """Which text that was."""
+    tasks: TaskComparison | None
+
+    def save(self, folder: Path) -> None:
+        """Write `eval.json` and `eval.md`."""
+        tasks = self.tasks.as_dict() if self.tasks else None
+        write_json(folder / "eval.json", {"text": self.text, "qualities": self._rows, "tasks": tasks})
+        models = [f"{label}: `{name}`  " for label, name in (self.tasks.models if self.tasks else {}).items()]
+        parts = [*(["\n".join(models) + "\n"] if models else []), *(table.markdown() for table in self.as_tables())]
+        write_text(folder / "eval.md", "\n".join(parts))
+
+    def as_tables(self) -> list[Table]:
+        """Text and tasks, as far as there are any."""
+        found = [quality_table(self._rows, self.text)] if self.qualities else []
+        return found + (task_tables(self.tasks) if self.tasks else [])
+
+    @property
+    def _rows(self) -> dict[str, dict[str, Any]]:
+        return {name: dataclasses.asdict(quality) for name, quality in self.qualities.items()}
 
 
 def run_evaluation(config: RunConfig, asked: Asked, folder: Path | None = None) -> Evaluation:
@@ -100,7 +112,7 @@ def run_evaluation(config: RunConfig, asked: Asked, folder: Path | None = None) 
     """
     sources = _sources(config, asked)
     loaded = load_tasks(read_tasks(asked.tasks), asked.include_path) if asked.tasks else []
-    if asked.chat:
+    if asked.apply_chat_template:
         require_same_chat(list(sources.values()))
     lineage = Lineage(config.model, *asked.beside)
     kept = Kept(folder / "eval" if folder else None)
@@ -136,21 +148,21 @@ def _at_tasks(
 
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
-    chat = chat_of(next(iter(sources.values())).tokenizer) if asked.chat else None
+    chat = chat_of(next(iter(sources.values())).tokenizer) if asked.apply_chat_template else None
     requests = [{name: write_out(part, asked.limit, chat) for name, part in task.parts.items()} for task in loaded]
-    known: dict[str, Encodings] = {}
+    known, size = dict[str, Encodings](), asked.batch_size or 8
     answered: dict[str, list[dict[str, Answers]]] = {}
     for key, source in sources.items():
         log.info("Tasks: %s", source.name)
         encodings = known.setdefault(tokens_digest(source.tokenizer), {})
-        asking = Asking(source, device, dtype, asked.batch_size, asked.limit, asked.chat, encodings)
+        asking = Asking(source, device, dtype, size, asked.limit, asked.apply_chat_template, encodings)
         answered[key] = [asking.all_of(parts, task.parts, kept) for task, parts in zip(loaded, requests)]
     first = next(iter(answered.values()))
     settings = {
         "tasks": ",".join(str(task.request) for task in loaded),
         "limit": asked.limit or "none",
-        "chat template": "applied" if asked.chat else "none",
-        "batch size": asked.batch_size,
+        "chat template": "applied" if asked.apply_chat_template else "none",
+        "batch size": size,
         "arithmetic": str(dtype).removeprefix("torch."),
         "lm-evaluation-harness": version("lm_eval"),
     }

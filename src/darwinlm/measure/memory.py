@@ -46,6 +46,8 @@ def peak_memory(name: str, config: RunConfig, work: list[Workload]) -> list[int 
     )
     if child.returncode == _REFUSED:
         raise RequestError(child.stderr.strip().splitlines()[-1])
+    if child.returncode < 0:
+        raise MemoryError(f"the process that measured '{name}' was ended by signal {-child.returncode}")
     if child.returncode:
         raise RuntimeError(f"measuring the memory of '{name}' failed: {child.stderr.strip()[-2000:]}")
     return json.loads(child.stdout.splitlines()[-1])

@@ -60,7 +60,10 @@ def predictions(result: BenchResult, table: LatencyTable) -> list[Prediction]:
     found: list[Prediction] = []
     for facts, rows in zip(result.models, result.measurements):
         shape = ModelSource(facts.name, weights=False).shape
-        for times, row in ((t, row) for row in rows for t in table.stages if _same(t, row.work)):
+        both = ((times, row) for row in rows for times in table.stages)
+        for times, row in both:
+            if vars(times.work) != {"stage": times.work.stage, **vars(row.work)}:
+                continue
             stage, seconds = times.work.stage, times.predicted(shape)
             measured, speedup = getattr(row, f"{stage}_seconds").median, getattr(row, f"{stage}_speedup")
             ratio = None if speedup is None else speedup.median
@@ -70,10 +73,6 @@ def predictions(result: BenchResult, table: LatencyTable) -> list[Prediction]:
             f"The latency table has none of the workloads that were measured, but {_listed(table.stages)}."
         )
     return found
-
-
-def _same(times: StageTimes, work: object) -> bool:
-    return vars(times.work) == {"stage": times.work.stage, **vars(work)}
 
 
 def _listed(stages: Sequence[StageTimes]) -> str:

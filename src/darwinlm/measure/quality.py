@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from darwinlm.errors import RequestError
-from darwinlm.losses import token_kls, token_nlls
+from darwinlm.losses import perplexity_of, token_kls, token_nlls
 from darwinlm.models.blocks import BlockStream
 from darwinlm.models.head import Head, head_of
 from darwinlm.runtime.progress import progress
@@ -89,7 +89,7 @@ class HeldOut:
                 "A model's predictions on the held-out text are no numbers: its weights hold NaN or Inf, or the arithmetic "
                 "overflows. Run with --dtype float32; if that does not help, its weights are damaged."
             )
-        perplexity = math.exp(nll)
+        perplexity = perplexity_of(nll)
         kl, kl_error = (0.0, 0.0) if is_dense else (None, None)
         if self.dense is not None and not is_dense:
             kl, kl_error = _mean_and_error(self._kls(hidden, head))

@@ -11,6 +11,7 @@ from typing import Any
 from markupsafe import Markup
 
 from darwinlm.config import TargetConfig, described
+from darwinlm.config.reading import adapter
 from darwinlm.database.store import MANIFEST, Database
 from darwinlm.errors import DamagedFileError
 from darwinlm.measure import method_pictures, pictures
@@ -198,7 +199,8 @@ def _errors(found: Contents, file: Path) -> Iterable[Section]:
     database = Database.open(file.parent)
     if database.modules:
         text = f"Relative error of each module's output at each level, on the calibration text; {len(database.modules)} modules."
-        rare = [[name, _taken(record.rare)] for name, record in database.modules.items() if record.rare]
+        taken = {name: record.rare for name, record in database.modules.items() if record.rare}
+        rare = [[name, ", ".join(f"expert {e} ({n})" for e, n in each.items())] for name, each in taken.items()]
         if rare:
             text += (
                 " Fewer tokens than they have columns took the experts below (so many): their levels rest on damping. More "
@@ -211,11 +213,6 @@ def _errors(found: Contents, file: Path) -> Iterable[Section]:
             _drawn("errors", pictures.errors(database)),
             [Table(rare, folded="Experts (tokens)")] if rare else [],
         )
-
-
-def _taken(experts: dict[str, int]) -> str:
-    """How many tokens took each."""
-    return ", ".join(f"expert {expert} ({count})" for expert, count in experts.items())
 
 
 def _training(found: Contents, file: Path) -> Iterable[Section]:
@@ -249,7 +246,7 @@ def _family(found: Contents, file: Path) -> Iterable[Section]:
 def _evaluated(found: Contents, file: Path) -> Iterable[Section]:
     values = read_json(file)
     tables = [quality_table(values["qualities"], values["text"])] if values["qualities"] else []
-    tables += task_tables(TaskComparison.of(values["tasks"])) if values["tasks"] else []
+    tables += task_tables(adapter(TaskComparison).validate_python(values["tasks"])) if values["tasks"] else []
     yield Section("eval", "Evaluation", "By darwinlm eval.", tables=tables)
 
 

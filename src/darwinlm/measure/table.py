@@ -29,7 +29,7 @@ from typing import TypeVar
 import torch
 import transformers
 
-from darwinlm.config import RunConfig, violations
+from darwinlm.config import RunConfig
 from darwinlm.database.levels import ladders
 from darwinlm.errors import RequestError
 from darwinlm.export.gguf.file import check_gguf
@@ -66,8 +66,6 @@ def measure_table(config: RunConfig) -> LatencyTable:
     Raises:
         RequestError: the request cannot be fulfilled; raised before anything is measured.
     """
-    if found := violations(config, ("target", "search")):
-        raise RequestError(*found)
     source = ModelSource(config.model, weights=False)
     works = [
         Workload(s, t, config.bench.decode_tokens)
@@ -101,12 +99,6 @@ def _versions(engine: str) -> dict[str, str]:
     if engine == "transformers":
         return {"torch": torch.__version__, "transformers": transformers.__version__}
     return {"xllamacpp": version("xllamacpp")} if engine == "llama.cpp" else {}
-
-
-def save_table(table: LatencyTable, folder: Path) -> Path:
-    """Write `latency.json` into a folder; returns its path."""
-    table.save(folder / "latency.json")
-    return folder / "latency.json"
 
 
 def _measured(

@@ -25,11 +25,6 @@ class Score:
     counts: bool
     """Whether it is the task's part of the average."""
 
-    @property
-    def key(self) -> tuple[str, int, str]:
-        """What the same score of another model shares."""
-        return self.task, self.shots, self.metric
-
 
 @dataclass(frozen=True)
 class Difference:
@@ -75,24 +70,15 @@ class TaskComparison:
         """The same of the differences to the first model."""
         return _mean([difference for difference in self.differences[model] if difference.counts])
 
-    @classmethod
-    def of(cls, values: dict[str, Any]) -> TaskComparison:
-        """A comparison from what `as_dict` made of it; what else stands there is ignored."""
-        known = {each.name: values[each.name] for each in dataclasses.fields(cls) if each.name != "differences"}
-        scores = {model: [Score(**score) for score in rows] for model, rows in known.pop("scores").items()}
-        listed = values.get("differences", {}).items()  # the first edition had none
-        return cls(
-            **known, scores=scores, differences={name: [Difference(**row) for row in rows] for name, rows in listed}
-        )
-
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON, with the averages and what their errors and the differences are."""
         means = {model: self.average(model) for model in self.models}
+        apart = {model: self.average_difference(model) for model in self.differences}
         return {
             **dataclasses.asdict(self),
             "averages": {model: mean.value if mean else None for model, mean in means.items()},
             "average_errors": {model: mean.stderr if mean else None for model, mean in means.items()},
-            "average_differences": {model: _as_dict(self.average_difference(model)) for model in self.differences},
+            "average_differences": {model: mean and dataclasses.asdict(mean) for model, mean in apart.items()},
             "paired": PAIRED,
         }
 
@@ -112,7 +98,3 @@ def _mean(rows: Sequence[Score | Difference]) -> Estimate | None:
     errors = [row.stderr for row in rows if row.stderr is not None]
     stderr = math.sqrt(math.fsum(each**2 for each in errors)) / len(rows) if len(errors) == len(rows) else None
     return Estimate(statistics.fmean(row.value for row in rows), stderr)
-
-
-def _as_dict(estimate: Estimate | None) -> dict[str, Any] | None:
-    return dataclasses.asdict(estimate) if estimate else None

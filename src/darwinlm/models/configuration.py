@@ -19,25 +19,13 @@ from darwinlm.models.shape import ModelShape
 from darwinlm.models.widths import LINEAR, PADDING
 
 LARGEST = {
-    "vocab_size": 1 << 24,
-    "hidden_size": 1 << 20,
-    "num_hidden_layers": 1 << 12,
-    "num_attention_heads": 1 << 14,
-    "num_key_value_heads": 1 << 14,
-    "head_dim": 1 << 14,
-    "intermediate_size": 1 << 22,
-    "moe_intermediate_size": 1 << 22,
-    "num_experts": 1 << 16,
-    "num_local_experts": 1 << 16,
-    "num_experts_per_tok": 1 << 16,
-    "linear_num_key_heads": 1 << 14,
-    "linear_num_value_heads": 1 << 14,
-    "linear_key_head_dim": 1 << 14,
-    "linear_value_head_dim": 1 << 14,
-    "linear_conv_kernel_dim": 1 << 10,
-    "sliding_window": 1 << 40,
-    "max_position_embeddings": 1 << 40,
-}
+    "vocab_size": 1 << 24, "hidden_size": 1 << 20, "num_hidden_layers": 1 << 12, "linear_conv_kernel_dim": 1 << 10,
+    **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "linear_num_key_heads", "linear_num_value_heads"), 1 << 14),
+    **dict.fromkeys(("head_dim", "linear_key_head_dim", "linear_value_head_dim"), 1 << 14),
+    **dict.fromkeys(("intermediate_size", "moe_intermediate_size"), 1 << 22),
+    **dict.fromkeys(("num_experts", "num_local_experts", "num_experts_per_tok"), 1 << 16),
+    **dict.fromkeys(("sliding_window", "max_position_embeddings"), 1 << 40),
+}  # fmt: skip
 """Sizes that no model reaches; a configuration that asks for more is damaged or hostile."""
 _LAYER_WIDTHS = (
     "num_attention_heads", "num_key_value_heads", "intermediate_size", "moe_intermediate_size", "num_experts",

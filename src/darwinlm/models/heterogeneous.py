@@ -104,13 +104,10 @@ def _overrides(family: Family, widths: LayerWidths, whole: dict[str, Any]) -> di
 @contextmanager
 def empty() -> Iterator[None]:
     """Modules that are made here have no numbers in their parameters (meta device); what they compute is real."""
-    hook = register_module_parameter_registration_hook(
+    with register_module_parameter_registration_hook(
         lambda module, name, parameter: _without_numbers(parameter)  # type: ignore[arg-type]
-    )
-    try:
+    ):
         yield
-    finally:
-        hook.remove()
 
 
 def _without_numbers(parameter: nn.Parameter | None) -> nn.Parameter | None:

@@ -129,11 +129,6 @@ def sliding_window(config: Any) -> int | None:
     return getattr(config, "sliding_window", None)
 
 
-def rope_of(source: ModelSource) -> Rope:
-    """The rotary embedding of a checkpoint."""
-    return rope(source.family, source.config, source.shape)
-
-
 def rope(family: Family, config: Any, shape: ModelShape) -> Rope:
     """The rotary embedding of a configuration, read from the very buffer that the model computes with."""
     rotary = Stock(family, config).decoder(torch.device("cpu")).rotary_emb
@@ -155,14 +150,14 @@ def tensors(source: ModelSource, graph: str) -> Iterator[tuple[str, Tensor]]:
 
 
 def _tensors(source: ModelSource, graph: str, *, meta: bool) -> Iterator[tuple[str, Tensor]]:
-    rope, shape = rope_of(source), stubbed(source.shape)
+    rotary, shape = rope(source.family, source.config, source.shape), stubbed(source.shape)
     yield "token_embd.weight", source.embedding(meta=meta)
-    if rope.factors is not None:
-        yield "rope_freqs.weight", rope.factors
+    if rotary.factors is not None:
+        yield "rope_freqs.weight", rotary.factors
     for index, widths in enumerate(shape.layers):
         layer = stubbed_layer(source, index, source.layer(index, meta=meta))
         for site in source.family.sites:
-            for name, tensor in _of_site(source, graph, site, layer, widths, rope).items():
+            for name, tensor in _of_site(source, graph, site, layer, widths, rotary).items():
                 yield f"blk.{index}.{name}", tensor
     yield "output_norm.weight", source.final_norm(meta=meta)
     if not shape.tied:

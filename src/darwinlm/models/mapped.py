@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -12,7 +12,7 @@ from torch import Tensor
 from darwinlm.errors import DamagedFileError
 
 
-class MappedTensors(Mapping[str, Tensor]):
+class MappedTensors:
     """Tensors by name, mapped and never copied; they must not be written to.
 
     Args:
@@ -42,12 +42,6 @@ class MappedTensors(Mapping[str, Tensor]):
                 f"'{path}' was changed while it was in use. Put the checkpoint back as it was; the same command goes on."
             )
         return self._tensors[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._paths)
-
-    def __len__(self) -> int:
-        return len(self._paths)
 
 
 def _stamp(path: Path) -> tuple[int, int, int]:

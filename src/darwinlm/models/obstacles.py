@@ -21,14 +21,7 @@ _PARTS = {
     "mamba": "some of its layers have state-space modules",
     "conv": "some of its layers have convolutions",
 }
-_LLAMA = (
-    "self_attn.q_proj",
-    "self_attn.k_proj",
-    "self_attn.v_proj",
-    "self_attn.o_proj",
-    "mlp.up_proj",
-    "mlp.down_proj",
-)
+_LLAMA = (*(f"self_attn.{part}_proj" for part in "qkvo"), "mlp.up_proj", "mlp.down_proj")
 
 
 def obstacle(values: Mapping[str, Any], known: Collection[str]) -> str:

@@ -102,15 +102,12 @@ class ModelShape:
         """A layer that can have modules of all kinds, if there is one."""
         return min(range(len(self.layers)), key=lambda index: self.layers[index].linear)
 
-    def layer_outlines(self, index: int) -> Outlines:
-        """Name within a layer -> shape of its tensors."""
-        return self.stock.outlines(index, self.layers[index])
-
     def outlines(self) -> Outlines:
         """Full name -> shape of every tensor of the model, in the order of `sites.framed`; a tied head is none."""
         found = {EMBEDDING: self.stock.outside[EMBEDDING]}
-        for index in range(len(self.layers)):
-            found |= {layer_prefix(index) + name: sizes for name, sizes in self.layer_outlines(index).items()}
+        for index, widths in enumerate(self.layers):
+            held = self.stock.outlines(index, widths)
+            found |= {layer_prefix(index) + name: sizes for name, sizes in held.items()}
         found[NORM] = self.stock.outside[NORM]
         return found if self.tied else found | {HEAD: (self.vocabulary, self.hidden)}
 

@@ -59,10 +59,6 @@ class Site:
         """Whether a tensor of the layer is one of this module, or of a norm that goes with it."""
         return name.startswith(f"{self.module}.") or name.rpartition(".")[0] in self.norms
 
-    def cuts_of(self, matrix: str) -> list[Cut]:
-        """The parts of a matrix, in their order; empty where it stays whole."""
-        return [cut for cut in self.cuts if cut.matrix == matrix]
-
     def split(self, name: str, tensor: Tensor, counts: Mapping[Part, int]) -> dict[Part, Tensor]:
         """The parts of a tensor of this module, each (units, rows of a unit, ...); empty where it stays whole.
 
@@ -71,7 +67,7 @@ class Site:
             tensor: with rows of all parts.
             counts: units of each part that it has.
         """
-        cuts = self.cuts_of(name.rpartition(".")[0])
+        cuts = [cut for cut in self.cuts if cut.matrix == name.rpartition(".")[0]]
         if not cuts:
             return {}
         units = [counts[cut.part] for cut in cuts]

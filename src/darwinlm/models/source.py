@@ -170,6 +170,13 @@ class ModelSource:
                 raise DamagedFileError(
                     f"'{path}' is damaged: {fault}. Download or copy the checkpoint again."
                 ) from fault
+        if broken := next(
+            (name for name, tensor in found.items() if tensor.dtype.itemsize > 1 and not tensor.isfinite().all()), None
+        ):
+            raise DamagedFileError(
+                f"'{self.name}' holds NaN or Inf in '{broken}'. Download or copy the checkpoint again, or train it anew with a "
+                "lower learning rate."
+            )
         return found
 
     def module(self, prefix: str) -> dict[str, Tensor]:

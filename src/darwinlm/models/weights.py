@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import math
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from darwinlm.errors import DamagedFileError, RequestError
 from darwinlm.formats.packing import read_back, unpack
 from darwinlm.models.shape import ModelShape
 from darwinlm.models.sites import EMBEDDING, HEAD, NORM, layer_prefix
-from darwinlm.runtime.progress import log
+from darwinlm.runtime.progress import warn_once
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -84,7 +84,7 @@ def weight_files(folder: Path, name: str) -> list[Path]:
     else:
         raise RequestError(
             f"'{name}' holds no safetensors weights. DarwinLM reads no pickles; convert the checkpoint with "
-            "`save_pretrained(..., safe_serialization=True)`."
+            "transformers' `save_pretrained`."
         )
     paths = [folder / file for file in names]
     if missing := [path.name for path in paths if not path.is_file()]:
@@ -97,7 +97,7 @@ def weight_files(folder: Path, name: str) -> list[Path]:
             "give the folder that it lies in."
         )
     if stale := sorted(path.name for path in folder.glob("model*.safetensors") if path.name not in names):
-        _say(
+        warn_once(
             f"'{name}': left out {_some(stale)}, which do not belong to {'its index' if names != [SINGLE] else SINGLE}."
         )
     return paths
@@ -190,7 +190,7 @@ def _leave_out(held: Mapping[str, Stored], found: Mapping[str, Stored], shape: M
             f"would be another model. {_remedy(inside, shape)}"
         )
     if surplus:
-        _say(f"'{name}': left out {len(surplus)} tensors that are not of the language model, {_some(surplus)}.")
+        warn_once(f"'{name}': left out {len(surplus)} tensors that are not of the language model, {_some(surplus)}.")
 
 
 def _remedy(surplus: list[str], shape: ModelShape) -> str:
@@ -225,6 +225,8 @@ def _headers(paths: Iterable[Path]) -> tuple[dict[str, Stored], set[str]]:
                         twice.add(tensor)
                     held[tensor] = Stored(path, str(part.get_dtype()), tuple(part.get_shape()))
         except (OSError, SafetensorError) as fault:
+            if not os.access(path, os.R_OK):
+                raise RequestError(f"'{path}' may not be read by this user.") from fault
             raise DamagedFileError(f"'{path}' is damaged: {fault}. {_AGAIN}") from fault
     return held, twice
 
@@ -314,9 +316,3 @@ def _some(names: list[str]) -> str:
     """The first few of a list, in words."""
     shown = ", ".join(f"{name!r:.120}" for name in names[:3])
     return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown
-
-
-@functools.cache
-def _say(message: str) -> None:
-    """Once, however often a checkpoint is opened."""
-    log.warning("%s", message)

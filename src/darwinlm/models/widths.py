@@ -56,6 +56,12 @@ class LayerWidths:
         """These widths in a layer like another one: without heads where that has linear attention."""
         return replace(self.without({"attention"}) if other.linear else self, linear=other.linear)
 
+    def having(self, kind: Kind, module: LayerWidths) -> LayerWidths:
+        """The same with the module of a kind as another layer has it."""
+        if kind == "mlp":
+            return replace(self, intermediate=module.intermediate, experts=module.experts)
+        return replace(self, heads=module.heads, kv_heads=module.kv_heads, padding=module.padding)
+
     def without(self, kinds: Iterable[Kind]) -> LayerWidths:
         """The same without modules of these kinds."""
         kinds = set(kinds)

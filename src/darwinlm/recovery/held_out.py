@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from darwinlm.losses import token_kls, token_nlls
+from darwinlm.losses import perplexity_of, token_kls, token_nlls
 from darwinlm.models.blocks import BlockStream
 from darwinlm.recovery.objective import Known
 from darwinlm.runtime import ranks
@@ -37,22 +36,22 @@ class Watch:
         """
         model.eval()
         sums = torch.zeros(3, dtype=torch.float64)
-        world, count = ranks.world_size(), len(self.tokens)
-        for first in range(ranks.rank() * self.batch, _rounded_up(count, world * self.batch), world * self.batch):
+        every, count = ranks.world_size() * self.batch, len(self.tokens)
+        for first in range(ranks.rank() * self.batch, -(-count // every) * every, every):
             rows = [row for row in range(first, first + self.batch) if row < count]
             found = model(self.tokens[rows or [0]].to(device), self._known(rows or [0], device))
             parts = [found["cross_entropy"].item(), found["kl"].item() if "kl" in found else 0.0, 1.0]
             sums += len(rows) * torch.tensor(parts, dtype=torch.float64)
         model.train()
         entropy, kl, rows = ranks.all_reduce(sums).tolist()
-        quality = {"perplexity": math.exp(min(entropy / rows, 700.0))}
+        quality = {"perplexity": perplexity_of(entropy / rows)}
         return {**quality, "kl": kl / rows} if self.hidden is not None else quality
 
     def quality_of_checkpoint(self, stream: BlockStream) -> dict[str, float]:
         """{perplexity, kl} of a checkpoint, block by block, as `quality` gives them of a model in training."""
         hidden, head = stream.final_hidden(self.tokens), stream.source.head().to(stream.device, torch.float32)
         nlls = token_nlls(hidden[:, :-1].flatten(0, 1), head, self.tokens[:, 1:].flatten())
-        quality = {"perplexity": math.exp(min(nlls.mean().item(), 700.0))}
+        quality = {"perplexity": perplexity_of(nlls.mean().item())}
         if self.hidden is None or self.head is None:
             return quality
         kls = token_kls(self.hidden.flatten(0, 1), hidden.flatten(0, 1), self.head.to(head.device, torch.float32), head)
@@ -63,7 +62,3 @@ class Watch:
             return None
         self.head = self.head.to(device, torch.float32)
         return Known((self.hidden[rows].flatten(0, 1).to(device), self.head))
-
-
-def _rounded_up(count: int, step: int) -> int:
-    return -(-count // step) * step

@@ -64,17 +64,12 @@ class Objective(nn.Module):
         parts = {"cross_entropy": entropy.detach(), "kl": kl.detach()}
         if wanted:
             states = layer_states(output, self.compared)
-            distance = torch.stack(
-                [1 - cosine(one, other) for one, other in zip(states, known.layers, strict=True)]
-            ).mean()
+            pairs = zip(states, known.layers, strict=True)
+            apart = [1 - cosine_similarity(one.float(), other.float(), dim=-1).mean() for one, other in pairs]
+            distance = torch.stack(apart).mean()
             loss = loss + self.train_config.hidden_weight * distance
             parts["hidden_distance"] = distance.detach()
         return {"loss": loss, **parts}
-
-
-def cosine(one: Tensor, other: Tensor) -> Tensor:
-    """Mean cosine between hidden states (B, T, H) of the same tokens."""
-    return cosine_similarity(one.float(), other.float(), dim=-1).mean()
 
 
 def layer_states(output: Any, layers: list[int]) -> list[Tensor]:

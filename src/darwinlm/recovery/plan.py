@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from darwinlm.config import TrainConfig
-from darwinlm.cost import activation_bytes
+from darwinlm.cost import activation_bytes, forward_flops
 from darwinlm.losses import chunk_tokens
 from darwinlm.models.shape import ModelShape
 from darwinlm.runtime.memory import Need
@@ -83,19 +83,10 @@ def _flops_a_token(shape: ModelShape, train: TrainConfig, teacher: ModelShape | 
     """A forward pass, a backward pass of twice that (once with adapters, whose frozen matrices get no gradients), and what
     checkpointing computes again; the teacher's forward pass."""
     backward = 1 if train.method == "lora" else 2
-    layers = _layer_flops(shape, train.sequence_length) * (1 + backward + train.gradient_checkpointing)
+    passes, length = 1 + backward + train.gradient_checkpointing, train.sequence_length
     head = 2 * shape.vocabulary * shape.hidden * (2 + backward)  # logits are made twice: see losses
-    return layers + head + (_forward_flops(teacher, train.sequence_length) if teacher else 0)
-
-
-def _forward_flops(shape: ModelShape, length: int) -> int:
-    return _layer_flops(shape, length) + 2 * shape.vocabulary * shape.hidden
-
-
-def _layer_flops(shape: ModelShape, length: int) -> int:
-    """A token's forward pass through the layers: all matrices, and causal attention to half of `length` tokens."""
-    attention = sum(2 * widths.heads * shape.head_dim * length for widths in shape.layers)
-    return 2 * shape.active_layer_parameters + attention
+    taught = forward_flops(teacher, length) if teacher else 0
+    return forward_flops(shape, length, head=False) * passes + head + taught
 
 
 def _memory(shape: ModelShape, train: TrainConfig, dtype: torch.dtype, devices: int) -> int:
@@ -115,5 +106,6 @@ def _trained_parameters(shape: ModelShape, train: TrainConfig) -> int:
     """All of them, or those of adapters on every matrix of the layers."""
     if train.method == "full":
         return shape.parameters
-    matrices = (size for i in range(len(shape.layers)) for size in shape.layer_outlines(i).values() if len(size) == 2)
+    held = (shape.stock.outlines(index, widths).values() for index, widths in enumerate(shape.layers))
+    matrices = (size for sizes in held for size in sizes if len(size) == 2)
     return sum(map(sum, matrices)) * train.lora_rank

@@ -7,7 +7,7 @@ import functools
 from pathlib import Path
 from typing import Any
 
-from darwinlm.config import RunConfig, to_dict, violations
+from darwinlm.config import RunConfig, to_dict
 from darwinlm.data.blocks import from_the_beginning, scored_apart
 from darwinlm.data.lineage import RANGES, Lineage, Scored
 from darwinlm.data.sources import documents
@@ -17,7 +17,7 @@ from darwinlm.errors import RequestError, first_line
 from darwinlm.export.huggingface import require_canonical
 from darwinlm.models.check import check_streamed
 from darwinlm.models.source import ModelSource
-from darwinlm.models.tokens import tokens_digest
+from darwinlm.models.tokens import require_same_tokens, tokens_digest
 from darwinlm.recovery.adapters import check_adapters
 from darwinlm.recovery.batches import Rhythm
 from darwinlm.recovery.plan import training_cost, training_need
@@ -30,8 +30,6 @@ from darwinlm.runtime.output import pasted
 from darwinlm.runtime.progress import log
 from darwinlm.runtime.rundir import RunDirectory, require_same
 
-WITHOUT = ("database", "target", "search", "bench")
-"""Groups of settings that do not count for a training."""
 _HOW = (
     "eval_every_tokens",
     "save_every_tokens",
@@ -116,18 +114,12 @@ class Request:
     def _checked_teacher(self) -> ModelSource:
         teacher = ModelSource(self.train.teacher)
         ours, theirs = self.source.shape, teacher.shape
-        same = self.source.tokenizer.get_vocab() == teacher.tokenizer.get_vocab()
-        if same and ours.vocabulary != theirs.vocabulary:
+        require_same_tokens(self.source, teacher)
+        if ours.vocabulary != theirs.vocabulary:
             raise RequestError(
                 f"'{teacher.name}' and '{self.source.name}' have the same tokens, but embeddings of {theirs.vocabulary:,} and "
                 f"{ours.vocabulary:,} rows: they are padded otherwise, which is not supported. Give the model it was pruned from, "
                 "or pad both alike (resize_token_embeddings)."
-            )
-        if not same:
-            raise RequestError(
-                f"The teacher '{teacher.name}' ({theirs.vocabulary:,} tokens) does not have the vocabulary of "
-                f"'{self.source.name}' ({ours.vocabulary:,} tokens), so their predictions cannot be compared. Give the model it "
-                "was pruned from."
             )
         teacher.require_context(self.train.sequence_length, "train.sequence_length")
         if self.train.top_k > theirs.vocabulary:
@@ -254,8 +246,8 @@ def _check_given(config: RunConfig) -> None:
         missing.append(
             f"--device is '{config.device}', but a training takes cpu or cuda. Choose among GPUs by CUDA_VISIBLE_DEVICES."
         )
-    if found := missing + violations(config, WITHOUT):
-        raise RequestError(*found)
+    if missing:
+        raise RequestError(*missing)
     documents(config.data, config.blocks.text_field)
 
 

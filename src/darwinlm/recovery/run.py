@@ -27,7 +27,7 @@ from darwinlm.recovery.objective import Objective
 from darwinlm.recovery.request import Request
 from darwinlm.recovery.result import write_result
 from darwinlm.recovery.state import states, step_of
-from darwinlm.recovery.teacher import LiveTeacher, Teacher
+from darwinlm.recovery.teacher import LiveTeacher
 from darwinlm.recovery.teacher_logits import StoredTeacher, fill
 from darwinlm.recovery.trainer import Course, Recovery
 from darwinlm.runtime import ranks
@@ -125,7 +125,7 @@ def _ended(trainer: Recovery, request: Request, fault: TextEnds) -> RequestError
     )
 
 
-def _teacher(request: Request, compared: list[int]) -> Teacher | None:
+def _teacher(request: Request, compared: list[int]) -> LiveTeacher | StoredTeacher | None:
     train = request.train
     if request.teacher is None or not (train.distill_weight or train.hidden_weight):
         return None

@@ -16,11 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_state_dict,
-    set_state_dict,
-)
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
@@ -31,6 +27,7 @@ from darwinlm.runtime.files import flush, read_json, read_tensors, write_json, w
 
 _WEIGHTS, _MOMENTS = "weights.", "moments."
 _OF_STUDENT = "student."
+_WHOLE: dict[str, Any] = {"full_state_dict": True, "cpu_offload": True, "ignore_frozen_params": True}
 
 
 def saved_weights(state: Path) -> dict[str, Tensor]:
@@ -42,15 +39,6 @@ def saved_weights(state: Path) -> dict[str, Tensor]:
     tensors, _ = read_tensors(state / "weights.safetensors")
     prefix = _WEIGHTS + _OF_STUDENT
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-
-def _options(**more: Any) -> StateDictOptions:
-    return StateDictOptions(
-        full_state_dict=True,
-        cpu_offload=True,
-        ignore_frozen_params=True,
-        **more,
-    )
 
 
 def save_state(
@@ -76,18 +64,20 @@ def save_state(
     Raises:
         RequestError: a weight is not finite.
     """
-    weights, found = get_state_dict(model, optimizer, options=_options())
+    weights, found = get_state_dict(model, optimizer, options=StateDictOptions(**_WHOLE))
     moments: Any = found
     if ranks.is_first():
         partial = folder / ".state.partial"
         shutil.rmtree(partial, ignore_errors=True)
         trained = [name for group in moments["param_groups"] for name in group["params"]]  # tied weights have one name
-        if broken := [name.removeprefix(_OF_STUDENT) for name in trained if not weights[name].isfinite().all()]:
+        tensors: dict[str, Any] = {_WEIGHTS + name: weights[name] for name in trained}
+        if broken := [
+            name.removeprefix(_WEIGHTS + _OF_STUDENT) for name, t in tensors.items() if not t.isfinite().all()
+        ]:
             raise RequestError(
                 f"After step {step}, {len(broken)} of {len(trained)} trained weights hold NaN or Inf, {broken[0]} first; the state "
                 "before that is kept. Lower train.learning_rate, raise train.warmup_steps, or use --dtype float32."
             )
-        tensors: dict[str, Any] = {_WEIGHTS + name: weights[name] for name in trained}
         for name, values in moments["state"].items():
             tensors |= {f"{_MOMENTS}{kind}.{name}": value for kind, value in values.items()}
         write_tensors(partial / "weights.safetensors", tensors)
@@ -139,7 +129,7 @@ def load_state(state: Path, model: nn.Module, optimizer: Optimizer, schedule: La
         optimizer,
         model_state_dict=weights,
         optim_state_dict={"state": moments, "param_groups": facts["groups"]},  # type: ignore[arg-type]
-        options=_options(strict=False),
+        options=StateDictOptions(**_WHOLE, strict=False),
     )
     schedule.load_state_dict(facts["schedule"])
     for group, base, share in zip(optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):

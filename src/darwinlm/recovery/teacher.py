@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,14 +14,6 @@ from darwinlm.models.head import head_of
 from darwinlm.models.source import ModelSource
 from darwinlm.models.whole import load_whole
 from darwinlm.recovery.objective import Known, layer_states
-
-
-class Teacher(Protocol):
-    """What a training asks of its teacher."""
-
-    def known(self, tokens: Tensor, numbers: Sequence[int]) -> Known:
-        """Its view of (B, T) token ids, the blocks of the stream with these numbers."""
-        ...
 
 
 class LiveTeacher:
@@ -43,7 +35,7 @@ class LiveTeacher:
 
     @torch.no_grad()
     def known(self, tokens: Tensor, numbers: Sequence[int]) -> Known:
-        """Its view of (B, T) token ids."""
+        """Its view of (B, T) token ids, the blocks of the stream with these numbers."""
         output = self.model.model(input_ids=tokens, use_cache=False, output_hidden_states=bool(self.compared))
         hidden, head = output.last_hidden_state.flatten(0, 1), head_of(self.model)
         k, temperature = self.train.top_k, self.train.temperature

@@ -19,7 +19,8 @@ from darwinlm.recovery.batches import Batches
 from darwinlm.recovery.history import History
 from darwinlm.recovery.objective import Objective
 from darwinlm.recovery.state import bookmark_of, load_state, save_state
-from darwinlm.recovery.teacher import Teacher
+from darwinlm.recovery.teacher import LiveTeacher
+from darwinlm.recovery.teacher_logits import StoredTeacher
 from darwinlm.runtime import ranks
 from darwinlm.runtime.seeds import torch_generator
 
@@ -57,7 +58,7 @@ class Recovery(Trainer):
         arguments: TrainingArguments,
         train: TrainConfig,
         batches: Batches,
-        teacher: Teacher | None,
+        teacher: LiveTeacher | StoredTeacher | None,
         course: Course,
     ) -> None:
         super().__init__(model=objective, args=arguments, callbacks=[_Marks(train, course.seed)])

@@ -195,7 +195,8 @@ class _Streams:
         columns = columns.to(dense.device)
         old, stored = _change(dense, weight, columns), self._stored(layer, name)
         if not sums[0].inputs.any():  # this text does not reach it
-            return {}, MatrixRefit(None, *[self._error(sums[1], old)] * 2)
+            error = self._error(sums[1], old)
+            return {}, MatrixRefit(None, error, error)
         fit, check = (one.behind(old, columns) for one in sums)
         new, damping = best_matrix(weight, fit, check, stored)
         others, theirs = choose_again(dense, sums[0], len(columns), damping or DAMPINGS[0], stored)
@@ -262,11 +263,8 @@ class _Streams:
 def _run(block: Block, hidden: Tensor, kind: Kind) -> tuple[Tensor, Tensor, Tensor]:
     """A block's run: the inputs of one output matrix, its outputs, and the block's."""
     seen: list[Any] = []
-    hook = block.output_matrix(kind).register_forward_hook(lambda _, inputs, output: seen.extend((inputs[0], output)))
-    try:
+    with block.output_matrix(kind).register_forward_hook(lambda _, inputs, output: seen.extend((inputs[0], output))):
         end = block(hidden)
-    finally:
-        hook.remove()
     return seen[0], seen[1], end
 
 

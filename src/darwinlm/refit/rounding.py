@@ -38,12 +38,9 @@ def fronts_anew(
         x = inputs[0].flatten(0, -2).float()
         hessian.add_(x.T @ x)
 
-    hook = block.layer.get_submodule(name.removesuffix(".weight")).register_forward_pre_hook(add)
-    try:
+    with block.layer.get_submodule(name.removesuffix(".weight")).register_forward_pre_hook(add):
         for part in hidden:
             block(part.to(device))
-    finally:
-        hook.remove()
     ranks.all_reduce(hessian)
     if not ranks.is_first():
         return ranks.broadcast({})

@@ -127,12 +127,6 @@ class Refits:
         """Whether all of so many blocks are, and judged."""
         return bool(self.kl) and all(layer in self for layer in range(layers))
 
-    @property
-    def at_the_end(self) -> tuple[float, float]:
-        """Error behind the last module that there is, before and after its refit; the others are refitted in both."""
-        *_, last = self.matrices.values() or [MatrixRefit(None, 0.0, 0.0)]
-        return last.before, last.after
-
     def read(self, layer: int) -> dict[str, Tensor]:
         """The output matrices of a finished block by their names within the layer.
 

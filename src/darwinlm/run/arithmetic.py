@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
-from math import ceil
 
 from darwinlm.config import SearchConfig
+from darwinlm.cost import forward_flops
 from darwinlm.database.levels import Ladder
 from darwinlm.models.shape import ModelShape
 from darwinlm.refit.least_squares import DAMPINGS
@@ -20,12 +20,6 @@ ROUNDS, GENOMES = 3, 6
 """Of the start, as most models that we measured took."""
 OPTIMIZER_BYTES = 110
 """That a step of the compensated AdamW reads and writes for each parameter, operation by operation."""
-
-
-def forward_flops(shape: ModelShape, length: int, *, head: bool = True) -> int:
-    """A forward pass, per token, in sequences of `length`: all matrices, and causal attention to half of the tokens."""
-    attention = sum(2 * widths.heads * shape.head_dim * length for widths in shape.layers)
-    return 2 * shape.active_layer_parameters + attention + (2 * shape.vocabulary * shape.hidden if head else 0)
 
 
 def hessian_flops(shape: ModelShape, ladders: Sequence[Ladder], tokens: int) -> int:
@@ -58,23 +52,6 @@ def pruning_seconds(ladders: Sequence[Ladder], hidden: int, devices: int, rate: 
     for ladder in ladders:
         blocks.setdefault(ladder.layer, []).append(pruning_flops(ladder, hidden))
     return sum(max(sum(own[rank::devices]) for rank in range(min(devices, len(own)))) for own in blocks.values()) / rate
-
-
-def entering(config: SearchConfig) -> list[int]:
-    """Candidates of each selection step; the parent joins the last one."""
-    counts = [config.offspring, *config.survivors[:-1]]
-    return [*counts[:-1], counts[-1] + 1]
-
-
-def evolution_passes(config: SearchConfig, devices: int) -> tuple[int, int, int]:
-    """(tokens trained on, tokens scored on, candidates built) by the busiest device in all generations.
-
-    Candidates of a selection step are shared out to the devices, never split.
-    """
-    shares = [ceil(count / devices) for count in entering(config)]
-    train = sum(share * stage.train_tokens for share, stage in zip(shares, config.stages))
-    select = sum(share * stage.select_tokens for share, stage in zip(shares, config.stages))
-    return train * config.generations, select * config.generations, sum(shares) * config.generations
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from darwinlm.config import RunConfig, TargetConfig
 from darwinlm.config.quantities import Unit, quantity
@@ -68,7 +68,7 @@ def family_targets(config: RunConfig, typed: str) -> dict[str, TargetConfig]:
     for text in (part.strip() for part in typed.split(",") if part.strip()):
         kind = _kind(text, config.database.levels)
         try:
-            asked = float(text) if kind == "level" else quantity(text, _unit(kind)).value
+            asked = float(text) if kind == "level" else quantity(text, kind).value
         except ValueError as fault:
             raise RequestError(f"--targets: '{text}' {fault}.") from fault
         found[text] = (kind, asked)
@@ -85,7 +85,7 @@ def family_targets(config: RunConfig, typed: str) -> dict[str, TargetConfig]:
     }
 
 
-def _kind(text: str, levels: int) -> str:
+def _kind(text: str, levels: int) -> Literal["level"] | Unit:
     """Which setting of a target is meant."""
     lower = text.lower()
     if lower.endswith("x"):
@@ -96,10 +96,6 @@ def _kind(text: str, levels: int) -> str:
         return "level" if 0 < float(text) < levels else "parameters"
     except ValueError:
         return "parameters"
-
-
-def _unit(kind: str) -> Unit:
-    return "speedup" if kind == "speedup" else "memory" if kind == "memory" else "parameters"
 
 
 def run_family(config: RunConfig, typed: str, *, rebuild: bool = False, restart: bool = False) -> list[Member]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import bisect
+import functools
 from dataclasses import dataclass, replace
 
 import torch
 
-from darwinlm.config import RunConfig, described, violations
+from darwinlm.config import RunConfig, described
 from darwinlm.config.quantities import Quantity
 from darwinlm.cost import (
     MemoryPlan,
@@ -24,7 +25,7 @@ from darwinlm.cost import (
 from darwinlm.database.levels import Ladder, ladders
 from darwinlm.errors import RequestError
 from darwinlm.genome import Genome, Space
-from darwinlm.models.shape import LayerWidths, ModelShape
+from darwinlm.models.shape import ModelShape
 from darwinlm.models.source import ModelSource
 from darwinlm.runtime.device import choose_device, choose_dtype
 from darwinlm.runtime.memory import free_bytes, misfits
@@ -85,9 +86,8 @@ def make_plan(config: RunConfig) -> Plan:
     Raises:
         RequestError: the settings do not fit the model, or each other.
     """
-    if found := violations(config):
-        raise RequestError(*found)
     source = ModelSource(config.model, weights=False)
+    source.require_context(config.blocks.sequence_length)
     device = _device(config)
     rungs = ladders(source.shape, config.database)
     space = Space(tuple(rungs))
@@ -206,10 +206,7 @@ def planned_target(
     """
     space = Space.of(space.ladders, config.target.formats)
     target = target_of(config, shape, space, value_bytes, device, dtype)
-
-    def widths(ladder: Ladder, level: int) -> LayerWidths:
-        return nominal_module(shape, ladder, level)
-
+    widths = functools.partial(nominal_module, shape)
     target.require_reachable(widths)
     found = uniform(target.budget(widths), python_random(config.seed, "start"))
     return tuple(space.levels_of(found).values()), target.achieved(found, widths)

@@ -12,7 +12,7 @@ import torch
 
 from darwinlm.config import RunConfig
 from darwinlm.config.prediction import UPLOAD
-from darwinlm.cost import database_bytes, nominal_widths, plan_memory
+from darwinlm.cost import database_bytes, entering, forward_flops, generation_tokens, nominal_widths, plan_memory
 from darwinlm.data.blocks import SPLITS
 from darwinlm.database.levels import Ladder, ladders
 from darwinlm.errors import RequestError
@@ -23,9 +23,6 @@ from darwinlm.recovery.plan import training_cost
 from darwinlm.run.arithmetic import (
     OPTIMIZER_BYTES,
     Passes,
-    entering,
-    evolution_passes,
-    forward_flops,
     hessian_flops,
     judge_passes,
     pruning_flops,
@@ -88,15 +85,16 @@ class RecipePrediction:
         trained = sum(piece.tokens for piece in work if piece.name == "training")
         hours = sum(piece.hours for piece in work)
         return (
-            f"{_count(self.steps[0].before)} -> {_count(last.after)} parameters; {self.machine}, of which "
+            f"{count(self.steps[0].before)} -> {count(last.after)} parameters; {self.machine}, of which "
             f"{self.assumption}: {f'{hours:.0f} hours' if hours >= 2 else f'{60 * hours:.1f} minutes'}, "
-            f"{_count(sum(piece.tokens for piece in work), 1)} tokens ({_count(trained, 1)} of post-training), "
+            f"{count(sum(piece.tokens for piece in work), 1)} tokens ({count(trained, 1)} of post-training), "
             f"{max(piece.memory_bytes for piece in work) / 1e9:.0f} GB on each, "
             f"{sum(piece.disk_bytes for piece in work) / 1e9:.0f} GB of disk"
         )
 
 
-def _count(number: int, digits: int = 2) -> str:
+def count(number: int, digits: int = 2) -> str:
+    """In millions or billions."""
     return f"{number / 1e9:.{digits}f} B" if number >= 1e9 else f"{number / 1e6:.{digits}f} M"
 
 
@@ -185,10 +183,10 @@ def _database_work(config: RunConfig, shape: ModelShape, rungs: list[Ladder], me
 def _evolution_work(config: RunConfig, dense: ModelShape, pruned: ModelShape, value_bytes: int, memory: int) -> Work:
     """Trial trainings and scores of all candidates; the busiest device decides how long."""
     search, devices = config.search, config.plan.devices
-    train, select, _ = evolution_passes(search, 1)
     whole, busiest = (_evolution_passes(config, dense, pruned, value_bytes, count) for count in (1, devices))
     hours = _hours(replace(config, plan=replace(config.plan, devices=1)), busiest)
-    return Work("evolution", train + select, whole.bfloat16 + whole.float32, hours, memory, 0)
+    tokens = search.generations * sum(generation_tokens(search))
+    return Work("evolution", tokens, whole.bfloat16 + whole.float32, hours, memory, 0)
 
 
 def _evolution_passes(
@@ -197,7 +195,8 @@ def _evolution_passes(
     """Of the busiest of so many devices."""
     search, length = config.search, config.blocks.sequence_length
     once, head = forward_flops(pruned, length), 2 * pruned.vocabulary * pruned.hidden
-    trained, scored, built = evolution_passes(search, devices)
+    trained, scored = (search.generations * tokens for tokens in generation_tokens(search, devices))
+    built = search.generations * sum(-(-count // devices) for count in entering(search))
     scores = Passes(scored * (once - head), 2 * scored * head, built * pruned.parameters * value_bytes)
     if search.training == "refit":  # the devices share the sequences out
         refits = [

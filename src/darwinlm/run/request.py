@@ -29,8 +29,7 @@ from darwinlm.formats.types import are_packed
 from darwinlm.genome import Genome, Space, is_valid
 from darwinlm.models.blocks import BlockStream
 from darwinlm.models.check import check_streamed
-from darwinlm.models.llama_cpp import rope_of
-from darwinlm.models.shape import LayerWidths
+from darwinlm.models.llama_cpp import rope
 from darwinlm.models.source import ModelSource
 from darwinlm.run.identity import Identities
 from darwinlm.run.plan import predicted_work
@@ -44,7 +43,7 @@ from darwinlm.runtime.rundir import RunDirectory, require_same
 from darwinlm.runtime.seeds import python_random
 from darwinlm.search.record import SearchRecord
 from darwinlm.target.budget import Budget, uniform
-from darwinlm.target.stock import WidthsOf, stock_levels
+from darwinlm.target.stock import WidthsOf
 from darwinlm.target.target import target_of
 
 _RESTART = "Choose another --output, or add --restart to `search` or `prune` to discard that search and begin anew."
@@ -74,9 +73,10 @@ class Run:
         self.dtype = choose_dtype(config.dtype, self.device)
         self.ladders: list[Ladder] = ladders(self.source.shape, config.database)
         self.space = Space.of(self.ladders, config.target.formats)
+        self.nominal: WidthsOf = functools.partial(nominal_module, self.source.shape)
         shape, stored = self.source.shape, self.source.dtype.itemsize
         self.target = target_of(config, shape, self.space, stored, self.device, self.dtype, self._file_header())
-        self.target.require_reachable(self._nominal)
+        self.target.require_reachable(self.nominal)
         self.stream = BlockStream(self.source, self.device, self.dtype)
         self.identities = Identities(config, self.source.fingerprint, self.dtype)
         nested_in = self.space.named(above) if above else None
@@ -105,7 +105,7 @@ class Run:
             check_compressed(self.source)
             return 0
         require_formats({*target.formats, *([target.embedding_format] if target.embedding_format else [])})
-        if rope_of(self.source).scale != 1.0:
+        if rope(self.source.family, self.source.config, self.source.shape).scale != 1.0:
             raise RequestError(
                 "target.formats is for models whose queries a file holds as they are, but those of this one are scaled there "
                 f"for RoPE of type '{self.source.config.rope_parameters['rope_type']}'. Leave it out, and quantize afterwards."
@@ -186,7 +186,7 @@ class Run:
     @functools.cached_property
     def uniform_genome(self) -> Genome:
         """`uniform` by the widths that shapes alone tell."""
-        return self.uniform(self._nominal)
+        return self.uniform(self.nominal)
 
     def uniform(self, widths: WidthsOf) -> Genome:
         """The same share of every module gone, as the target wants it: the baseline.
@@ -203,17 +203,6 @@ class Run:
     def budget(self, widths: WidthsOf) -> Budget:
         """What every genome must keep; within a larger model, no level below that one's."""
         return self.target.budget(widths, self.above)
-
-    def require_stock(self) -> None:
-        """Check that the model can have the stock shape.
-
-        Raises:
-            RequestError: it cannot; says why.
-        """
-        stock_levels(self.source.shape, self.space, self._nominal)
-
-    def _nominal(self, ladder: Ladder, level: int) -> LayerWidths:
-        return nominal_module(self.source.shape, ladder, level)
 
     @functools.cached_property
     def splits(self) -> Splits:

@@ -30,16 +30,22 @@ def card_facts(run: Run, genome: Genome, refits: Refits | None = None) -> dict[s
     config = run.config
     tokens, data = config.blocks.hessian * config.blocks.sequence_length, without_places(config.data)
     before = run.source.shape.parameters / run.source.shape.whole.parameters
+    search, start = config.search, "costs of one backward pass, exact allocations, their KL to the dense model"
+    found = {"search": start if search.start == "linearized" else "none: the same share of every module"}
+    if search.generations:
+        found = {
+            "search": f"{search.generations} generations of {search.offspring} offspring, from the {search.start} start",
+            "survivors": search.survivors,
+            "trial training": f"{search.train_tokens} tokens, AdamW, learning rate {search.learning_rate:g}",
+            "selection": f"{search.select_tokens} tokens, KL to the dense model",
+        }
     return {
         **({"pruned before": f"to {before:.1%} of its parameters"} if any(run.space.present) else {}),
         "target": described(config.target, config.database.levels),
         **({"formats": _told_formats(run, genome)} if config.target.formats else {}),
         "Hessians": f"{tokens:,} tokens of `{data}`, relative damping {config.database.rel_damp}",
         "attention unit": config.database.attention_unit,
-        "search": f"{config.search.generations} generations of {config.search.offspring} offspring",
-        "survivors": config.search.survivors,
-        "trial training": f"{config.search.train_tokens} tokens, AdamW, learning rate {config.search.learning_rate:g}",
-        "selection": f"{config.search.select_tokens} tokens, KL to the dense model",
+        **found,
         **({"refit": _told(refits)} if refits else {}),
         "seed": config.seed,
     }

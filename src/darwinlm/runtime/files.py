@@ -1,7 +1,6 @@
 """Files that are whole or absent: written beside, flushed to the disk, then renamed."""
 
 import errno
-import functools
 import hashlib
 import json
 import os
@@ -16,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from darwinlm.errors import DamagedFileError, RequestError
-from darwinlm.runtime.progress import log
+from darwinlm.runtime.progress import warn_once
 
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE}
 """Faults of a disk, not of a program."""
@@ -73,16 +72,10 @@ def flush(path: Path) -> None:
     except OSError as fault:
         if fault.errno not in _NO_FLUSH:
             raise
-        _say_unflushed(fault.strerror)
-
-
-@functools.cache
-def _say_unflushed(reason: str) -> None:
-    log.warning(
-        "The file system of this folder cannot flush everything to the disk (%s). The work goes on; after a power cut its "
-        "last files may have to be made again.",
-        reason,
-    )
+        warn_once(
+            f"The file system of this folder cannot flush everything to the disk ({fault.strerror}). The work goes on; after a "
+            "power cut its last files may have to be made again."
+        )
 
 
 def append_line(path: Path, line: str) -> None:
@@ -135,10 +128,13 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Replace `path` by a safetensors file, whole or not at all."""
+    """Replace `path` by a safetensors file, whole or not at all; as open to others as any file (the library's are not)."""
     with written_whole(path) as partial:
+        partial.touch()
+        mode = partial.stat().st_mode
         try:
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, metadata=metadata)
+            partial.chmod(mode)
         except SafetensorError as fault:  # the library reports a full disk as its own error
             raise OSError(None, str(fault)) from fault
 
@@ -170,6 +166,19 @@ def sha256_of_file(path: Path) -> str:
 def sha256_of(value: Any) -> str:
     """Hexadecimal SHA-256 of plain data, by its canonical JSON."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def require_folder(folder: Path) -> None:
+    """Check that results can be put into a folder.
+
+    Raises:
+        RequestError: a file is in its place, or nothing may be written there.
+    """
+    existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    if not existing.is_dir():
+        raise RequestError(f"'{existing}' is a file; --output is a folder. Choose another --output.")
+    if not os.access(existing, os.W_OK):
+        raise RequestError(f"Nothing may be written into '{existing}'. Choose another --output.")
 
 
 def require_room(folder: Path, needed: int, what: str) -> None:

@@ -11,6 +11,9 @@ from darwinlm.errors import RequestError, first_line
 from darwinlm.runtime import placement, ranks
 from darwinlm.runtime.files import size
 
+_NO_MEMORY = "can't allocate memory"
+"""PyTorch's words, on a CPU."""
+
 
 @dataclass(frozen=True)
 class Need:
@@ -68,7 +71,8 @@ def require_memory(needs: Iterable[Need], device: torch.device) -> None:
 
 def out_of_memory(fault: BaseException) -> str | None:
     """One sentence for the ways in which memory ends; None for other faults."""
-    text = first_line(fault)
-    if isinstance(fault, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text:
+    text = next((line.strip() for line in str(fault).splitlines() if _NO_MEMORY in line), "")
+    if text or isinstance(fault, MemoryError | torch.OutOfMemoryError):
+        text = text or first_line(fault)
         return f"memory ran out ({text}). Use smaller batches or shorter sequences; the same command goes on from here."
     return None

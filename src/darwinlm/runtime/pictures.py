@@ -39,19 +39,14 @@ def logarithmic(axis: Axes) -> None:
     axis.yaxis.set_minor_locator(NullLocator())
 
 
-def write_png(figure: Figure, path: Path) -> None:
-    """A figure as a file, whole or not at all."""
-    with written_whole(path) as partial:
-        figure.savefig(partial, format="png", dpi=150)
-
-
 def write_panels(panels: Sequence[Panel], path: Path, *, columns: int, size: tuple[float, float]) -> None:
     """Panels in rows as PNG; `size` is that of each, in inches."""
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
     for axis, panel in zip(figure.subplots(rows, columns, squeeze=False).flat, panels):
         _draw(axis, panel)
-    write_png(figure, path)
+    with written_whole(path) as partial:
+        figure.savefig(partial, format="png", dpi=150)
 
 
 def as_svg(name: str, panel: Panel, size: tuple[float, float] = (4.6, 3.0)) -> str:

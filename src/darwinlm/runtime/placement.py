@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
+import psutil
 import torch
 from torch import Tensor
 
@@ -118,18 +119,7 @@ def free_host_memory(root: Path = Path("/")) -> int:
     Args:
         root: of the file system in which /proc and /sys lie.
     """
-    free = _available(root)
-    return max(0, min([free, *_left_in_cgroups(root)]))
-
-
-def _available(root: Path) -> int:
-    with contextlib.suppress(OSError, ValueError):
-        for line in (root / "proc/meminfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    import psutil  # not Linux
-
-    return psutil.virtual_memory().available
+    return max(0, min([psutil.virtual_memory().available, *_left_in_cgroups(root)]))
 
 
 def _left_in_cgroups(root: Path) -> Iterator[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import sys
 import threading
@@ -59,6 +60,12 @@ class _LogFile(logging.FileHandler):
     def handleError(self, record: logging.LogRecord) -> None:
         if not isinstance(sys.exc_info()[1], OSError):
             super().handleError(record)
+
+
+@functools.cache
+def warn_once(message: str) -> None:
+    """Warn, unless this process has said so before: the same text or checkpoint is read several times."""
+    log.warning("%s", message)
 
 
 @contextmanager

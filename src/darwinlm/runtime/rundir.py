@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
@@ -14,7 +14,6 @@ from darwinlm.config import read_yaml
 from darwinlm.errors import RequestError
 from darwinlm.runtime import ranks
 from darwinlm.runtime.files import disk_faults_told, read_json, write_json, write_text
-from darwinlm.runtime.locking import lock_alone
 from darwinlm.runtime.progress import log, log_to
 
 
@@ -97,6 +96,26 @@ class RunDirectory:
     def seconds(self) -> dict[str, float]:
         """Seconds that each stage has taken so far."""
         return read_json(self.timings) if self.timings.exists() else {}
+
+
+def lock_alone(file: IO[str]) -> None:
+    """Take the lock of a file until it is closed.
+
+    Raises:
+        BlockingIOError: another process has it.
+        OSError: its file system has no locks, as Lustre and some NFS.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        import msvcrt
+
+        try:
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+        except PermissionError as fault:
+            raise BlockingIOError(*fault.args) from fault
+    else:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def results_folder(model: str, output: str) -> Path | None:

@@ -67,10 +67,6 @@ class Targets:
         for blocks, length in self.batches:
             yield self.teacher.tokens[blocks, :length].to(self.teacher.head.device)
 
-    def kl(self, hidden: Iterable[Tensor], head: Head) -> float:
-        """Mean KL(dense || candidate) per token, in nats; arguments as in `token_kls`."""
-        return self.token_kls(hidden, head).mean().item()
-
     def token_kls(self, hidden: Iterable[Tensor], head: Head) -> Tensor:
         """(tokens,) KL(dense || candidate) of each, in nats; float64, on the CPU.
 
@@ -97,7 +93,7 @@ class Targets:
         return sums * (len(lengths) / self.count)
 
     def nll(self, hidden: Iterable[Tensor], head: Head) -> float:
-        """Mean negative log-likelihood of the next tokens, in nats; arguments as in `kl`. The dense model has no part in it."""
+        """Mean negative log-likelihood of the next tokens, in nats; arguments as in `token_kls`. The dense model plays no part."""
         pairs = ((batch[:, :-1], tokens[:, 1:]) for batch, tokens in zip(hidden, self.tokens()))
         return torch.cat([token_nlls(b.flatten(0, 1), head, t.flatten()) for b, t in pairs]).mean().item()
 

@@ -131,7 +131,8 @@ class _Walk:
             target = None if dense is None else dense[s].to(device)
             generator = torch.Generator().manual_seed(seed)
             for part in torch.arange(hidden.shape[1]).split(chunk_tokens(head.vocabulary, device)):
-                teacher = None if target is None else _log_softmax(dense_head, target[part])
+                logits = None if target is None else dense_head.logits(target[part].to(dense_head.weight))
+                teacher = None if logits is None else log_softmax(logits, -1)
                 draws = torch.rand(len(part), 1, generator=generator).to(device)
                 for k, grad in enumerate(_head_gradients(hidden[s, part].to(device), norm, head, teacher, draws)):
                     found[k, s, part] = grad.cpu()
@@ -191,10 +192,6 @@ class _Walk:
             for grads in passes
         )
         return first, curved, torch.stack([grads[0].float().cpu() for grads in passes])
-
-
-def _log_softmax(head: Head, hidden: Tensor) -> Tensor:
-    return log_softmax(head.logits(hidden.to(head.weight)), -1)
 
 
 def _head_gradients(

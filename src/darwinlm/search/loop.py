@@ -94,7 +94,7 @@ def first_parent(
     genome, checked = uniform, check if config.check_every else None
     begun = StartRecord(record.folder / "start.json", assembler.space, record.identity, checked)
     if config.start == "linearized":
-        measures = ModelMeasures(assembler, pools.stream, pools.train, pools.teacher, config, seed, pools.stream.dtype)
+        measures = ModelMeasures(assembler, pools, config, seed)
         genome = linearized_start(uniform, assembler.space.present, budget, measures, config.start_rounds, begun)
     begun.end(config.start, genome)
     return genome
@@ -104,6 +104,6 @@ def diverse_founders(
     budget: Budget, assembler: Assembler, pools: Pools, config: SearchConfig, seed: int, parent: Genome
 ) -> list[Genome]:
     """Genomes of other kinds than the first parent, by costs linearized there; arguments as of `first_parent`."""
-    measures = ModelMeasures(assembler, pools.stream, pools.train, pools.teacher, config, seed, pools.stream.dtype)
+    measures = ModelMeasures(assembler, pools, config, seed)
     estimate = measures.estimate(parent, 0.0, config.start_rounds)
     return ranks.broadcast([*diverse(estimate.costs, budget, assembler.space.ladders).values()])

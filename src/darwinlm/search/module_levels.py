@@ -78,21 +78,15 @@ class ModuleLevels:
     def moves(self, fed: dict[str, Tensor], gradient: Tensor) -> Tensor:
         """Inputs (s, T, C) by format and (s, T, R) gradient at the outputs -> (s, T, levels): gradient . (output at a level -
         output now)."""
-        if self.norm is not None:
-            return self._moves_behind(self.norm, fed, gradient)
         found = gradient.new_zeros(*gradient.shape[:2], self.ladder.top + 1)  # what is gone puts out nothing
         for number, (weight, kept) in self.weights.items():
-            back, inputs = gradient.to(weight) @ weight, fed[self.ladder.format(number)]
-            found[..., number] = (back * inputs.index_select(-1, kept)).sum(-1, dtype=torch.float32)
-            if self.bias is not None:
-                found[..., number] += gradient @ self.bias.to(gradient)
-        return found - found[..., self.level, None]
-
-    def _moves_behind(self, norm: nn.Module, fed: dict[str, Tensor], gradient: Tensor) -> Tensor:
-        """The same behind a norm, which does not see how large its inputs are: each level's outputs go through it."""
-        found = gradient.new_zeros(*gradient.shape[:2], self.ladder.top + 1)
-        for number, (weight, kept) in self.weights.items():
-            outputs = fed[self.ladder.format(number)].index_select(-1, kept).to(weight) @ weight.T
-            outputs = norm(outputs if self.bias is None else outputs + self.bias.to(outputs))
-            found[..., number] = (gradient.to(outputs) * outputs).sum(-1, dtype=torch.float32)
+            inputs = fed[self.ladder.format(number)].index_select(-1, kept)
+            if self.norm is None:
+                found[..., number] = ((gradient.to(weight) @ weight) * inputs).sum(-1, dtype=torch.float32)
+                if self.bias is not None:
+                    found[..., number] += gradient @ self.bias.to(gradient)
+            else:  # it does not see how large its inputs are: each level's outputs go through it
+                outputs = inputs.to(weight) @ weight.T
+                outputs = self.norm(outputs if self.bias is None else outputs + self.bias.to(outputs))
+                found[..., number] = (gradient.to(outputs) * outputs).sum(-1, dtype=torch.float32)
         return found - found[..., self.level, None]

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -21,12 +21,11 @@ from darwinlm.assemble import Assembler
 from darwinlm.config import SearchConfig
 from darwinlm.errors import DamagedFileError
 from darwinlm.genome import Genome, Space, is_valid
-from darwinlm.models.blocks import BlockStream
 from darwinlm.runtime import ranks
 from darwinlm.runtime.files import read_json, write_json
 from darwinlm.runtime.progress import log
 from darwinlm.runtime.seeds import torch_generator
-from darwinlm.search.fitness import Targets, Teacher
+from darwinlm.search.fitness import Pools, Targets
 from darwinlm.search.linearize import linearize
 from darwinlm.search.propose import FORBIDDEN, Estimate, proposals
 from darwinlm.search.samples import draw
@@ -42,18 +41,6 @@ HEAT_SEQUENCES = 8
 BEHIND = 2.0
 """Standard errors of the paired difference to the best by which a genome must be behind to leave it."""
 _TITLE = "Start, proposals"
-
-
-class Measures(Protocol):
-    """What a start is found with."""
-
-    def estimate(self, genome: Genome, kl: float, round_: int) -> Estimate:
-        """Costs of levels where a genome stands."""
-        ...
-
-    def kls(self, genomes: list[Genome]) -> list[float]:
-        """The KL of whole genomes, in nats."""
-        ...
 
 
 class StartRecord:
@@ -150,7 +137,7 @@ def _plain(estimate: Estimate) -> dict[str, Any]:
 
 
 def linearized_start(
-    uniform: Genome, dense: Genome, budget: Budget, measures: Measures, rounds: int, record: StartRecord
+    uniform: Genome, dense: Genome, budget: Budget, measures: ModelMeasures, rounds: int, record: StartRecord
 ) -> Genome:
     """The best genome found, by its KL; never worse than the uniform one.
 
@@ -199,40 +186,34 @@ class ModelMeasures:
 
     Args:
         assembler: gives the layers of candidates.
-        stream: the model that is pruned.
-        tokens: (blocks, T) pool that costs are linearized on.
-        teacher: the dense model on the pool that genomes are scored on.
+        pools: the model that is pruned; what costs are linearized on, and what genomes are scored on.
         config: of the search.
         seed: of the choice of blocks, and of sampled labels.
-        dtype: arithmetic of the forward passes.
     """
 
     assembler: Assembler
-    stream: BlockStream
-    tokens: torch.Tensor
-    teacher: Teacher
+    pools: Pools
     config: SearchConfig
     seed: int
-    dtype: torch.dtype
 
     def __post_init__(self) -> None:
-        asked, length = self.config.start_tokens, self.config.sequence_tokens
-        pools = ((self.teacher.tokens, "start"), (self.tokens, "linearize"))
+        asked, length, train = self.config.start_tokens, self.config.sequence_tokens, self.pools.train
+        pools = ((self.pools.teacher.tokens, "start"), (train, "linearize"))
         scored, passed = (draw(p, min(asked, p.numel()), self.seed, purpose, 0, 0, length) for p, purpose in pools)
         heat = len(scored) // 4 if len(scored) >= 4 * HEAT_SEQUENCES else len(scored)
-        self._targets = [Targets(self.teacher, part) for part in (scored[:heat], scored[heat:]) if part]
-        self._tokens = torch.stack([self.tokens[block, :had] for block, had in passed if had == passed[0][1]])
+        self._targets = [Targets(self.pools.teacher, part) for part in (scored[:heat], scored[heat:]) if part]
+        self._tokens = torch.stack([train[block, :had] for block, had in passed if had == passed[0][1]])
         self._dense: torch.Tensor | None = None
 
     def estimate(self, genome: Genome, kl: float, round_: int) -> Estimate:
         """By one forward and one backward pass."""
-        is_dense = genome == self.assembler.space.present and self.assembler.embedded is self.stream.source
+        stream = self.pools.stream
+        is_dense = genome == self.assembler.space.present and self.assembler.embedded is stream.source
         if not is_dense and self._dense is None:
-            self._dense = self.stream.final_hidden(self._tokens)
+            self._dense = stream.final_hidden(self._tokens)
         labels = torch_generator(self.seed, "labels", round_)
-        found = linearize(
-            self.assembler, self.stream, genome, self._tokens, labels, dense=None if is_dense else self._dense
-        )
+        dense = None if is_dense else self._dense
+        found = linearize(self.assembler, stream, genome, self._tokens, labels, dense=dense)
         return Estimate(genome, kl, ranks.broadcast(found.costs), ranks.broadcast(found.doubts))
 
     def kls(self, genomes: list[Genome]) -> list[float]:
@@ -242,7 +223,7 @@ class ModelMeasures:
         difference stops there, and is told by how far that was: the best one's KL on all of them and the difference.
         """
         heat, *rest = self._targets
-        kls = torch.stack(untrained_kls(self.assembler, genomes, heat, self.dtype, _TITLE))
+        kls = torch.stack(untrained_kls(self.assembler, genomes, heat, self.pools.stream.dtype, _TITLE))
         found = kls.mean(1)
         if not rest:
             return found.tolist()
@@ -251,7 +232,7 @@ class ModelMeasures:
         errors = behind.std(1) / math.sqrt(kls.shape[1])
         going = ranks.broadcast([i for i, d in enumerate(behind.mean(1)) if d <= BEHIND * errors[i]])
         there = [genomes[i] for i in going]
-        ends = torch.stack(untrained_kls(self.assembler, there, rest[0], self.dtype, _TITLE)).mean(1)
+        ends = torch.stack(untrained_kls(self.assembler, there, rest[0], self.pools.stream.dtype, _TITLE)).mean(1)
         share = heat.count / (heat.count + rest[0].count)
         found[going] = share * found[going] + (1 - share) * ends
         out = [i for i in range(len(genomes)) if i not in going]

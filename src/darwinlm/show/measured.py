@@ -12,7 +12,7 @@ from rich.table import Table
 
 from darwinlm.comparison.table import Comparison, Row, tables
 from darwinlm.measure.bench import BenchResult
-from darwinlm.measure.evaluated import Evaluation
+from darwinlm.measure.evaluation import Evaluation
 from darwinlm.measure.predicted import Prediction
 from darwinlm.measure.tables import bench_note, bench_tables
 from darwinlm.show.result import Result, empty_table, lies, plain, shown

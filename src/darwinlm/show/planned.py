@@ -11,8 +11,8 @@ from rich.table import Table
 
 from darwinlm.measure.tables import gigabytes
 from darwinlm.run.plan import Plan, SizeRow
-from darwinlm.run.prediction import RecipePrediction, Work
-from darwinlm.show.result import Result, count, empty_table
+from darwinlm.run.prediction import RecipePrediction, count
+from darwinlm.show.result import Result, empty_table
 from darwinlm.target.target import format_limit
 
 
@@ -86,13 +86,9 @@ class RecipePlanned(Result):
             table.add_row(step.name, f"{count(step.before)} -> {count(step.after)}")
             for piece in step.work:
                 fits = "" if piece.memory_bytes <= predicted.memory_bytes else " (too much)"
-                table.add_row(
-                    f"  {piece.name}",
-                    "",
-                    *_cells(piece),
-                    f"{gigabytes(piece.memory_bytes)}{fits}",
-                    gigabytes(piece.disk_bytes),
-                )
+                work = (f"{piece.tokens / 1e6:,.0f} M", f"{piece.flops:.1e}", _time(piece.hours))
+                memory = f"{gigabytes(piece.memory_bytes)}{fits}"
+                table.add_row(f"  {piece.name}", "", *work, memory, gigabytes(piece.disk_bytes))
             table.add_section()
         table.caption = (
             f"Hours where {predicted.assumption}; memory without what the runtime itself takes; disk where nothing is deleted "
@@ -128,6 +124,7 @@ def _limits(values: Plan) -> Table:
 
 
 def _add_size(table: Table, label: str, row: SizeRow, dense: SizeRow) -> None:
+    active = row.parameters - row.layer_parameters + row.active_layer_parameters  # embeddings included
     table.add_row(
         label,
         count(row.parameters),
@@ -136,7 +133,7 @@ def _add_size(table: Table, label: str, row: SizeRow, dense: SizeRow) -> None:
         f"{row.layer_parameters / dense.layer_parameters:.1%}",
         f"{row.kv_cache_values_per_token:,}",
         gigabytes(row.checkpoint_bytes),
-        *([count(_active(row))] if _has_experts(dense) else []),
+        *([count(active)] if _has_experts(dense) else []),
     )
 
 
@@ -144,14 +141,9 @@ def _has_experts(row: SizeRow) -> bool:
     return row.active_layer_parameters < row.layer_parameters
 
 
-def _active(row: SizeRow) -> int:
-    """Parameters that a token passes through, embeddings included."""
-    return row.parameters - row.layer_parameters + row.active_layer_parameters
-
-
 def _hours_there(predicted: RecipePrediction) -> str:
     """The time of a single step, in a line."""
-    told = ", ".join(f"{piece.name} {_hours(piece)}" for piece in predicted.work)
+    told = ", ".join(f"{piece.name} {_time(piece.hours)}" for piece in predicted.work)
     return f"Hours on {predicted.machine}, where {predicted.assumption}: {told}. Other machines: --plan.device, --plan.devices."
 
 
@@ -165,13 +157,5 @@ def _hours_here(predicted: RecipePrediction, name: str, rate: float) -> str:
     )
 
 
-def _hours(piece: Work) -> str:
-    return _time(piece.hours)
-
-
 def _time(hours: float) -> str:
     return f"{hours:,.1f} h" if hours >= 0.1 else f"{60 * hours:.1f} min" if hours >= 0.01 else f"{3600 * hours:.1f} s"
-
-
-def _cells(piece: Work) -> tuple[str, str, str]:
-    return f"{piece.tokens / 1e6:,.0f} M", f"{piece.flops:.1e}", _hours(piece)

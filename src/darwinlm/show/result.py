@@ -82,11 +82,6 @@ def empty_table(title: str, first: str, *columns: str) -> Table:
     return table
 
 
-def count(parameters: int) -> str:
-    """Parameters, in millions or billions."""
-    return f"{parameters / 1e9:.2f} B" if parameters >= 1e9 else f"{parameters / 1e6:.2f} M"
-
-
 def taken(summary: Mapping[str, Any]) -> str:
     """Time by stage, and memory."""
     stages = ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in summary["seconds"].items())

@@ -162,7 +162,8 @@ def stock_levels(shape: ModelShape, space: Space, widths: WidthsOf) -> tuple[tup
     if any(widths.linear for widths in shape.layers):
         raise RequestError(_LINEAR)
     group = shape.original.heads // shape.original.kv_heads
-    if group > 1 and any(l.kind == "attention" and l.between and _by_heads(l, shape) for l in space.ladders):
+    attentions = [space.ladders[i] for i in space.members("attention")]
+    if group > 1 and any(l.between and l.group_size == shape.head_dim and not l.rounds for l in attentions):
         raise RequestError(_QUERY_HEAD)
     found = []
     for kind in KINDS:
@@ -174,12 +175,6 @@ def stock_levels(shape: ModelShape, space: Space, widths: WidthsOf) -> tuple[tup
     dense = shape.layers[0]
     if fault := stock_fault(shape, dense):
         raise RequestError(f"target.shape is stock, which this model cannot be: {fault}. Leave it at free.")
-    attention = space.ladders[space.members("attention")[0]]
     mlp = {"intermediate": dense.intermediate, "experts": dense.experts}
-    heads = [level for level in found[0] if not stock_fault(shape, replace(widths(attention, level), **mlp))]
+    heads = [level for level in found[0] if not stock_fault(shape, replace(widths(attentions[0], level), **mlp))]
     return tuple(heads), tuple(found[1])
-
-
-def _by_heads(ladder: Ladder, shape: ModelShape) -> bool:
-    """Whether query heads leave one by one, whatever KV head they have."""
-    return ladder.group_size == shape.head_dim and not ladder.rounds

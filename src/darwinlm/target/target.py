@@ -192,12 +192,8 @@ def target_of(
         stored = next(name for name in WHOLE if WHOLE[name] == value_bytes)
         stubs = "" if are_packed(config.target.formats) else space.formats[-1]
         file = FileBytes(shape, stored, config.target.embedding_format or stored, stubs, header)
-    return Target(config.target, share_of(config), shape, space, value_bytes, times, file)
-
-
-def share_of(config: RunConfig) -> float | None:
-    """The part of every kind of module that is to go; None where no level is asked."""
-    return None if config.target.level is None else config.target.level / config.database.levels
+    share = None if config.target.level is None else config.target.level / config.database.levels
+    return Target(config.target, share, shape, space, value_bytes, times, file)
 
 
 def format_limit(name: str, value: float) -> str:

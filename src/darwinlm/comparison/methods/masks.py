@@ -9,7 +9,7 @@ Letters: M = modules, G = units of a module, K = kinds of module.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,24 +111,12 @@ class Constraints:
 @contextmanager
 def gated(model: Any, ladders: Sequence[Ladder], gates: Gates) -> Iterator[None]:
     """Let a model compute with gates, as long as the context lasts."""
-    hooks = []
-    for ladder, units, module in zip(ladders, gates.units, gates.modules, strict=True):
-        matrix = output_of(model, ladder)
-        hooks.append(matrix.register_forward_pre_hook(_closing_columns(units.repeat_interleave(ladder.group_size))))
-        hooks.append(matrix.register_forward_hook(_closing_all(module)))
-    try:
+    with ExitStack() as hooks:
+        for ladder, units, module in zip(ladders, gates.units, gates.modules, strict=True):
+            matrix, columns = output_of(model, ladder), units.repeat_interleave(ladder.group_size)
+            hooks.enter_context(matrix.register_forward_pre_hook(lambda _, x, by=columns: (x[0] * by.to(x[0].dtype),)))
+            hooks.enter_context(matrix.register_forward_hook(lambda _, x, y, by=module: y * by.to(y.dtype)))  # type: ignore[attr-defined]
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _closing_columns(gates: Tensor):
-    return lambda matrix, arguments: (arguments[0] * gates.to(arguments[0].dtype),)
-
-
-def _closing_all(gate: Tensor):
-    return lambda matrix, arguments, output: output * gate.to(output.dtype)
 
 
 @torch.no_grad()

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from darwinlm.assemble import Assembler
-from darwinlm.comparison.methods.inputs import watch_inputs
+from darwinlm.comparison.methods.layers import watch_inputs
 from darwinlm.comparison.methods.orders import Orders, removal_orders, write_orders
 from darwinlm.comparison.methods.task import Task
 from darwinlm.genome import Genome, Space

@@ -23,7 +23,6 @@ from darwinlm.comparison.methods.masks import Constraints, Masks, fold, gated, o
 from darwinlm.comparison.methods.orders import ordered_model, removal_orders, write_orders
 from darwinlm.comparison.methods.task import Task
 from darwinlm.cost import Work, generation_tokens, training_need
-from darwinlm.database.levels import Ladder
 from darwinlm.errors import RequestError
 from darwinlm.genome import Genome, Space
 from darwinlm.losses import next_token_loss
@@ -45,27 +44,21 @@ MULTIPLIER_RATE = 1.0
 
 def sheared(task: Task) -> Genome:
     """Learn masks and weights, keep the model in the task's folder, and return its levels."""
-
-    def make() -> Genome:
-        model, masks = learn(task)
-        genome = nearest_levels(task.space, (1 - masks.kept().detach()).tolist(), task.share)
-        _keep(task, model, masks)
-        return genome
-
-    task.found.pop(
-        ("masks", task.share, task.seed), None
-    )  # others keep no model, and it must lie in this task's folder
-    return task.once("masks", make)
+    task.found.pop(("masks", task.share, task.seed), None)  # others keep no model, and it must lie in this folder
+    return task.once("masks", lambda: _levels(task, keep=True))
 
 
 def sheared_levels(task: Task) -> Genome:
     """The levels alone: heads and columns, with their refits, come from the second-order database."""
+    return task.once("masks", lambda: _levels(task, keep=False))
 
-    def make() -> Genome:
-        _, masks = learn(task)
-        return nearest_levels(task.space, (1 - masks.kept().detach()).tolist(), task.share)
 
-    return task.once("masks", make)
+def _levels(task: Task, *, keep: bool) -> Genome:
+    model, masks = learn(task)
+    gone = (1 - masks.kept().detach()).tolist()
+    if keep:
+        _keep(task, model, masks)
+    return nearest_levels(task.space, gone, task.share)
 
 
 def sheared_tokens(task: Task) -> int:
@@ -168,15 +161,14 @@ def nearest_levels(space: Space, gone: Sequence[float], share: float) -> Genome:
     Returns:
         The levels of the least sum of squared distances, each in steps of its module.
     """
-    distances = [_distances(ladder, part) for ladder, part in zip(space.ladders, gone, strict=True)]
+    distances = [
+        [(ladder.top * (count / ladder.removed[-1] - part)) ** 2 for count in ladder.removed]
+        for ladder, part in zip(space.ladders, gone, strict=True)
+    ]
     found = allocate(distances, level_budget(space, share))
     if found is None:
         raise ValueError(f"no allocation of {share:.1%} of every kind")
     return found
-
-
-def _distances(ladder: Ladder, gone: float) -> list[float]:
-    return [(ladder.top * (count / ladder.removed[-1] - gone)) ** 2 for count in ladder.removed]
 
 
 def _folder(task: Task) -> Path:

@@ -6,7 +6,7 @@ there; its rule to spare the first four and the last two layers is left out, sin
 
 from __future__ import annotations
 
-from darwinlm.comparison.methods.layers import drop_in_order, droppable, without_layers
+from darwinlm.comparison.methods.layers import drop_in_order, without_layers
 from darwinlm.comparison.methods.task import Task
 from darwinlm.comparison.methods.taylor import saliences
 from darwinlm.genome import Genome
@@ -29,14 +29,14 @@ def shortened_llama_taylor(task: Task) -> Genome:
 def losses_without(task: Task) -> dict[int, float]:
     """Mean negative log-likelihood of the next token, in nats, of the model without each layer."""
     targets = task.targets()
-    genomes = {without_layers(task.space, [layer]): layer for layer in droppable(task.space)}
+    genomes = {without_layers(task.space, [layer]): layer for layer in range(len(task.stream))}
     states = final_hidden(task.assembler, list(genomes), targets, task.dtype, "Layers")
     return {genomes[genome]: targets.nll(hidden, targets.teacher.head) for genome, hidden in states}
 
 
 def taylor_importances(task: Task) -> dict[int, float]:
     """Sum over a layer's matrices of |weight x gradient of the loss|, for every layer (eq. 2 there)."""
-    found = dict.fromkeys(droppable(task.space), 0.0)
+    found = dict.fromkeys(range(len(task.stream)), 0.0)
     for name, sums in saliences(task).items():
         if (layer := layer_of(name)) is not None:
             found[layer] += sums.rows.sum().item()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from darwinlm.comparison.methods.layers import SEQUENCES, drop_in_order, droppable
+from darwinlm.comparison.methods.layers import SEQUENCES, drop_in_order
 from darwinlm.comparison.methods.task import Task
 from darwinlm.genome import Genome
 from darwinlm.models.blocks import BlockStream
@@ -18,7 +18,7 @@ from darwinlm.models.blocks import BlockStream
 def shortgpt(task: Task) -> Genome:
     """Drop layers of the least block influence."""
     influence = task.once("block influence", lambda: block_influences(task.stream, task.teacher.tokens), any_share=True)
-    return drop_in_order(task, sorted(droppable(task.space), key=lambda layer: influence[layer]))
+    return drop_in_order(task, sorted(range(len(task.stream)), key=lambda layer: influence[layer]))
 
 
 def block_influences(stream: BlockStream, tokens: Tensor, batch: int = SEQUENCES) -> list[float]:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from tokenizers import models
-
-from darwinlm.export.gguf.cut import Cut
 
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _LETTERS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
@@ -27,6 +26,24 @@ IGNORES_MERGES = {"llama-bpe": True, "tekken": True}
 """A whole word that is a token stays one, whatever the merges say."""
 BEGINS = ("llama-bpe", "tekken")
 """Where llama.cpp puts a begin token before a text unless the file says otherwise."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How a tokenizer cuts text, in llama.cpp's terms."""
+
+    model: str
+    """`gpt2` (byte-level BPE) or `llama` (SentencePiece)."""
+    pre: str
+    """How text is cut before merges; llama.cpp's name for it."""
+    types: Mapping[str, int]
+    """Token -> type of GGUF, where that is not 1 (normal)."""
+    merges: list[str] | None = None
+    """`left right`, best first, for byte-level BPE."""
+    scores: Mapping[str, float] | None = None
+    add_space_prefix: bool = False
+    notes: list[str] = field(default_factory=list)
+    """What llama.cpp does otherwise on rare text."""
 
 
 def cut(stored: Mapping[str, Any]) -> Cut:

@@ -20,7 +20,7 @@ from darwinlm.export.gguf.vocabulary import Vocabulary, vocabulary
 from darwinlm.formats.llama_cpp import library
 from darwinlm.formats.rounding import packed, require_formats
 from darwinlm.formats.types import SMALLER_BLOCKS, fitting, ggml_type, stored_bytes
-from darwinlm.models.llama_cpp import ROUTER, architecture, llama_cpp_faults, module_of, outlines, rope_of, tensors
+from darwinlm.models.llama_cpp import ROUTER, architecture, llama_cpp_faults, module_of, outlines, rope, tensors
 from darwinlm.models.source import ModelSource
 from darwinlm.models.stubs import stubbed
 from darwinlm.runtime.files import require_room, written_whole
@@ -122,7 +122,7 @@ def write_gguf(
             _write_tensors(writer, tensors(source, graph), types, importance or {}, source.name)
         finally:
             writer.close()
-    return [*words.notes, *_unusual(types, dtype)]
+    return [*words.cut.notes, *_unusual(types, dtype)]
 
 
 def _unusual(types: Mapping[str, str], dtype: str) -> list[str]:
@@ -247,7 +247,7 @@ def _metadata(writer: Any, source: ModelSource, dtype: str) -> None:
     writer.add_key_length(shape.head_dim)
     writer.add_value_length(shape.head_dim)
     writer.add_rope_dimension_count(shape.head_dim)
-    writer.add_rope_freq_base(rope_of(source).base)
+    writer.add_rope_freq_base(rope(source.family, config, shape).base)
     if source.family.experts:
         writer.add_expert_count(shape.layers[0].experts)
         writer.add_expert_used_count(shape.chosen)
@@ -256,18 +256,18 @@ def _metadata(writer: Any, source: ModelSource, dtype: str) -> None:
 
 
 def _tokenizer(writer: Any, words: Vocabulary) -> None:
-    writer.add_tokenizer_model(words.model)
-    writer.add_tokenizer_pre(words.pre)
+    writer.add_tokenizer_model(words.cut.model)
+    writer.add_tokenizer_pre(words.cut.pre)
     writer.add_token_list(words.tokens)
     writer.add_token_types(words.types)
-    if words.merges is not None:
-        writer.add_token_merges(words.merges)
+    if words.cut.merges is not None:
+        writer.add_token_merges(words.cut.merges)
     if words.scores is not None:
         writer.add_token_scores(words.scores)
     for name, number in words.special.items():
         getattr(writer, f"add_{name}_token_id")(number)
     writer.add_add_bos_token(words.add_bos)
     writer.add_add_eos_token(words.add_eos)
-    writer.add_add_space_prefix(words.add_space_prefix)
+    writer.add_add_space_prefix(words.cut.add_space_prefix)
     if words.chat_template:
         writer.add_chat_template(words.chat_template)

@@ -14,10 +14,6 @@ Layers = Callable[[int, int], bool]
 """Whether a layer, of so many, is one of those that a rule is for."""
 
 
-def _all(layer: int, layers: int) -> bool:
-    return True
-
-
 def _first(part: int) -> Layers:
     return lambda layer, layers: layer < layers // part
 
@@ -40,10 +36,10 @@ MIXTURES: Mapping[str, tuple[str, tuple[_Rule, ...]]] = {
         (
             (_VALUES, "q5_k", _before(2)),
             (_DOWN, "q5_k", _first(16)),
-            (_VALUES + _DOWN + _OUT, "q4_k", _all),
+            (_VALUES + _DOWN + _OUT, "q4_k", _first(1)),
         ),
     ),
-    "q3_k_l": ("q3_k", ((_VALUES + _DOWN + _OUT, "q5_k", _all),)),
+    "q3_k_l": ("q3_k", ((_VALUES + _DOWN + _OUT, "q5_k", _first(1)),)),
     "q4_k_s": ("q4_k", ((_VALUES, "q5_k", _before(4)), (_DOWN, "q5_k", _first(8)))),
     "q4_k_m": ("q4_k", ((_VALUES + _DOWN, "q6_k", _spread),)),
     "q5_k_s": ("q5_k", ()),

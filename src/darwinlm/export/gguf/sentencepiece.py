@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from darwinlm.export.gguf.cut import Cut
+from darwinlm.export.gguf.byte_level import Cut
 
 SPACE = "\u2581"
 _UNKNOWN, _BYTE = 2, 6  # token types of GGUF

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from darwinlm.errors import RequestError
 from darwinlm.export.gguf import byte_level, sentencepiece
+from darwinlm.export.gguf.byte_level import Cut
 from darwinlm.models.source import ModelSource
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # token types of GGUF
@@ -18,26 +19,18 @@ NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # token types of GGUF
 class Vocabulary:
     """What the `tokenizer.ggml.*` entries of a GGUF file say."""
 
-    model: str
-    """`gpt2` (byte-level BPE) or `llama` (SentencePiece)."""
-    pre: str
-    """How text is cut before merges; llama.cpp's name for it."""
+    cut: Cut
     tokens: list[str]
     """One for each row of the embedding; rows without a token are filled up."""
     types: list[int]
-    merges: list[str] | None
-    """`left right`, best first, for byte-level BPE."""
     scores: list[float] | None
     """What SentencePiece merges by."""
     special: dict[str, int]
     """bos, eos, unk, pad, eot (the end of a turn, where that is another token than eos): those that exist."""
     add_bos: bool
     add_eos: bool
-    add_space_prefix: bool
     chat_template: str | list[dict[str, str]] | None
     """One, or several as {`name`, `template`}."""
-    notes: list[str] = field(default_factory=list)
-    """What llama.cpp does otherwise on rare text."""
 
 
 def vocabulary(source: ModelSource) -> Vocabulary:
@@ -65,18 +58,14 @@ def vocabulary(source: ModelSource) -> Vocabulary:
     add_bos, add_eos = _template(source, tokenizer)
     tokens, types = _token_list(source, stored, cut.types)
     return Vocabulary(
-        model=cut.model,
-        pre=cut.pre,
+        cut=cut,
         tokens=tokens,
         types=types,
-        merges=cut.merges,
         scores=None if cut.scores is None else [cut.scores.get(token, 0.0) for token in tokens],
         special=_special(source, tokenizer),
         add_bos=add_bos,
         add_eos=add_eos,
-        add_space_prefix=cut.add_space_prefix,
         chat_template=_chat_template(tokenizer.chat_template),
-        notes=cut.notes,
     )
 
 
