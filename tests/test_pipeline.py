@@ -177,6 +177,22 @@ def test_a_run_of_an_earlier_edition_is_refused(finished, tmp_path):
         again(output)
 
 
+@pytest.mark.parametrize("content", ["", '{"kl"', "[1]"])
+def test_damaged_records_are_made_again_or_named_with_a_remedy(content, finished, tmp_path):
+    output = tmp_path / "damaged"
+    subprocess.run(["cp", "-r", finished, output], check=True)
+    before = json.loads((output / "summary.json").read_text())
+    for name in ("summary.json", "timings.json"):
+        (output / name).write_text(content)
+    after = darwinlm.prune(output=str(output)).summary
+    assert [after[name] for name in ("dense", "uniform", "pruned")] == [
+        before[name] for name in ("dense", "uniform", "pruned")
+    ]
+    (output / "search/state.json").write_text(content)
+    with pytest.raises(DamagedFileError, match=r"state\.json' is damaged\. Run the search again with --restart"):
+        darwinlm.prune(output=str(output))
+
+
 def test_a_refused_request_leaves_the_settings_alone(finished):
     before = (finished / "config.yaml").read_bytes()
     with pytest.raises(RequestError, match=r"target\.level"):

@@ -56,10 +56,12 @@ def run_search(config: RunConfig, *, restart: bool = False) -> dict[str, int]:
 
 def _require_database(config: RunConfig) -> None:
     """Before anything is read or made: later stages stand on a database."""
-    if not config.output or not (RunDirectory(config.path).database / MANIFEST).exists():
+    if not config.output:
+        raise RequestError("No run is given: the folder that `darwinlm prune` or `darwinlm database` wrote.")
+    if not (RunDirectory(config.path).database / MANIFEST).exists():
         raise RequestError(
             f"'{config.output}' holds no database yet. Run `darwinlm database MODEL --data DATA --output "
-            f"{pasted(config.output or 'RUN')}` first."
+            f"{pasted(config.output)}` first."
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import suppress
 from typing import Any
 
 from darwinlm.assemble import Assembler
@@ -90,9 +91,10 @@ def evaluation_stage(run: Run, database: Database, genome: Genome, refits: Refit
         known.append(run.made_from(genome, database))
     made_from = sha256_of(known)
     if run.directory.summary.exists():
-        summary = read_json(run.directory.summary)
-        if summary.get("made_from") == made_from:
-            return summary
+        with suppress(DamagedFileError, AttributeError):  # made again
+            summary = read_json(run.directory.summary)
+            if summary.get("made_from") == made_from:
+                return summary
     with run.directory.timed("evaluation"):
         held_out = HeldOut(run.splits.held_out, run.stream)
         assembler = run.assembler(database)

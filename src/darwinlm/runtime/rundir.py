@@ -11,10 +11,10 @@ from typing import IO, Any
 import yaml
 
 from darwinlm.config import read_yaml
-from darwinlm.errors import RequestError
+from darwinlm.errors import DamagedFileError, RequestError
 from darwinlm.runtime import ranks
 from darwinlm.runtime.files import disk_faults_told, read_json, write_json, write_text
-from darwinlm.runtime.progress import log, log_to
+from darwinlm.runtime.progress import log, log_to, warn_once
 
 
 class RunDirectory:
@@ -95,7 +95,11 @@ class RunDirectory:
 
     def seconds(self) -> dict[str, float]:
         """Seconds that each stage has taken so far."""
-        return read_json(self.timings) if self.timings.exists() else {}
+        try:
+            return dict(read_json(self.timings)) if self.timings.exists() else {}
+        except (DamagedFileError, TypeError, ValueError):
+            warn_once(f"'{self.timings}' is damaged: the seconds of stages that are done are lost.")
+            return {}
 
 
 def lock_alone(file: IO[str]) -> None:

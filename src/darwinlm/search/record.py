@@ -48,13 +48,19 @@ class SearchRecord:
 
     def stored_identity(self) -> dict[str, Any] | None:
         """The settings of the search that lies there; None where there is none."""
-        return read_json(self.state_file).get("identity") if self.state_file.exists() else None
+        return self._saved().get("identity") if self.state_file.exists() else None
+
+    def _saved(self) -> dict[str, Any]:
+        try:
+            return dict(read_json(self.state_file))
+        except (DamagedFileError, TypeError, ValueError) as fault:
+            raise DamagedFileError(f"'{self.state_file}' is damaged. Run the search again with --restart.") from fault
 
     def load(self) -> SearchState | None:
         """The last saved state; None where the search has not begun."""
         if not self.state_file.exists():
             return None
-        saved = read_json(self.state_file)
+        saved = self._saved()
         try:
             kl = math.inf if saved["kl"] is None else float(saved["kl"])
             parent, unbeaten = self.space.genome(saved["parent"]), int(saved["unbeaten"])
