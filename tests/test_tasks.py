@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 from lm_eval.api.group import Group
+from lm_eval.tasks import TaskManager
 
 import darwinlm
 import local_tasks
@@ -284,6 +285,7 @@ def test_what_cannot_be_asked_is_refused_before_a_model_is_loaded(checkpoint, ta
         raise ConnectionError("Couldn't reach the hub")
 
     monkeypatch.setattr("darwinlm.models.whole.load_whole", loaded)
+    monkeypatch.setattr("lm_eval.tasks.TaskManager", functools.cache(TaskManager))  # the index of all tasks is slow
     asked = ["eval", checkpoint("llama_gqa"), "--include-path", tasks, "--tasks"]
     said = refused(capsys, *asked, "darwin_choise,darwin_write,nothing_like_it")
     assert "no task 'darwin_choise'. Did you mean darwin_choice" in said
@@ -337,8 +339,6 @@ def test_the_papers_list():
 
 
 def test_the_harness_knows_the_papers_tasks_and_metrics():
-    from lm_eval.tasks import TaskManager
-
     index: Any = TaskManager().task_index
     for request in PAPER:
         assert request.name in index
