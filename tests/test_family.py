@@ -16,13 +16,14 @@ from darwinlm.models.source import ModelSource
 from darwinlm.run.family import family_targets
 
 SHARES = {"80%": 0.8, "65%": 0.65, "50%": 0.5}
+WITHOUT_TARGET = {group: values for group, values in pico.RUN.items() if group != "target"}
 
 
 @pytest.fixture(scope="module")
 def family(checkpoint, text, tmp_path_factory):
     """A run with three members, and its folder."""
     output = tmp_path_factory.mktemp("runs") / "family"
-    common = {"data": str(text), "output": str(output), **pico.RUN}
+    common = {"data": str(text), "output": str(output), **WITHOUT_TARGET}
     return darwinlm.prune_family(str(checkpoint("llama_gqa")), targets="50%,80%,65%", **common).members, output
 
 
@@ -55,7 +56,7 @@ def test_a_family_leaves_numbers_and_a_picture(family) -> None:
 
 def test_the_same_command_does_nothing_again_and_another_family_is_refused(family, checkpoint, text, monkeypatch):
     members, output = family
-    common = {"data": str(text), "output": str(output), **pico.RUN}
+    common = {"data": str(text), "output": str(output), **WITHOUT_TARGET}
     with pytest.raises(RequestError, match="nested_in"):
         darwinlm.prune_family(str(checkpoint("llama_gqa")), targets=["50%", "80%"], **common)
     monkeypatch.setattr("darwinlm.run.stages.search", lambda *arguments: pytest.fail("searched again"))
@@ -71,7 +72,7 @@ def test_the_first_member_is_a_run_of_its_own(family, checkpoint, text, tmp_path
 
 
 def test_levels_make_a_family_too(checkpoint, text, tmp_path) -> None:
-    common = {"data": str(text), "output": str(tmp_path / "run"), **pico.RUN}
+    common = {"data": str(text), "output": str(tmp_path / "run"), **WITHOUT_TARGET}
     common["search"] = {**pico.RUN["search"], "start": "uniform", "generations": 2}
     one, two = darwinlm.prune_family(str(checkpoint("llama_gqa")), targets=[1, 3], **common).members
     steps = {"attn": {1: 2 * 3 / 4, 3: 3 * 2 * 3 / 4}, "mlp": {1: 3, 3: 9}}
@@ -86,7 +87,7 @@ def test_an_unreachable_member_is_refused_before_the_work(checkpoint, text, tmp_
     monkeypatch.setattr(
         "darwinlm.run.family.database_stage", lambda *arguments, **options: pytest.fail("long work began")
     )
-    common = {"data": str(text), "output": str(tmp_path / "run"), **pico.RUN}
+    common = {"data": str(text), "output": str(tmp_path / "run"), **WITHOUT_TARGET}
     with pytest.raises(RequestError, match=r"target\.parameters 1K cannot be met"):
         darwinlm.prune_family(str(checkpoint("llama_gqa")), targets="20K,1K", **common)
 

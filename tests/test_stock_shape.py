@@ -291,7 +291,7 @@ def test_the_whole_way_and_on_from_there(checkpoint, text, tmp_path) -> None:
 
 
 def test_several_sizes_lie_within_each_other(checkpoint, text, tmp_path) -> None:
-    shape = {**RUN, "target": {"level": 2, "shape": "stock"}}
+    shape = {**RUN, "target": {"shape": "stock"}}
     members = darwinlm.prune_family(
         str(checkpoint("mistral")), targets="80%,60%", data=str(text), output=str(tmp_path / "run"), **shape
     ).members

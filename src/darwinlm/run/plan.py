@@ -29,6 +29,7 @@ from darwinlm.models.shape import ModelShape
 from darwinlm.models.source import ModelSource
 from darwinlm.runtime.device import choose_device, choose_dtype
 from darwinlm.runtime.memory import free_bytes, misfits
+from darwinlm.runtime.progress import log
 from darwinlm.runtime.seeds import python_random
 from darwinlm.target.budget import level_budget, uniform
 from darwinlm.target.target import target_of
@@ -87,7 +88,10 @@ def make_plan(config: RunConfig) -> Plan:
         RequestError: the settings do not fit the model, or each other.
     """
     source = ModelSource(config.model, weights=False)
-    source.require_context(config.blocks.sequence_length)
+    try:
+        source.require_context(config.blocks.sequence_length)
+    except RequestError as fault:
+        log.warning("%s As it stands, this is planned, and `darwinlm prune` would refuse it.", fault)
     device = _device(config)
     rungs = ladders(source.shape, config.database)
     space = Space(tuple(rungs))
