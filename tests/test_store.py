@@ -214,7 +214,7 @@ def test_a_complete_database_runs_no_model(source, database, monkeypatch: pytest
 def test_a_model_that_overflows_is_refused_by_the_modules_name(tmp_path: Path) -> None:
     model = pico.random_model("llama_mha")
     with torch.no_grad():
-        model.model.layers[1].mlp.up_proj.weight[3, 3] = torch.inf
+        model.model.layers[1].mlp.up_proj.weight[3, 3] = 1e30
     model.save_pretrained(tmp_path)
     with pytest.raises(CalibrationError, match=r"model\.layers\.1\.mlp: .*NaN or Inf.*--dtype float32"):
         pico.make_database(tmp_path / "database", pico.ModelSource(str(tmp_path)))
