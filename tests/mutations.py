@@ -223,7 +223,7 @@ def _head(made: Draft, rng: random.Random) -> None:
 
 def _zero(made: Draft, rng: random.Random) -> None:
     shard, name = made.holder(rng)
-    shard[name] = torch.zeros_like(shard[name])
+    shard[name] = torch.zeros_like(shard[name]) if rng.random() < 0.7 else torch.full_like(shard[name], torch.nan)
 
 
 def _index(made: Draft, rng: random.Random) -> None:

@@ -81,7 +81,7 @@ def test_repair_brings_any_genome_within_and_up_to_every_limit(place) -> None:
 
 
 @given(budgets(), st.integers(1, 8), st.integers(1, 4))
-@settings(max_examples=300)
+@THOUSANDS
 def test_every_child_keeps_every_limit_and_is_new(place, count: int, switches: int) -> None:
     space, budget, rng = place
     parent = budget.repair(any_genome(space, budget, rng), rng.choice)
@@ -108,7 +108,7 @@ def test_the_uniform_start_is_uniform() -> None:
 
 
 @given(st.lists(st.integers(1, 3), min_size=1, max_size=2), st.lists(st.integers(1, 3), max_size=2), SEEDS)
-@settings(max_examples=60)
+@settings(max_examples=300)
 def test_where_few_genomes_are_full_those_near_are_found_and_it_ends(attention, mlp, seed) -> None:
     """All full genomes by trying all: children are among them, and where there are others, some child mostly is found."""
     space, rng = space_of(attention=attention, mlp=mlp), random.Random(seed)
@@ -117,7 +117,7 @@ def test_where_few_genomes_are_full_those_near_are_found_and_it_ends(attention, 
     every = itertools.product(*(range(ladder.top + 1) for ladder in space.ladders))
     full = {genome for genome in every if budget.is_full(genome)}
     parent = rng.choice(sorted(full))
-    children = offspring(parent, 10, budget, 3, rng)
+    children = offspring(parent, 50, budget, 3, rng)
     assert set(children) <= full - {parent}
 
 

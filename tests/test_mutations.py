@@ -9,15 +9,17 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
 import mutations
 import pico
-from darwinlm.errors import RequestError
+from darwinlm.errors import DamagedFileError, RequestError
 from darwinlm.models.source import ModelSource
 from darwinlm.models.whole import load_whole
 
@@ -43,6 +45,11 @@ def verdict(folder: Path) -> str:
     except RequestError as fault:
         if len(fault.faults) != 1 or "\n" in str(fault) or len(str(fault)) > 1500:
             raise AssertionError("not one message of a readable length") from fault
+        return "refused"
+    files = [load_file(path) for path in set(source.files.values())]
+    if not all(held[name].isfinite().all() for held in files for name in held.keys() & source.files.keys()):
+        with pytest.raises(DamagedFileError, match="no numbers"):
+            source.head().detached().logits(pico.stream(source).final_hidden(TOKENS))
         return "refused"
     ours = source.head().detached().logits(pico.stream(source).final_hidden(TOKENS))
     assert source.fingerprint

@@ -166,7 +166,7 @@ def test_weights_that_are_no_numbers_are_not_packed(tmp_path) -> None:
     tensors = load_file(folder / "model.safetensors")
     tensors["model.layers.1.mlp.up_proj.weight"][3, 5] = torch.nan
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(RequestError, match=r"NaN or Inf in .*1\.mlp\.up_proj"):
+    with pytest.raises(RequestError, match=r"1\.mlp\.up_proj.*no numbers"):
         darwinlm.export_checkpoint(str(folder), format="compressed-tensors")
     assert not folder.with_name("dense-w4a16").exists()
 

@@ -285,7 +285,6 @@ def test_what_cannot_be_asked_is_refused_before_a_model_is_loaded(checkpoint, ta
         raise ConnectionError("Couldn't reach the hub")
 
     monkeypatch.setattr("darwinlm.models.whole.load_whole", loaded)
-    monkeypatch.setattr("lm_eval.tasks.TaskManager", functools.cache(TaskManager))  # the index of all tasks is slow
     asked = ["eval", checkpoint("llama_gqa"), "--include-path", tasks, "--tasks"]
     said = refused(capsys, *asked, "darwin_choise,darwin_write,nothing_like_it")
     assert "no task 'darwin_choise'. Did you mean darwin_choice" in said

@@ -295,14 +295,12 @@ def evaluate(
 
     from darwinlm import show
     from darwinlm.measure.evaluation import Asked, run_evaluation
-    from darwinlm.runtime.files import require_folder
     from darwinlm.runtime.rundir import results_folder
 
     others = tuple(filter(None, map(str.strip, _commas(beside).split(","))))
     numbers = (limit, batch_size, apply_chat_template)
     asked = Asked(os.fspath(against), others, tasks, os.fspath(include_path), *numbers)
-    if folder := results_folder(config.model, os.fspath(output)):
-        require_folder(folder)
+    folder = results_folder(config.model, os.fspath(output))
     found = run_evaluation(config, asked, folder)
     if folder:
         found.save(folder)
@@ -330,7 +328,6 @@ def bench(
     from darwinlm import show
     from darwinlm.measure.bench import run_bench, save_bench
     from darwinlm.measure.predicted import predictions, require_same_engine
-    from darwinlm.runtime.files import require_folder
     from darwinlm.runtime.rundir import results_folder
     from darwinlm.target.latency import LatencyTable
 
@@ -338,7 +335,6 @@ def bench(
     if table:
         require_same_engine(table, config.model, config)
     folder = results_folder(config.model, os.fspath(output)) or Path("runs/bench")
-    require_folder(folder)
     result = run_bench([os.fspath(against), config.model] if against else [config.model], config)
     files = save_bench(result, folder)
     return show.Benchmarked(result, files, predictions(result, table) if table else [])
@@ -355,9 +351,9 @@ def measure_latency(model: Place = "", *, output: Place = "runs/bench", **settin
 
     from darwinlm import show
     from darwinlm.measure.table import measure_table
-    from darwinlm.runtime.files import require_folder
+    from darwinlm.runtime.rundir import results_folder
 
-    require_folder(folder := Path(output).expanduser())
+    folder = results_folder("", os.fspath(output)) or Path()
     table = measure_table(config)
     table.save(path := folder / "latency.json")
     return show.Latency(config.model, table, path)

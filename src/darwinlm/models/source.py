@@ -174,8 +174,8 @@ class ModelSource:
             (name for name, tensor in found.items() if tensor.dtype.itemsize > 1 and not tensor.isfinite().all()), None
         ):
             raise DamagedFileError(
-                f"'{self.name}' holds NaN or Inf in '{broken}'. Download or copy the checkpoint again, or train it anew with a "
-                "lower learning rate."
+                f"'{self.name}' holds NaN or Inf in '{broken}', which are no numbers. Download or copy the checkpoint again, or "
+                "train it anew with a lower learning rate."
             )
         return found
 

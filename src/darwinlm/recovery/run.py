@@ -164,14 +164,17 @@ def _finish(request: Request, directory: RunDirectory, last: Path, watch: Watch)
     lines = read_lines(folder / "history.jsonl")
     draw_curves(lines, folder / "curves.png")
     trained = ModelSource(str(directory.model))
-    before, after = (
-        watch.quality_of_checkpoint(BlockStream(source, request.device, request.dtype))
-        for source in (request.source, trained)
-    )
+    first = next(line["held_out"] for line in lines if "held_out" in line)
+
+    def scored(source: ModelSource) -> dict[str, float]:
+        return watch.quality_of_checkpoint(BlockStream(source, request.device, request.dtype))
+
     summary = {
         "parameters": trained.shape.parameters,
-        "before": before,
-        "trained": after,
+        "before": first
+        if request.dtype == torch.float32
+        else scored(request.source),  # a look computes in float32 masters
+        "trained": scored(trained),
         "tokens": request.rhythm.steps * request.train.batch_tokens,
         "steps": request.rhythm.steps,
         "seconds": directory.seconds(),

@@ -13,7 +13,7 @@ import yaml
 from darwinlm.config import read_yaml
 from darwinlm.errors import DamagedFileError, RequestError
 from darwinlm.runtime import ranks
-from darwinlm.runtime.files import disk_faults_told, read_json, write_json, write_text
+from darwinlm.runtime.files import disk_faults_told, read_json, require_folder, write_json, write_text
 from darwinlm.runtime.progress import log, log_to, warn_once
 
 
@@ -123,9 +123,14 @@ def lock_alone(file: IO[str]) -> None:
 
 
 def results_folder(model: str, output: str) -> Path | None:
-    """Where results about a checkpoint go: what is asked for, else its run directory; None where neither is."""
+    """Where results about a checkpoint go: what is asked for, else its run directory; None where neither is.
+
+    Raises:
+        RequestError: nothing can be written into what is asked for.
+    """
     if output:
-        return Path(output).expanduser()
+        require_folder(folder := Path(output).expanduser())
+        return folder
     run = RunDirectory(Path(model).expanduser().resolve().parent)
     return run.path if run.config.exists() else None
 
