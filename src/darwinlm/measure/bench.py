@@ -79,7 +79,7 @@ def run_bench(models: Sequence[str], config: RunConfig) -> BenchResult:
 
     Args:
         models: folders, hub ids, or paths of .gguf files; the first is compared with.
-        config: device, dtype, seed, trust and `bench` count.
+        config: device, dtype, seed and `bench` count.
 
     Raises:
         RequestError: a model cannot be measured so; raised before any is loaded.

@@ -44,7 +44,7 @@ def open_rival(name: str, config: RunConfig) -> Rival:
 
     Args:
         name: folder, hub id, or path of a .gguf file.
-        config: device, dtype, trust and `bench` count.
+        config: device, dtype and `bench` count.
 
     Raises:
         RequestError: it cannot be loaded.

@@ -66,7 +66,7 @@ class TransformersRival(Loaded):
 
     Args:
         name: folder or hub id.
-        config: device, dtype and trust count.
+        config: device and dtype count.
     """
 
     def __init__(self, name: str, config: RunConfig) -> None:

@@ -36,9 +36,10 @@ class Worker:
 
     Args:
         config: lengths, numbers of sequences, dtype and threads count.
+        options: more that vLLM's `LLM` takes.
     """
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, **options: Any) -> None:
         self._log = TemporaryFile("w+")  # noqa: SIM115  as long as the process
         command = [_python(), vllm_worker.__file__]
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self._log}
@@ -47,7 +48,7 @@ class Worker:
         assert process.stdout is not None
         self._questions, self._answers = process.stdin, process.stdout
         weakref.finalize(self, _ended, process, self._log)
-        self._options = _options(config)
+        self._options = {**_options(config), **options}
 
     def ask(self, model: str, prompts: list[list[int]], written: int) -> dict[str, Any]:
         """Seconds that vLLM takes; without prompts, what it is.

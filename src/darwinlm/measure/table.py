@@ -61,7 +61,7 @@ def measure_table(config: RunConfig) -> LatencyTable:
     """Measure the modules of a model on this machine.
 
     Args:
-        config: model, device, dtype, seed, trust, `database` (which levels there are) and `bench` (the workloads) count.
+        config: model, device, dtype, seed, `database` (which levels there are) and `bench` (the workloads) count.
 
     Raises:
         RequestError: the request cannot be fulfilled; raised before anything is measured.
