@@ -1,14 +1,14 @@
 """Speed-ups asked and measured, the error of the latency table, and how such a model differs from one of the same size.
 
     python benchmarks/speedup.py [--shared ../shared] [--models demo pep-llama] [--speedups 1.5 2] [--stages prefill]
-                                 [--batch 4] [--context 512] [--runs 5] [--repeats 15] [--generations 6]
+                                 [--batch 4] [--context 512] [--runs 5] [--repeats 15] [--generations 6] [--engine transformers]
 
 For each model: `darwinlm bench --table`; then for each speed-up a search under it, and `darwinlm bench` of the checkpoint
 against the dense model, as many times as --runs says, with the same workload; its median speed-up stands beside the one
 that was asked, and the table's prediction beside the measured seconds. Then a search under a parameter target of exactly
 as many parameters as the first found, from the same start and with the same tokens: the picture shows what either left
-where. Needs an idle machine. Prints tables, writes benchmarks/results/speedup.json, where rows of models that are not run again
-stay, and speedup_<model>_<stage>.png.
+where. Needs an idle machine. With --engine llama.cpp or vllm, table and bench are of that engine. Prints tables, writes
+benchmarks/results/speedup.json, where rows of models that are not run again in the same engine stay, and pictures beside it.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--generations", type=int, default=6)
+    parser.add_argument("--engine", choices=["transformers", "llama.cpp", "vllm"], default="transformers")
     parser.add_argument("--start", choices=["uniform", "linearized"], default="linearized")
     parser.add_argument(
         "--hessian", type=int, default=BLOCKS["hessian"], help="blocks; fewer for a trial of this script"
@@ -68,7 +69,9 @@ def main() -> None:
         "pep-llama": (Path(pep_llama.model(args.shared)), pep_llama.text(args.shared)),
     }
     former = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
-    rows: list[dict[str, Any]] = [row for row in former if row["model"] not in args.models]
+    rows: list[dict[str, Any]] = [
+        row for row in former if row["model"] not in args.models or row["engine"] != args.engine
+    ]
     for name in args.models:
         model, data = places[name]
         if not model.is_dir():
@@ -87,6 +90,7 @@ def measured(args: argparse.Namespace, name: str, model: str, data: str, scratch
         "context_lengths": [args.context],
         "repeats": args.repeats,
         "decode_tokens": written,
+        "engine": args.engine,
     }
     path = darwinlm.measure_latency(model, output=scratch / "table", bench=bench, database=LEVELS[name]).path
     table = LatencyTable.load(path)
@@ -119,10 +123,10 @@ def measured(args: argparse.Namespace, name: str, model: str, data: str, scratch
             size = {"parameters": by_time["pruned"]["parameters"]}
             by_size = darwinlm.prune(model, restart=True, target=size, **common).summary
             small = levels_of(scratch)
-            picture = HERE / f"results/speedup_{name}_{stage}_{speedup:g}x.png"
+            picture = HERE / f"results/speedup_{name}_{args.engine}_{stage}_{speedup:g}x.png"
             draw({f"{stage} {speedup:g}x": fast, "the same parameters": small}, scratch / "run", picture)
             rows.append(
-                {"model": name, "stage": stage, "batch": args.batch, "asked": speedup, **timed}
+                {"model": name, "engine": args.engine, "stage": stage, "batch": args.batch, "asked": speedup, **timed}
                 | {"predicted_speedup": by_time["achieved"]["limits"]["latency"]["predicted_speedup"]}
                 | {"table_errors": [p / m - 1 for t in table.stages if t.work.stage == stage for p, m in t.checks]}
                 | {"by_time": by_time["pruned"], "by_size": by_size["pruned"], "differ": differing(fast, small)}
@@ -176,24 +180,26 @@ def draw(genomes: dict[str, dict[str, int]], run: Path, path: Path) -> None:
 
 def report(rows: list[dict[str, Any]]) -> None:
     print(
-        "| model | stage | asked | predicted | measured, median (all runs) | seconds: prediction's error | table's checks |"
+        "| model | engine | stage | asked | predicted | measured, median (all runs) | seconds: error | table's checks |"
     )
-    print("|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|")
     for row in rows:
         runs = ", ".join(f"{speedup:.2f}" for speedup in row["speedups"])
         worst = max(map(abs, row["table_errors"]))
         print(
-            f"| {row['model']} | {row['stage']} | {row['asked']:g}x | {row['predicted_speedup']:.2f}x | {row['measured']:.2f}x "
-            f"({runs}) | {row['prediction_error']:+.1%} | at most {worst:.1%} |"
+            f"| {row['model']} | {row['engine']} | {row['stage']} | {row['asked']:g}x | {row['predicted_speedup']:.2f}x | "
+            f"{row['measured']:.2f}x ({runs}) | {row['prediction_error']:+.1%} | at most {worst:.1%} |"
         )
-    print("| model | target | parameters | KL | against the other: steps apart, of attention more |")
-    print("|---|---|---|---|---|")
+    print("| model | engine | target | parameters | KL | against the other: steps apart, of attention more |")
+    print("|---|---|---|---|---|---|")
     for row in rows:
         differ = row["differ"]
         for key, title in (("by_time", f"{row['stage']} {row['asked']:g}x"), ("by_size", "the same parameters")):
             found = row[key]
             apart = f"{differ['steps']}, {differ['attention_steps_more']:+d}" if key == "by_time" else ""
-            print(f"| {row['model']} | {title} | {found['parameters']:,} | {found['kl']:.4f} | {apart} |")
+            print(
+                f"| {row['model']} | {row['engine']} | {title} | {found['parameters']:,} | {found['kl']:.4f} | {apart} |"
+            )
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(rows, indent=2) + "\n")
 
