@@ -4,8 +4,8 @@
                                [--genomes found uniform GENOME.json ...] [--blocks 8] [--choose-again true false] [--distil 64K]
 
 RUN is a finished run of `darwinlm prune`: its model, database and genome count. Texts are read as --data is, so that a mixture can
-be one. Each refit is fitted to the first tokens of a text and judged on those that follow them, as `darwinlm refit` does it;
-scores are of the first blocks of each scored text, before and after. With --distil the model as pruned and the refitted one
+be one. Each refit is fitted to blocks that are drawn from a text and judged on others, as `darwinlm refit` does it;
+scores are of blocks drawn from each scored text, before and after. With --distil the model as pruned and the refitted one
 are distilled on the first text, alike. Prints a table and writes benchmarks/results/refit.json after every row; rows that
 are there already are not made again.
 """
@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from darwinlm.assemble import Assembler
@@ -39,6 +40,8 @@ from subjects.distilled import distilled
 from subjects.rows import Row, rows_of
 
 RESULTS = Path(__file__).parent / "results/refit.json"
+POOL = 2_000_000
+"""Tokens of a text that blocks are drawn from."""
 
 
 def main() -> None:
@@ -69,11 +72,10 @@ def wanted(args: argparse.Namespace) -> Iterator[Row]:
 
 
 def blocks_of(text: str, run: Run, count: int, *, held_out: bool = False) -> Tensor:
-    """(S, T): the first blocks of a text; of `stdlib` those that are held out, or not."""
+    """(S, T): blocks drawn from the beginning of a text, as far as `POOL` goes; of `stdlib` those that are held out, or not."""
     length, field = run.config.blocks.sequence_length, run.config.blocks.text_field
-    return run.source.begun(
-        read_pool(documents(text, field, held_out=held_out), run.source.tokenizer, length, count * length).blocks
-    )
+    pool = read_pool(documents(text, field, held_out=held_out), run.source.tokenizer, length, POOL).blocks
+    return run.source.begun(pool[torch.randperm(len(pool), generator=torch.Generator().manual_seed(0))[:count]])
 
 
 def row_of(asked: Row, run: Run, held_out: dict[str, HeldOut]) -> Row:

@@ -73,7 +73,7 @@ def measure(settings: dict[str, Any], levels: str, run: Path) -> list[dict[str, 
 
 def refitted(settings: dict[str, Any], cell: Cell) -> Quality:
     """A cell's model after the refit, on the same held-out text."""
-    with opened(settled(settings)) as run:
+    with opened(settled({"output": settings["output"]})) as run:
         assembler = Assembler(run.source, run.finished_database())
         model = assembler.model(run.space.genome(cell.levels), run.device, run.dtype)
         write_json(run.directory.genome, {"levels": cell.levels})
