@@ -26,6 +26,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from darwinlm.run.demonstration import DEMO_MODEL
 from darwinlm.runtime.files import read_json
+from darwinlm.runtime.timings import Timings
 
 HERE = Path(__file__).parent
 STAGES = ("database", "search", "refit")
@@ -67,10 +68,9 @@ def pruned(layers: int, hidden: int, scratch: Path) -> dict[str, Any]:
     process = subprocess.Popen([*command, "--output", str(run)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     base, peaks = 0, dict.fromkeys(STAGES, 0)
     while process.poll() is None:
-        done = read_json(run / "timings.json") if (run / "timings.json").exists() else {}
-        stage = next((stage for stage in STAGES if stage not in done), None)
+        stage = next(reversed(Timings(run / "timings.json").seconds()), None)
         held = anonymous_memory(process.pid)
-        if (run / "blocks.safetensors").exists() and stage:
+        if stage in peaks:
             base = base or held
             peaks[stage] = max(peaks[stage], held - base)
         time.sleep(0.02)

@@ -26,6 +26,7 @@ from pathlib import Path
 import yaml
 
 import darwinlm
+from darwinlm.runtime.timings import Timings
 
 HERE = Path(__file__).parent
 DEMO = Path(darwinlm.__file__).parent / "demo_model"
@@ -66,26 +67,21 @@ def start(settings: Path, output: Path) -> subprocess.Popen:
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
-def after(stage: str) -> Callable[[Path], bool]:
-    """Whether a stage is done: `timings.json` says so."""
-    return lambda run: stage in timings(run)
-
-
-def timings(run: Path) -> dict[str, float]:
-    return json.loads((run / "timings.json").read_text()) if (run / "timings.json").exists() else {}
+def timed(stage: str) -> Callable[[Path], bool]:
+    """Whether a stage has begun: `timings.json` says so."""
+    return lambda run: stage in Timings(run / "timings.json").seconds()
 
 
 BEGINS: dict[str, Callable[[Path], bool]] = {
     "opening": lambda run: True,
     "database": lambda run: (run / "blocks.safetensors").exists(),
-    "start": after("database"),
+    "start": timed("search"),
     "search": lambda run: (run / "search/state.json").exists(),
-    "refit": after("search"),
+    "refit": timed("refit"),
     "export": lambda run: (run / ".model.partial").exists() or (run / "model").exists(),
-    "evaluation": after("export"),
+    "evaluation": timed("evaluation"),
 }
-"""Stage -> whether it has begun, in the order of a run. A stage that `timings.json` does not know (`TIMED`) is left out."""
-TIMED = {"refit"}
+"""Stage -> whether it has begun, in the order of a run; a run need not have all of them."""
 
 
 def stages_of(run: Path, process: subprocess.Popen) -> dict[str, float]:
@@ -98,8 +94,7 @@ def stages_of(run: Path, process: subprocess.Popen) -> dict[str, float]:
     if process.returncode:
         raise SystemExit("the uninterrupted run failed")
     began["end"] = time.perf_counter()
-    names = [stage for stage in began if stage not in TIMED or stage in timings(run)]
-    return {stage: began[later] - began[stage] for stage, later in pairwise(names)}
+    return {stage: began[later] - began[stage] for stage, later in pairwise(began)}
 
 
 def killed(run: Path, settings: Path, stage: str, wait: float) -> bool:

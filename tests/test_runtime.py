@@ -8,6 +8,8 @@ import io
 import json
 import random
 import shutil
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +26,7 @@ from safetensors import SafetensorError
 from darwinlm.errors import DamagedFileError, RequestError
 from darwinlm.runtime import files
 from darwinlm.runtime import progress as progress_file
+from darwinlm.runtime import timings as timings_file
 from darwinlm.runtime.device import choose_device, choose_dtype, peak_memory_bytes
 from darwinlm.runtime.files import (
     read_json,
@@ -38,8 +41,42 @@ from darwinlm.runtime.files import (
 )
 from darwinlm.runtime.progress import duration, log, log_to, progress
 from darwinlm.runtime.seeds import python_random, torch_generator
+from darwinlm.runtime.timings import Timings
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
+
+# Timings
+
+
+def test_what_a_stage_takes_lies_there_while_it_runs_and_a_later_process_counts_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(timings_file, "KEPT_EVERY", 0.01)
+    file = tmp_path / "folder/timings.json"
+    Timings(file).add("search", 100.0)
+    began = time.perf_counter()
+    with Timings(file).timed("search"):
+        Timings(file).add("borrowed", 2.0)
+        while (kept := read_json(file))["search"] == 100.0:
+            assert time.perf_counter() < began + 60
+    after = Timings(file).seconds()
+    assert 100.0 < kept["search"] <= after["search"] <= 100.001 + time.perf_counter() - began
+    assert after["borrowed"] == 2.0
+    Timings(file).forget("search", "refit")
+    assert Timings(file).seconds() == {"borrowed": 2.0}
+
+
+def test_a_disk_that_is_full_for_a_while_does_not_end_what_is_timed(tmp_path, monkeypatch):
+    monkeypatch.setattr(timings_file, "KEPT_EVERY", 0.001)
+    failed = threading.Event()
+
+    def full(*_: Any) -> None:
+        failed.set()
+        raise RequestError("full")
+
+    with Timings(tmp_path / "timings.json").timed("search"), monkeypatch.context() as patch:
+        patch.setattr(timings_file, "write_json", full)
+        assert failed.wait(60)
+    assert Timings(tmp_path / "timings.json").seconds()["search"] > 0
+
 
 # Files
 

@@ -115,8 +115,8 @@ def _tiles(found: Contents) -> Iterator[tuple[str, str]]:
 def _status(found: Contents) -> str:
     there = [stage for stage, exists in _stages(found) if exists]
     missing = [stage for stage, exists in _stages(found) if not exists]
-    with told_of(found.directory.timings):
-        taken = sum(found.directory.seconds().values())
+    with told_of(found.directory.timings.file):
+        taken = sum(found.directory.timings.seconds().values())
     parts = [f"There: {', '.join(there) or 'settings alone'}"]
     parts += [f"not yet: {', '.join(missing)}"] if missing else []
     parts += [f"{duration(taken)} of work"] if taken else []

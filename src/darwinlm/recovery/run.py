@@ -63,7 +63,7 @@ def run_train(config: RunConfig) -> dict[str, Any]:
             _begin(request, directory)
         ranks.barrier()
         folder = request.path / "train"
-        with directory.timed("train"):
+        with directory.timings.timed("train"):
             watch = _watch(request)
             last = folder / f"state-{request.rhythm.steps}"
             if request.rhythm.steps > step_of(state):
@@ -177,7 +177,7 @@ def _finish(request: Request, directory: RunDirectory, last: Path, watch: Watch)
         "trained": scored(trained),
         "tokens": request.rhythm.steps * request.train.batch_tokens,
         "steps": request.rhythm.steps,
-        "seconds": directory.seconds(),
+        "seconds": directory.timings.seconds(),
         "peak_memory_bytes": peak_memory_bytes(request.device),
         "settings": to_dict(request.config),
         "model": str(directory.model),

@@ -95,7 +95,7 @@ def evaluation_stage(run: Run, database: Database, genome: Genome, refits: Refit
             summary = read_json(run.directory.summary)
             if summary.get("made_from") == made_from:
                 return summary
-    with run.directory.timed("evaluation"):
+    with run.directory.timings.timed("evaluation"):
         held_out = HeldOut(run.splits.held_out, run.stream)
         assembler = run.assembler(database)
         uniform = run.uniform(assembler.module_widths)
@@ -112,7 +112,7 @@ def evaluation_stage(run: Run, database: Database, genome: Genome, refits: Refit
         **{name: dataclasses.asdict(quality) for name, quality in qualities.items()},
         "target": to_dict(run.config.target),
         "achieved": _achieved(run, genome, qualities, assembler),
-        "seconds": run.directory.seconds(),
+        "seconds": run.directory.timings.seconds(),
         "peak_memory_bytes": peak_memory_bytes(run.device),
         "settings": to_dict(run.config),
         "made_from": made_from,

@@ -51,7 +51,7 @@ def database_stage(run: Run, *, rebuild: bool = False) -> Database:
             raise damaged_files(database, damaged)
         for name in damaged:
             del database.modules[name]
-    with run.directory.timed("database"):
+    with run.directory.timings.timed("database"):
         build_database(database, run.ladders, run.stream, run.splits.hessian, run.config.database, _placement(run))
     return database
 
@@ -76,7 +76,7 @@ def search_stage(run: Run, database: Database, *, restart: bool = False) -> Geno
     ranks.barrier()
     state = ranks.broadcast(run.record.load())
     if state is None or not finished(state, run.config.search):
-        with run.directory.timed("search"):
+        with run.directory.timings.timed("search"):
             state = _search(run, run.assembler(database, cache_bytes=cache_bytes()))
     levels, formats = run.space.levels_of(state.parent), run.space.formats_of(state.parent)
     parameters = run.assembler(database).shape(state.parent).parameters
@@ -141,7 +141,7 @@ def _discard_search(run: Run) -> None:
         shutil.rmtree(path, ignore_errors=True)
     for path in (run.directory.genome, run.directory.summary, run.directory.report):
         path.unlink(missing_ok=True)
-    run.directory.forget("search", "refit", "export", "evaluation")
+    run.directory.timings.forget("search", "refit", "export", "evaluation")
 
 
 def refit_stage(run: Run, database: Database, genome: Genome) -> Refits | None:
@@ -167,7 +167,7 @@ def refitted(run: Run, database: Database, genome: Genome) -> Refits | None:
     refits = Refits(run.directory.refit, made_from)
     if not ranks.broadcast(refits.finished(len(run.stream))):
         assembler, batch = run.assembler(database), run.config.database.batch_sequences
-        with run.directory.timed("refit"):
+        with run.directory.timings.timed("refit"):
             block = functools.partial(assembler.block, genome, device=run.device, dtype=run.dtype)
             kept = functools.partial(assembler.mlp_columns, genome) if run.config.refit.choose_again else None
             in_format = functools.partial(assembler.in_format, genome) if run.config.target.formats else None
@@ -203,6 +203,6 @@ def export_stage(run: Run, database: Database, genome: Genome, refits: Refits | 
     if record_of(run.directory.model) == made_from:
         return
     discard_forms(run.directory.model)
-    with run.directory.timed("export"):
+    with run.directory.timings.timed("export"):
         facts = card_facts(run, genome, refits)
         export_checkpoint(run.assembler(database), genome, run.directory.model, facts, made_from, refits, stock=stock)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,10 +10,10 @@ from typing import IO, Any
 import yaml
 
 from darwinlm.config import read_yaml
-from darwinlm.errors import DamagedFileError, RequestError
-from darwinlm.runtime import ranks
-from darwinlm.runtime.files import disk_faults_told, read_json, require_folder, write_json, write_text
-from darwinlm.runtime.progress import log, log_to, warn_once
+from darwinlm.errors import RequestError
+from darwinlm.runtime.files import disk_faults_told, require_folder, write_text
+from darwinlm.runtime.progress import log, log_to
+from darwinlm.runtime.timings import Timings
 
 
 class RunDirectory:
@@ -35,7 +34,7 @@ class RunDirectory:
         self.model = path / "model"
         self.summary = path / "summary.json"
         self.report = path / "report.html"
-        self.timings = path / "timings.json"
+        self.timings = Timings(path / "timings.json")
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -76,30 +75,6 @@ class RunDirectory:
         text = yaml.safe_dump(settings, sort_keys=False)
         if not self.config.exists() or self.config.read_text(encoding="utf-8") != text:
             write_text(self.config, text)
-
-    @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        """Add the time that a stage takes to `timings.json`, also when it is interrupted."""
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            if ranks.is_first():
-                seconds = self.seconds()
-                seconds[stage] = round(seconds.get(stage, 0.0) + time.perf_counter() - began, 3)
-                write_json(self.timings, seconds)
-
-    def forget(self, *stages: str) -> None:
-        """Drop the timings of stages that begin anew."""
-        write_json(self.timings, {stage: taken for stage, taken in self.seconds().items() if stage not in stages})
-
-    def seconds(self) -> dict[str, float]:
-        """Seconds that each stage has taken so far."""
-        try:
-            return dict(read_json(self.timings)) if self.timings.exists() else {}
-        except (DamagedFileError, TypeError, ValueError):
-            warn_once(f"'{self.timings}' is damaged: the seconds of stages that are done are lost.")
-            return {}
 
 
 def lock_alone(file: IO[str]) -> None:
