@@ -210,7 +210,7 @@ def proposals(estimate: Estimate, budget: Budget) -> list[Genome]:
 
 
 def diverse(costs: Costs, budget: Budget, ladders: Sequence[Ladder]) -> dict[str, Genome]:
-    """Allocations of different kinds, by name: each the cheapest if some modules were dearer, or could only stay or go.
+    """Different allocations of different kinds, by name: each the cheapest if some modules were dearer, or could only stay or go.
 
     Args:
         costs: of the levels.
@@ -230,5 +230,9 @@ def diverse(costs: Costs, budget: Budget, ladders: Sequence[Ladder]) -> dict[str
             ]
             for ladder, row, top in zip(ladders, costs, budget.tops())
         ]
-    genomes = {name: allocate(bent, budget) for name, bent in found.items()}
-    return {name: genome for name, genome in genomes.items() if genome is not None}
+    genomes: dict[str, Genome] = {}
+    for name, bent in found.items():
+        genome = allocate(bent, budget)
+        if genome is not None and genome not in genomes.values():
+            genomes[name] = genome
+    return genomes
