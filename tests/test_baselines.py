@@ -25,7 +25,7 @@ from darwinlm.comparison.methods.registry import METHODS, methods_named
 from darwinlm.comparison.methods.shortened_llama import losses_without, taylor_importances
 from darwinlm.comparison.methods.shortgpt import block_influences, shortgpt
 from darwinlm.comparison.methods.sliding_cosine import angular_distances, sliding_cosine
-from darwinlm.comparison.methods.task import Task
+from darwinlm.comparison.methods.task import BORROWED, Task
 from darwinlm.comparison.methods.ziplm import ziplm, ziplm_kinds
 from darwinlm.errors import RequestError
 from darwinlm.genome import is_valid
@@ -207,7 +207,7 @@ def test_evopress_drops_as_few_modules_as_the_budget_asks(task):
 
 
 @pytest.mark.parametrize("family", ["llama_mha", "mistral", "qwen2_tied", "qwen3"])
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", methods_named("all"))
 def test_every_method_ends_within_the_budget(name, family, task):
     asked = task(family, share=1 / 3)
     genome = METHODS[name].find(asked)
@@ -219,12 +219,13 @@ def test_every_method_ends_within_the_budget(name, family, task):
 
 def test_what_methods_share_is_found_once_and_counts_in_each(task, monkeypatch):
     one = task(generations=1)
-    other = dataclasses.replace(one, folder=one.folder / "other", borrowed=[])
+    other = dataclasses.replace(one, folder=one.folder / "other")
     first = METHODS["darwinlm_untrained"].find(one)
     monkeypatch.setattr("darwinlm.comparison.methods.darwin.first_parent", None)
     METHODS["darwinlm"].find(other)
-    assert not one.borrowed
-    assert other.borrowed == [one.found["start attention steps", one.share, one.seed][1]]
+    assert BORROWED not in one.timings.seconds()
+    took = one.found["start attention steps", one.share, one.seed][1]
+    assert other.timings.seconds()[BORROWED] == pytest.approx(took, abs=1e-3)
     alone = dataclasses.replace(one, folder=one.folder / "alone", found={})
     monkeypatch.undo()
     assert METHODS["darwinlm_untrained"].find(alone) == first
@@ -232,9 +233,13 @@ def test_what_methods_share_is_found_once_and_counts_in_each(task, monkeypatch):
 
 def test_methods_come_in_the_order_of_the_registry():
     assert methods_named("darwinlm, uniform") == ["uniform", "darwinlm"]
-    assert methods_named("all") == list(METHODS)
+    assert [*methods_named("all"), *methods_named("all", in_formats=True)] == list(METHODS)
     with pytest.raises(RequestError, match="no method 'zplm'; there are: all, uniform"):
         methods_named("uniform,zplm")
+    with pytest.raises(RequestError, match="names one_format; it gives modules formats"):
+        methods_named("one_format")
+    with pytest.raises(RequestError, match="names uniform; with --formats there are: all, one_format"):
+        methods_named("uniform", in_formats=True)
     with pytest.raises(RequestError, match="names no method"):
         methods_named(" ,")
 

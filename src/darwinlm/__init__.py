@@ -364,6 +364,8 @@ def compare(
     *,
     methods: str | Sequence[str] = "all",
     levels: str | float | Sequence[str | float] = "",
+    formats: str | Sequence[str] = "",
+    embedding_format: str = "",
     train_tokens: int = 0,
     learning_rate: float = 3e-5,
     seeds: int = 1,
@@ -376,9 +378,12 @@ def compare(
         model: path or hub id of the dense model
         methods: methods with commas, or all: uniform, magnitude, llm_pruner, flap, flap_no_bias, minitron, minitron_depth,
             random, ziplm, ziplm_kinds, shortgpt, shortened_llama, shortened_llama_taylor, sliding_cosine, evopress, sheared,
-            sheared_levels, darwinlm_untrained, darwinlm, darwinlm_parameters,
-            darwinlm_stock
-        levels: with commas, levels in steps of database.levels, or sizes such as 60% or 80M; by default the run's target
+            sheared_levels, darwinlm_untrained, darwinlm, darwinlm_parameters, darwinlm_stock, and with --formats
+            one_format, then_quantized, formats_alone, darwinlm_formats
+        levels: with commas, levels in steps of database.levels, or sizes such as 60% or 80M; by default the run's target. With
+            --formats sizes of the file, such as 60MB or 50% of the dense one
+        formats: with commas, such as q8_0,q4_0 or w8a16,w4a16: methods that give every module one, within the bytes of a file
+        embedding_format: of embedding and head in GGUF, such as q8_0; by default the checkpoint's own
         train_tokens: tokens of the same post-training for every model, which is then scored again; 0 for none
         learning_rate: AdamW's in that post-training, without warm-up
         seeds: runs with different seeds of every method that searches, whose mean is reported
@@ -387,9 +392,10 @@ def compare(
     config = _settled(Comparing, settings, *_RUN, model=model)
 
     from darwinlm import show
-    from darwinlm.comparison.comparing import asked, run_compare
+    from darwinlm.comparison.comparing import asked, in_formats, run_compare
 
-    wanted = asked(config, _commas(methods), _commas(levels), train_tokens, learning_rate, seeds, keep_models)
+    stored = in_formats(_commas(formats), embedding_format)
+    wanted = asked(config, _commas(methods), _commas(levels), train_tokens, learning_rate, seeds, keep_models, stored)
     return show.Compared(*run_compare(config, wanted))
 
 

@@ -1,6 +1,7 @@
 """The cells of a comparison: one method at one level with one seed, found, scored, and kept as a file.
 
 compare/dense.json                                 the dense model
+compare/METHOD/levelL_seedS/                       L: a level, or with formats the most bytes of the file
 compare/METHOD/levelL_seedS/search/                state of a search under way
 compare/METHOD/levelL_seedS/orders.safetensors     of methods without a refit: in which order units leave
 compare/sheared/levelL_seedS/sheared/              the model that ShearedLLaMA trained, and the same of it
@@ -13,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +22,9 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
+from darwinlm.assemble import Assembler
 from darwinlm.comparison.methods.registry import METHODS
-from darwinlm.comparison.methods.task import Task
+from darwinlm.comparison.methods.task import BORROWED, Task
 from darwinlm.comparison.table import Cell
 from darwinlm.config import to_dict
 from darwinlm.config.reading import adapter
@@ -67,6 +68,7 @@ class Place:
 
     method: str
     level: float
+    """In steps; with formats the most bytes of the file."""
     seed: int
 
 
@@ -76,7 +78,7 @@ def folder_of(run: Run) -> Path:
 
 
 def _cell_folder(run: Run, place: Place) -> Path:
-    return folder_of(run) / place.method / f"level{place.level:g}_seed{place.seed}"
+    return folder_of(run) / place.method / f"level{place.level:.12g}_seed{place.seed}"
 
 
 def _files(run: Run, place: Place, training: Training) -> dict[Path, dict[str, Any]]:
@@ -96,6 +98,9 @@ def _identity(run: Run, place: Place) -> dict[str, Any]:
     settings = to_dict(run.config.search)
     names = settings if METHODS[place.method].searches else _ALWAYS
     search = {f"search.{name}": settings[name] for name in names if name not in _NO_MATTER}
+    if METHODS[place.method].formats:
+        target = to_dict(run.config.target)
+        search |= {f"target.{name}": target[name] for name in ("formats", "embedding_format", "batch", "context")}
     for group in METHODS[place.method].settings:
         search |= {f"{group}.{name}": value for name, value in to_dict(getattr(run.config, group)).items()}
     return {**run.identities.selection, **dataclasses.asdict(place), **search}
@@ -128,6 +133,9 @@ class Workbench:
         self.teacher = functools.cache(lambda: make_teacher(run))
         self.held_out = functools.cache(lambda: HeldOut(run.splits.held_out, run.stream))
         self.assembler = functools.cache(lambda: run.assembler(database_stage(run), cache_bytes=cache_bytes()))
+        self.plain = functools.cache(
+            lambda: Assembler(run.source, self.assembler().database, cache_bytes=cache_bytes())
+        )
         self.found: dict[tuple[str, float | None, int], tuple[Any, float]] = {}
 
     @functools.cached_property
@@ -141,25 +149,30 @@ class Workbench:
         return quality
 
     def budget(self, level: float) -> int:
-        """Parameters that every method may leave at a level: those of the uniform model."""
+        """Parameters that every method may leave at a level: those of the uniform model; with formats the level itself, bytes."""
         run, share = self.run, level / self.run.config.database.levels
+        if run.config.target.formats:
+            return int(level)
         return Task.budget_of(self.assembler(), share, run.config.seed)
 
     def task(self, place: Place) -> Task:
         """What a method is asked in a cell."""
-        run = self.run
+        run, in_formats = self.run, bool(self.run.config.target.formats)
+        widths = self.assembler().module_widths
         return Task(
             assembler=self.assembler(),
             stream=run.stream,
             teacher=self.teacher(),
             train=run.splits.train,
-            share=place.level / run.config.database.levels,
+            share=0.0 if in_formats else place.level / run.config.database.levels,
             search=run.config.search,
             seed=place.seed,
             folder=_cell_folder(run, place),
             identity=_identity(run, place),
             found=self.found,
             sheared=run.config.sheared,
+            memory=run.target.within(int(place.level)).budget(widths) if in_formats else None,
+            plain=self.plain() if in_formats else None,
         )
 
 
@@ -202,18 +215,21 @@ def finished_cell(bench: Workbench, place: Place, training: Training) -> Cell:
 def _found(bench: Workbench, place: Place) -> Cell:
     """Find the levels of a cell and score its model."""
     run, method, task = bench.run, METHODS[place.method], bench.task(place)
-    seconds = _seconds_so_far(task) - time.perf_counter()
-    genome = method.find(task)
-    seconds += time.perf_counter()
+    if not any(task.folder.rglob("search")):  # else it goes on with what a killed process left
+        task.timings.forget("search", BORROWED)
+    with task.timings.timed("search"):
+        genome = method.find(task)
     ladders = task.space.ladders
     return Cell(
         **dataclasses.asdict(place),
         title=method.title,
-        levels=task.space.named(genome),
+        levels=task.space.levels_of(genome),
+        formats=task.space.formats_of(genome),
+        memory=task.memory.limits[0].spent(genome) if task.memory else None,
         kept={l.name: 1 - l.removed[level] * l.group_size / l.columns for l, level in zip(ladders, genome)},
         quality=bench.held_out().quality_of_model(method.model(task, genome, run.device, run.dtype)),
         trained=None,
-        search_seconds=round(seconds + sum(task.borrowed), 3),
+        search_seconds=round(sum(task.timings.seconds().values()), 3),
         search_tokens=method.tokens(task),
     )
 
@@ -222,29 +238,26 @@ def keep_model(bench: Workbench, place: Place) -> None:
     """Write a finished cell's model, as pruned, as a checkpoint beside it; one that lies there is not made again."""
     run, method, task = bench.run, METHODS[place.method], bench.task(place)
     cell, folder = finished_cell(bench, place, Training(0, 0.0)), _cell_folder(run, place) / "model"
+    genome = task.space.genome_of(cell.levels, cell.formats)
     made_from = {"cell": sha256_of(_identity(run, place)), "levels": cell.levels}
+    facts = {"method": method.title, "level": f"{place.level:g} of {run.config.database.levels}", "seed": place.seed}
+    if method.formats:
+        made_from |= run.made_from(genome, task.assembler.database)
+        facts["level"] = f"at most {place.level:,.0f} bytes"
     if record_of(folder) == made_from:
         return
-    genome = task.space.genome(cell.levels)
-    facts = {"method": method.title, "level": f"{place.level:g} of {run.config.database.levels}", "seed": place.seed}
-    if method.stock:
-        return export_checkpoint(task.assembler, genome, folder, facts, made_from, stock=True)
+    if method.stock or method.formats:
+        return export_checkpoint(task.assembler, genome, folder, facts, made_from, stock=method.stock)
     model = method.model(task, genome, run.device, torch.float32)
     card = model_card(run.source, task.assembler.shape(genome), cell.levels, facts, told=f"pruned by {method.title}")
     if not write_model(folder, run.source, model, card=card, made_from=made_from):
         log.warning("%s gives a model no checkpoint of its family can hold (biases): it is not kept.", method.title)
 
 
-def _seconds_so_far(task: Task) -> float:
-    """What the finished generations of an interrupted search took."""
-    state = task.folder / "search" / "state.json"
-    return read_json(state)["seconds"] if state.exists() else 0.0
-
-
 def _trained(bench: Workbench, place: Place, training: Training) -> Cell:
     """The same levels after plain training: AdamW, cross entropy, the same tokens in the same order for all methods."""
     cell, task, run = finished_cell(bench, place, Training(0, 0.0)), bench.task(place), bench.run
-    genome: Genome = task.space.genome(cell.levels)
+    genome: Genome = task.space.genome_of(cell.levels, cell.formats)
     model = METHODS[place.method].model(task, genome, run.device, torch.float32)
     trial = Trial(model, training.learning_rate, run.config.search.batch_sequences, run.dtype)
     trial.train(run.splits.train, draw(run.splits.train, training.tokens, run.config.seed, "post-training", 0, 0))

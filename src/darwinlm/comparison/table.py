@@ -6,7 +6,7 @@ import csv
 import dataclasses
 import io
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from darwinlm.measure.method_pictures import OURS, draw_comparison
@@ -35,6 +35,10 @@ class Cell:
     """Time to find the levels; the database, which all methods share, is not in it."""
     search_tokens: int
     """Tokens that were trained on to find them."""
+    formats: dict[str, str] = field(default_factory=dict)
+    """{module name: format}, of those that have one."""
+    memory: int | None = None
+    """Bytes of the file, and of the KV cache where that counts; of methods that give formats."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,7 @@ class Row:
     level: float
     seeds: int
     parameters: float
+    memory: float | None
     perplexity: float
     perplexity_range: tuple[float, float]
     """Least and largest over the seeds."""
@@ -62,11 +67,13 @@ class Comparison:
 
     model: str
     budgets: dict[float, int]
-    """{level: parameters that every method may leave}."""
+    """{level: parameters that every method may leave, or bytes}."""
     dense: Quality
     cells: list[Cell]
     train_tokens: int
     """Tokens of the post-training; 0 where there was none."""
+    in_bytes: bool = False
+    """Whether modules have formats, and levels are the most bytes of the file."""
 
     @property
     def rows(self) -> list[Row]:
@@ -79,6 +86,7 @@ class Comparison:
 
 def _row(cells: list[Cell]) -> Row:
     trained = [cell.trained for cell in cells if cell.trained]
+    memory = [cell.memory for cell in cells if cell.memory is not None]
     perplexities = [cell.quality.perplexity for cell in cells]
     return Row(
         method=cells[0].method,
@@ -86,6 +94,7 @@ def _row(cells: list[Cell]) -> Row:
         level=cells[0].level,
         seeds=len(cells),
         parameters=statistics.fmean(cell.quality.parameters for cell in cells),
+        memory=statistics.fmean(memory) if memory else None,
         perplexity=statistics.fmean(perplexities),
         perplexity_range=(min(perplexities), max(perplexities)),
         kl=statistics.fmean(cell.quality.kl or 0.0 for cell in cells),
@@ -100,13 +109,16 @@ def tables(comparison: Comparison) -> list[Table]:
     """A table for each level; a mean over seeds says so, and between which perplexities it lies."""
     later = comparison.train_tokens
     trained = [f"{name}, {later:,} tokens later" for name in ("perplexity", "KL")] if later else []
-    heads = ["method", "parameters", "perplexity", "KL to dense", *trained, "search", "trained on in it"]
-    ours = tuple({_named(row) for row in comparison.rows if row.method == OURS})
+    sizes = ["bytes", "parameters"] if comparison.in_bytes else ["parameters"]
+    heads = ["method", *sizes, "perplexity", "KL to dense", *trained, "search", "trained on in it"]
+    ours = tuple({_named(row) for row in comparison.rows if row.method in OURS})
     return [
         Table(
             [_texts(row, bool(later)) for row in comparison.rows if row.level == level],
             heads,
-            f"Level {level:g}: at most {most:,} parameters of {comparison.dense.parameters:,}",
+            f"At most {most:,} bytes"
+            if comparison.in_bytes
+            else f"Level {level:g}: at most {most:,} parameters of {comparison.dense.parameters:,}",
             f"Dense: perplexity {comparison.dense.perplexity:.2f}; held-out text.",
             ours,
         )
@@ -120,7 +132,8 @@ def _named(row: Row) -> str:
 
 def _texts(row: Row, later: bool) -> list[str]:
     between = " ({:,.2f}-{:,.2f})".format(*row.perplexity_range) if row.seeds > 1 else ""
-    found = [_named(row), f"{row.parameters:,.0f}", f"{row.perplexity:,.2f}{between}", f"{row.kl:.4f}"]
+    sizes = [f"{size:,.0f}" for size in (row.memory, row.parameters) if size is not None]
+    found = [_named(row), *sizes, f"{row.perplexity:,.2f}{between}", f"{row.kl:.4f}"]
     if later:
         found.append("-" if row.trained_perplexity is None else f"{row.trained_perplexity:,.2f}")
         found.append("-" if row.trained_kl is None else f"{row.trained_kl:.4f}")

@@ -16,8 +16,8 @@ from darwinlm.models.sites import KINDS, TITLES, Kind
 from darwinlm.runtime.pictures import Panel, logarithmic, write_panels
 
 Facts = Mapping[str, Any]
-OURS = "darwinlm"
-"""The method to stress."""
+OURS = ("darwinlm", "darwinlm_formats")
+"""The methods to stress."""
 TRADEOFF_SIZE = (7.0, 4.6)
 _MARKERS = "osD^v<>pPX*h"
 
@@ -28,11 +28,11 @@ def draw_comparison(values: Facts, folder: Path) -> None:
     write_panels(panels, folder / "tradeoff.png", columns=len(panels), size=TRADEOFF_SIZE)
     for level in map(float, values["budgets"]):
         panels, size = allocations(values, level)
-        write_panels(panels, folder / f"allocations_level{level:g}.png", columns=len(panels), size=size)
+        write_panels(panels, folder / f"allocations_level{level:.12g}.png", columns=len(panels), size=size)
 
 
 def tradeoff(values: Facts) -> list[Panel]:
-    """Perplexity, on a logarithmic axis, against parameters: a line for each method, a star for the dense model."""
+    """Perplexity, on a logarithmic axis, against parameters or bytes: a line for each method, a star for the dense model."""
     titles = {"perplexity": "as pruned"}
     if later := values["train_tokens"]:
         titles["trained_perplexity"] = f"after {later:,} tokens of the same post-training"
@@ -40,25 +40,25 @@ def tradeoff(values: Facts) -> list[Panel]:
 
 
 def _tradeoff(axis: Axes, *, values: Facts, key: str, title: str) -> None:
+    size = "memory" if values.get("in_bytes") else "parameters"
     for place, method in enumerate(dict.fromkeys(row["method"] for row in values["rows"])):
-        _line(axis, place, [row for row in values["rows"] if row["method"] == method], key)
-    dense = values["dense"]
-    axis.plot(
-        *(dense["parameters"] / 1e6, dense["perplexity"], "*"),
-        color=rcParams["text.color"],
-        markersize=12,
-        label="dense, as it is",
-    )
+        _line(axis, place, [row for row in values["rows"] if row["method"] == method], size, key)
+    dense, colour, label = values["dense"], rcParams["text.color"], "dense, as it is"
+    if size == "memory":
+        axis.axhline(dense["perplexity"], color=colour, linestyle=":", label=label)
+    else:
+        axis.plot(dense["parameters"] / 1e6, dense["perplexity"], "*", color=colour, markersize=12, label=label)
     logarithmic(axis)
-    axis.set(title=title, xlabel="parameters, millions", ylabel="perplexity, held-out text")
+    named = {"memory": "file, MB", "parameters": "parameters, millions"}
+    axis.set(title=title, xlabel=named[size], ylabel="perplexity, held-out text")
     axis.grid(alpha=0.3, which="both", linewidth=0.5)
     axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8, frameon=False)
 
 
-def _line(axis: Axes, place: int, rows: Sequence[Facts], key: str) -> None:
+def _line(axis: Axes, place: int, rows: Sequence[Facts], size: str, key: str) -> None:
     """One method; ours is drawn last and heavier."""
-    points = sorted((row["parameters"] / 1e6, row[key]) for row in rows if row[key] is not None)
-    ours = rows[0]["method"] == OURS
+    points = sorted((row[size] / 1e6, row[key]) for row in rows if row[key] is not None)
+    ours = rows[0]["method"] in OURS
     axis.plot(
         [x for x, _ in points],
         [y for _, y in points],
@@ -82,11 +82,12 @@ def allocations(values: Facts, level: float) -> tuple[list[Panel], tuple[float, 
             first.setdefault(cell["method"], cell)
     cells = list(first.values())
     layers = 1 + max(place_of(name)[0] for cell in cells for name in cell["kept"])
-    panels: list[Panel] = [partial(_allocations, kind=kind, cells=cells, level=level, layers=layers) for kind in KINDS]
+    at = f"in {level:,.0f} bytes" if values.get("in_bytes") else f"at level {level:g}"
+    panels: list[Panel] = [partial(_allocations, kind=kind, cells=cells, at=at, layers=layers) for kind in KINDS]
     return panels, (2.2 + max(2.6, 0.2 * layers), 1.0 + 0.24 * len(cells))
 
 
-def _allocations(axis: Axes, *, kind: Kind, cells: Sequence[Facts], level: float, layers: int) -> None:
+def _allocations(axis: Axes, *, kind: Kind, cells: Sequence[Facts], at: str, layers: int) -> None:
     left = np.full((len(cells), layers), np.nan)  # modules that the dense model has not are blank
     for row, cell in enumerate(cells):
         for name, part in cell["kept"].items():
@@ -94,7 +95,7 @@ def _allocations(axis: Axes, *, kind: Kind, cells: Sequence[Facts], level: float
             if its == kind:
                 left[row, layer] = part
     image = axis.imshow(left, aspect="auto", cmap="viridis", vmin=0, vmax=1)
-    axis.set(title=f"{TITLES[kind]} at level {level:g}", xlabel="layer")
+    axis.set(title=f"{TITLES[kind]} {at}", xlabel="layer")
     axis.set_yticks(range(len(cells)), labels=[cell["title"] for cell in cells], fontsize=8)
     axis.set_xticks(range(0, layers, -(-layers // 16)))
     axis.tick_params(length=0, labelsize=8)

@@ -57,6 +57,14 @@ class Target:
             return Budget(limits, lowest, formats=len(self.space.formats))
         return StockBudget(limits, lowest, layers_of(self.space), stock_levels(self.shape, self.space, widths))
 
+    def within(self, memory: str | int) -> Target:
+        """The same with another limit in memory.
+
+        Args:
+            memory: bytes, or as `target.memory` is typed.
+        """
+        return replace(self, asked=replace(self.asked, memory=memory))
+
     def require_reachable(self, widths: WidthsOf) -> None:
         """Check that some genome meets every limit, and that the model as it is does not.
 

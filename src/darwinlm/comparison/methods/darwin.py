@@ -18,23 +18,23 @@ from darwinlm.target.stock import StockBudget
 
 def darwinlm(task: Task) -> Genome:
     """What `darwinlm search` finds with the same settings."""
-    return _search(task, task.search, task.level_limits())
+    return searched(task, task.search, task.level_limits())
 
 
 def darwinlm_untrained(task: Task) -> Genome:
     """The same search, but candidates are scored as they come from the database."""
     config = dataclasses.replace(task.search, train_tokens=[0] * len(task.search.train_tokens))
-    return _search(task, config, task.level_limits())
+    return searched(task, config, task.level_limits())
 
 
 def darwinlm_parameters(task: Task) -> Genome:
     """The search under the budget's parameters alone: attention and MLPs exchange what they keep."""
-    return _search(task, task.search, task.parameter_limit())
+    return searched(task, task.search, task.parameter_limit())
 
 
 def darwinlm_stock(task: Task) -> Genome:
     """The same search among models of one shape: layers are dropped whole, and all others are alike."""
-    return _search(task, task.search, task.parameter_limit(shape="stock"))
+    return searched(task, task.search, task.parameter_limit(shape="stock"))
 
 
 def trial_tokens(task: Task) -> int:
@@ -43,14 +43,23 @@ def trial_tokens(task: Task) -> int:
     return state.generation * generation_tokens(task.search)[0] if state else 0
 
 
-def _search(task: Task, config: SearchConfig, budget: Budget) -> Genome:
+def searched(task: Task, config: SearchConfig, budget: Budget, start_name: str = "") -> Genome:
+    """What a search ends with.
+
+    Args:
+        task: gives model, text and seed.
+        config: of the search.
+        budget: that every genome keeps.
+        start_name: methods whose starts have one name share them; by default that of the budget.
+    """
     pools, record = Pools(task.train, task.teacher, task.stream), task.record(task.space)
     stock = isinstance(budget, StockBudget)
-    first = uniform(budget, python_random(task.seed, "start")) if stock else task.uniform
+    own = stock or task.memory is not None
+    first = uniform(budget, python_random(task.seed, "start")) if own else task.uniform
 
     def start() -> Genome:  # it does not depend on trial training
         asked = (budget, task.assembler, pools, config, task.seed, record)
-        name = "start stock shape" if stock else f"start {budget.limits[0].name}"
+        name = start_name or ("start stock shape" if stock else f"start {budget.limits[0].name}")
         return task.once(name, lambda: first_parent(first, *asked))
 
     fitness = TrainedFitness(task.assembler, pools, config, task.seed, task.dtype)

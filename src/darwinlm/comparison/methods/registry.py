@@ -17,6 +17,7 @@ from darwinlm.comparison.methods.darwin import (
 )
 from darwinlm.comparison.methods.evopress import evopress
 from darwinlm.comparison.methods.flap import flap, flap_no_bias
+from darwinlm.comparison.methods.formats import formats_alone, one_format, structure_and_formats, then_quantized
 from darwinlm.comparison.methods.llm_pruner import llm_pruner
 from darwinlm.comparison.methods.magnitude import magnitude
 from darwinlm.comparison.methods.minitron import minitron
@@ -72,6 +73,8 @@ class Method:
     """Memory of a training of its own."""
     stock: bool = False
     """Whether its models are of the stock shape."""
+    formats: bool = False
+    """Whether it gives modules formats, within the bytes of a file: formats must be asked for, or must not."""
     refusal: Callable[[Family], str] = lambda family: ""
     """Why it does not work on a family; empty where it does."""
 
@@ -133,19 +136,32 @@ METHODS = {
     "darwinlm_stock": Method(
         "DarwinLM, stock shape", darwinlm_stock, searches=True, tokens=trial_tokens, need=search_need, stock=True
     ),
+    "one_format": Method("one format", one_format, formats=True),
+    "then_quantized": Method("DarwinLM, then one format", then_quantized, searches=True, formats=True),
+    "formats_alone": Method("formats alone", formats_alone, searches=True, formats=True),
+    "darwinlm_formats": Method("DarwinLM, structure and formats", structure_and_formats, searches=True, formats=True),
 }
 
 
-def methods_named(names: str) -> list[str]:
+def methods_named(names: str, *, in_formats: bool = False) -> list[str]:
     """Names from a list with commas; `all` stands for every method.
 
+    Args:
+        names: as typed.
+        in_formats: whether modules are to have formats.
+
     Raises:
-        RequestError: a method is unknown, or none is named.
+        RequestError: a method is unknown, or none is named, or one gives formats where none are asked, or none where they are.
     """
+    there = [name for name, method in METHODS.items() if method.formats == in_formats]
     asked = [name.strip() for name in names.split(",") if name.strip()]
-    if unknown := [name for name in asked if name not in METHODS and name != "all"]:
-        near = did_you_mean(unknown[0], METHODS)
-        raise RequestError(f"There is no method '{unknown[0]}'; there are: all, {', '.join(METHODS)}.{near}")
+    if unknown := [name for name in asked if name not in there and name != "all"]:
+        if unknown[0] in METHODS:
+            with_formats = f"with --formats there are: all, {', '.join(there)}"
+            other = with_formats if in_formats else "it gives modules formats: give them by --formats"
+            raise RequestError(f"--methods names {unknown[0]}; {other}.")
+        near = did_you_mean(unknown[0], there)
+        raise RequestError(f"There is no method '{unknown[0]}'; there are: all, {', '.join(there)}.{near}")
     if not asked:
-        raise RequestError(f"--methods names no method. Give all, or some of: {', '.join(METHODS)}.")
-    return [name for name in METHODS if name in asked or "all" in asked]
+        raise RequestError(f"--methods names no method. Give all, or some of: {', '.join(there)}.")
+    return [name for name in there if name in asked or "all" in asked]

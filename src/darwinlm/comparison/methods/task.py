@@ -16,6 +16,7 @@ from darwinlm.config import SearchConfig, ShearedConfig, TargetConfig
 from darwinlm.genome import Genome, Space
 from darwinlm.models.blocks import BlockStream
 from darwinlm.runtime.seeds import python_random
+from darwinlm.runtime.timings import Timings
 from darwinlm.search.fitness import Targets, Teacher
 from darwinlm.search.record import SearchRecord
 from darwinlm.search.samples import draw
@@ -23,6 +24,8 @@ from darwinlm.target.budget import Budget, level_budget, uniform
 from darwinlm.target.target import Target
 
 T = TypeVar("T")
+BORROWED = "borrowed"
+"""Stage of a method's timings: work that another one had done, and this one used."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +50,12 @@ class Task:
     """The settings that the answer depends on."""
     sheared: ShearedConfig = field(default_factory=ShearedConfig)
     """Of the method of that name alone."""
+    memory: Budget | None = None
+    """Bytes of the file, where modules have formats; `share` counts nothing then."""
+    plain: Assembler | None = None
+    """The same levels without formats, where modules have some."""
     found: dict[tuple[str, float | None, int], tuple[Any, float]] = field(default_factory=dict)
     """What methods of the comparison have in common, by name, share (None: of any) and seed, and the seconds it took."""
-    borrowed: list[float] = field(default_factory=list)
-    """Seconds of work that another method had done, and this one used."""
 
     @property
     def space(self) -> Space:
@@ -77,6 +82,11 @@ class Task:
         """Arithmetic of the forward passes."""
         return self.stream.dtype
 
+    @property
+    def timings(self) -> Timings:
+        """What finding the answer has taken so far."""
+        return Timings(self.folder / "timings.json")
+
     def parameters(self, genome: Genome) -> int:
         """Parameters of a genome's whole model."""
         return self.assembler.shape(genome).parameters
@@ -98,6 +108,12 @@ class Task:
         limits = Target(target, None, source.shape, self.space, source.dtype.itemsize)
         return limits.budget((assembler or self.assembler).module_widths)
 
+    def memory_limit(self) -> Budget:
+        """The bytes of the file as a limit on every genome."""
+        if self.memory is None:
+            raise ValueError("a comparison without formats counts no bytes")
+        return self.memory
+
     def level_limits(self) -> Budget:
         """The share of every kind of module as limits on every genome."""
         return level_budget(self.space, self.share)
@@ -113,7 +129,7 @@ class Task:
         key = (name, None if any_share else self.share, self.seed)
         if key in self.found:
             value, seconds = self.found[key]
-            self.borrowed.append(seconds)
+            self.timings.add(BORROWED, seconds)
             return value
         began = time.perf_counter()
         value = make()
