@@ -2,14 +2,15 @@
 
     python benchmarks/bits.py [--formats q8_0,q5_0,q4_0] [--embedding q8_0] [--at q5_0,q4_0] [--shares 0.85,0.7]
                               [--seeds 1] [--runs FOLDER] [--start-tokens 4096] [--rounds 2]
-                              [--refit-tokens 16384] [--engine-blocks 2] [--blocks 256 256 128 64 96]
+                              [--refit-tokens 16384] [--engine-blocks 2] [--repeats 9] [--blocks 256 256 128 64 96]
                               [--name smollm2 --model FOLDER --data FILE [--held-out-data FILE] [--preset quick]]
 
 By default the embedded model with preset demo. Sizes are those of the dense model in some formats, and shares of the
 smallest. At each the methods of `darwinlm compare --formats`, whose models are then refitted alike. KL and perplexity are
 of held-out text, before and after the refit. The file of every row is written, and llama.cpp's distributions on some
-held-out blocks are compared with those of the checkpoint. With --runs a killed measurement goes on from where it was.
-Prints a table and writes benchmarks/results/bits_NAME.json.
+held-out blocks are compared with those of the checkpoint; at the end all files and the dense model in f16 read and write
+in llama.cpp in turn. With --runs a killed measurement goes on from where it was. Prints a table and writes
+benchmarks/results/bits_NAME.json.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import json
 import tempfile
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -30,11 +32,12 @@ import xllamacpp
 from darwinlm.comparison.cells import Place, Training, Workbench, finished_cell
 from darwinlm.comparison.methods.formats import smallest_whole
 from darwinlm.comparison.methods.registry import METHODS, methods_named
-from darwinlm.config import settled
+from darwinlm.config import BenchConfig, settled
 from darwinlm.export.formats import MIXED
 from darwinlm.export.gguf.file import write_gguf
 from darwinlm.export.huggingface import export_checkpoint
 from darwinlm.genome import Genome
+from darwinlm.measure.bench import run_bench
 from darwinlm.measure.quality import Quality
 from darwinlm.models.blocks import BlockStream
 from darwinlm.models.source import ModelSource
@@ -42,7 +45,7 @@ from darwinlm.models.whole import load_whole
 from darwinlm.refit.blocks import refit_blocks
 from darwinlm.refit.store import Refits
 from darwinlm.run.request import Run, opened
-from darwinlm.runtime.files import write_json
+from darwinlm.runtime.files import read_json, sha256_of, write_json
 from darwinlm.runtime.progress import log, show_log
 from subjects import named
 
@@ -63,6 +66,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--refit-tokens", type=int, default=16_384)
     parser.add_argument("--engine-blocks", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=9, help="rounds of the speed; 0 leaves it out")
     args = parser.parse_args()
     show_log()
     with (
@@ -75,13 +79,18 @@ def main() -> None:
             rows.append(row)
             print(json.dumps(row), flush=True)
             write_json(RESULTS / f"bits_{args.name}.json", rows)
+        if args.repeats:
+            bench.measure_speed(rows)
+            write_json(RESULTS / f"bits_{args.name}.json", rows)
     told = "asked, bytes|method|file, bytes|parameters|KL|perplexity|refitted: KL|perplexity|KL of llama.cpp to it"
-    print(f"| {' | '.join(told.split('|'))} |\n" + "|---" * 9 + "|")
+    told += "|prefill, decode against f16"
+    print(f"| {' | '.join(told.split('|'))} |\n" + "|---" * 10 + "|")
     for row in rows:
         sizes = f"| {row['asked']:,} | {METHODS[row['method']].title} | {row['file']:,} | {row['parameters']:,}"
         found = [(one["kl"], one["perplexity"]) for one in (row, row["refitted"])]
         scores = " | ".join(f"{kl:.4f} | {perplexity:.2f}" for kl, perplexity in found)
-        print(f"{sizes} | {scores} | {row['engine_kl']:.1e} |")
+        speed = ", ".join(f"{row[stage]:.2f}x" for stage in ("prefill", "decode") if stage in row)
+        print(f"{sizes} | {scores} | {row['engine_kl']:.1e} | {speed} |")
 
 
 def settings_of(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
@@ -97,7 +106,7 @@ class Bench:
     def __init__(self, run: Run, args: argparse.Namespace) -> None:
         self.run, self.args, self.shared = run, args, Workbench(run)
         self.assembler = self.shared.assembler()
-        self.known: dict[Genome, dict[str, Any]] = {}
+        self.files = run.directory.path / "files"
 
     def rows(self) -> Iterator[dict[str, Any]]:
         space, limit = self.assembler.space, self.run.target.budget(self.assembler.module_widths).limits[0]
@@ -112,20 +121,18 @@ class Bench:
             log.info("%d bytes, %s, seed %d.", size, METHODS[method].title, seed)
             cell = finished_cell(self.shared, Place(method, size, seed), Training(0, 0.0))
             genome = space.genome_of(cell.levels, cell.formats)
-            if genome not in self.known:
-                self.known[genome] = self.refitted(genome, cell.quality)
-            found = {"asked": size, "method": method, "seed": seed, "bytes": cell.memory}
+            name = sha256_of([cell.levels, cell.formats])[:16]
+            found = {"asked": size, "method": method, "seed": seed, "bytes": cell.memory, "name": name}
+            if not (known := self.files / f"{name}.json").exists():
+                write_json(known, self.refitted(genome, cell.quality, known.with_suffix(".gguf")))
             scored = {"parameters": cell.quality.parameters, "kl": cell.quality.kl}
             scored |= {"perplexity": cell.quality.perplexity, "seconds": cell.search_seconds}
-            yield {**found, **scored, **self.known[genome], "levels": cell.levels, "formats": cell.formats}
+            yield {**found, **scored, **read_json(known), "levels": cell.levels, "formats": cell.formats}
 
-    def refitted(self, genome: Genome, before: Quality) -> dict[str, Any]:
+    def refitted(self, genome: Genome, before: Quality, file: Path) -> dict[str, Any]:
         """Scores of a genome's model after its refit, its file, and what llama.cpp computes from that."""
-        run, model = self.run, self.assembler.model(genome, self.run.device, self.run.dtype)
-        tokens, refits = (
-            run.splits.hessian[: max(2, self.args.refit_tokens // run.splits.hessian.shape[1])],
-            Refits(None, {}),
-        )
+        run, model, refits = self.run, self.assembler.model(genome, self.run.device, self.run.dtype), Refits(None, {})
+        tokens = run.splits.hessian[: max(2, self.args.refit_tokens // run.splits.hessian.shape[1])]
         block = partial(self.assembler.block, genome, device=run.device, dtype=run.dtype)
         columns, in_format = (partial(each, genome) for each in (self.assembler.mlp_columns, self.assembler.in_format))
         embedded = BlockStream(self.assembler.embedded, run.device, run.dtype)
@@ -134,15 +141,27 @@ class Bench:
         after = self.shared.held_out().quality_of_model(model)
         better = refits if (after.kl or 0) < (before.kl or 0) else None
         with tempfile.TemporaryDirectory() as scratch:
-            folder, file = Path(scratch) / "model", Path(scratch) / "model.gguf"
-            export_checkpoint(
-                self.assembler, genome, folder, {}, run.made_from(genome, self.assembler.database), better
-            )
-            write_gguf(ModelSource(str(folder)), file, MIXED)
-            whole = load_whole(ModelSource(str(folder)), run.device, torch.float32)
+            made_from = run.made_from(genome, self.assembler.database)
+            export_checkpoint(self.assembler, genome, Path(scratch) / "model", {}, made_from, better)
+            source = ModelSource(f"{scratch}/model")
+            write_gguf(source, file, MIXED)
+            whole = load_whole(source, run.device, torch.float32)
             engine = engine_kl(whole, file, run.splits.held_out[: self.args.engine_blocks])
-            size = file.stat().st_size
-        return {"file": size, "refitted": {"kl": after.kl, "perplexity": after.perplexity}, "engine_kl": engine}
+        refitted = {"kl": after.kl, "perplexity": after.perplexity}
+        return {"file": file.stat().st_size, "refitted": refitted, "engine_kl": engine}
+
+    def measure_speed(self, rows: list[dict[str, Any]]) -> None:
+        """Medians of how many times faster than the dense model in f16 each row's file reads and writes, into the rows."""
+        write_gguf(self.run.source, dense := self.files / "dense.gguf", "f16")
+        names = list(dict.fromkeys(row["name"] for row in rows))
+        length = self.run.config.blocks.sequence_length
+        bench = BenchConfig(engine="llama.cpp", context_lengths=[length], repeats=self.args.repeats)
+        models = [str(dense), *(str(self.files / f"{name}.gguf") for name in names)]
+        measured = run_bench(models, replace(self.run.config, bench=bench)).measurements[1:]
+        for row in rows:
+            (speed,) = measured[names.index(row["name"])]
+            for stage, times in (("prefill", speed.prefill_speedup), ("decode", speed.decode_speedup)):
+                row[stage] = times.median if times else None
 
 
 @torch.no_grad()

@@ -207,7 +207,7 @@ def _places(run: Run, wanted: Asked) -> list[Place]:
     sizes = (run.target.within(size).budget(run.nominal).limits[0].most for size in wanted.sizes)
     return [
         Place(method, level, run.config.seed + repeat)
-        for level in [*wanted.levels, *sorted(sizes)]
+        for level in [*wanted.levels, *sorted(set(sizes))]
         for method in wanted.methods
         for repeat in range(wanted.runs(method))
     ]
