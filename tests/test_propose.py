@@ -75,6 +75,28 @@ def test_few_modules_change_where_few_may(seed: int, changes: int) -> None:
     assert total(costs, found) == pytest.approx(min(allowed), abs=1e-9)
 
 
+@given(SEEDS)
+@settings(max_examples=40)
+def test_the_best_elsewhere_is_the_best_of_all_that_move_two_modules(seed: int) -> None:
+    rng, space = random.Random(seed), space_of(attention=[3] * 2, mlp=[2] * 3)
+    budget = level_budget(space, 0.5)
+    at, costs = uniform(budget, rng), random_costs(budget, rng)
+    found = allocate(costs, budget, at, elsewhere=True)
+    assert found is not None
+    far = [genome for genome in every(budget) if sum(a != b for a, b in zip(at, genome)) >= 2]
+    best = min(total(costs, genome) for genome in far)
+    assert total(costs, found) <= best + 1e-9  # what is left over is used, which may lead back
+    assert found not in far or total(costs, found) == pytest.approx(best, abs=1e-9)
+
+
+def test_something_is_proposed_where_costs_see_nothing_better() -> None:
+    space = space_of(attention=[4] * 4, mlp=[4] * 4)
+    costs = [[9.0, 1.0 + place, 0.0, 2.0 + 2 * place, FORBIDDEN] for place in range(8)]
+    budget, at = level_budget(space, 0.5), (2,) * 8
+    assert allocate(costs, budget) == at
+    assert proposals(Estimate(at, 1.0, costs, costs), budget) == [(3, 2, 1, *at[3:])]
+
+
 def test_forbidden_levels_are_not_taken_and_may_leave_nothing() -> None:
     space = space_of(attention=[2] * 2, mlp=[])
     budget = level_budget(space, 0.5)

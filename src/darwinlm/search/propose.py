@@ -52,7 +52,9 @@ Costs = Sequence[Sequence[float]]
 """(M, levels): what a level of a module adds to the KL, in nats; `FORBIDDEN` where it must not be."""
 
 
-def allocate(costs: Costs, budget: Budget, at: Genome | None = None, changes: int | None = None) -> Genome | None:
+def allocate(
+    costs: Costs, budget: Budget, at: Genome | None = None, changes: int | None = None, *, elsewhere: bool = False
+) -> Genome | None:
     """The open levels of least total cost within every limit: a 0-1 programme, solved exactly by HiGHS, or, in the stock
     shape, the best of all pairs of widths.
 
@@ -61,9 +63,10 @@ def allocate(costs: Costs, budget: Budget, at: Genome | None = None, changes: in
         budget: that can be kept.
         at: where the modules stand, for `changes`.
         changes: modules that may leave `at`; by default all.
+        elsewhere: at least two modules must leave `at`, so that it is the best of all others.
 
     Returns:
-        A full genome (`Budget.is_full`); None where none is allowed.
+        A full genome (`Budget.is_full`), which a repair may have brought back to `at`; None where none is allowed.
     """
     if isinstance(budget, StockBudget):
         if changes is not None:
@@ -89,6 +92,8 @@ def allocate(costs: Costs, budget: Budget, at: Genome | None = None, changes: in
         )
     if at is not None and changes is not None:
         rows.append(([float(at[module] == level) for module, level in places], len(costs) - changes, math.inf))
+    if at is not None and elsewhere:
+        rows.append(([float(at[module] == level) for module, level in places], -math.inf, len(costs) - 2))
     if not places:
         return () if not costs else None
     matrix, low, high = (np.array(each) for each in zip(*rows))
@@ -182,7 +187,7 @@ class Estimate:
 
 def proposals(estimate: Estimate, budget: Budget) -> list[Genome]:
     """Allocations that are cheapest if costs add up: by steps of one or two levels and any, in any format, of all modules
-    and of few.
+    and of few; and of each the best that is elsewhere, since costs that see nothing better where they stand may be wrong.
 
     No module goes in them that is not gone already, since its absence is not to be told from a distance; but in one more
     proposal any may: its score tells what that really costs.
@@ -206,6 +211,7 @@ def proposals(estimate: Estimate, budget: Budget) -> list[Genome]:
             for row, now, top in zip(estimate.costs, genome, tops)
         ]
         found += [allocate(near, budget, genome, modules // part) for part in PARTS if modules // part > 1]
+        found.append(allocate(near, budget, genome, elsewhere=True))
     return list(dict.fromkeys(each for each in found if each is not None and each != genome))
 
 
