@@ -29,6 +29,7 @@ from darwinlm.export.gguf.file import header_bytes, write_gguf
 from darwinlm.export.huggingface import export_checkpoint
 from darwinlm.formats.rounding import rounded_in_order
 from darwinlm.genome import Genome, Space
+from darwinlm.measure.in_llamacpp import read_gguf
 from darwinlm.models.blocks import BlockStream
 from darwinlm.models.source import ModelSource
 from darwinlm.refit.blocks import refit_blocks
@@ -248,6 +249,7 @@ def test_a_run_keeps_to_the_bytes_and_llama_cpp_computes_what_was_scored(text, t
     file = darwinlm.export_checkpoint(output=str(run), format="gguf").forms[1].path
     limit = summary["achieved"]["limits"]["memory"]
     assert file.stat().st_size <= limit["got"] <= limit["asked"] == 115_000
+    assert read_gguf(str(file)).kind in FORMATS
     stored = load_file(run / "model/model.safetensors")
     for name, matrix in stored.items():  # those of the refit, too
         if matrix.ndim == 2 and (kind := genome["formats"].get(name.rpartition(".weight")[0].rpartition(".")[0])):

@@ -6,6 +6,7 @@ The times of one request are llama.cpp's own; several at once are those of its s
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -129,13 +130,16 @@ def read_gguf(name: str) -> GgufFile:
 
 
 def _kind(reader: Any) -> str:
-    """The type that the file says it has, or of its largest matrix."""
+    """The type that the file says it has; where it says none, or that types are mixed, that of most numbers."""
     from gguf import LlamaFileType
 
     told = reader.get_field("general.file_type")
-    if told is None:
-        return max(reader.tensors, key=lambda tensor: int(tensor.n_elements)).tensor_type.name.lower()
-    return LlamaFileType(told.contents()).name.split("_", 1)[1].lower()
+    if told and (kind := LlamaFileType(told.contents())) != LlamaFileType.GUESSED:
+        return kind.name.split("_", 1)[1].lower()
+    numbers = Counter[str]()
+    for tensor in reader.tensors:
+        numbers[tensor.tensor_type.name.lower()] += int(tensor.n_elements)
+    return numbers.most_common(1)[0][0]
 
 
 def _cache_values(reader: Any) -> int:
