@@ -1,4 +1,4 @@
-"""Which genome to train? Sixteen diverse genomes of one size, as pruned, refitted, and distilled on ever more tokens.
+"""Which genome to train? Up to sixteen diverse genomes of one size, as pruned, refitted, and distilled on ever more tokens.
 
     python benchmarks/rankings.py [--shared ../shared] [--runs runs/rankings] [--tokens 50K 500K] [--seeds 0] [--cells N]
 
@@ -96,7 +96,7 @@ def checkpoints(settings: dict[str, Any], runs: Path, rows: dict[str, dict[str, 
 
 
 def genomes(run: Run, assembler: Assembler) -> Iterator[tuple[str, Genome]]:
-    """Sixteen, all full within the budget."""
+    """Up to sixteen, all different and full within the budget."""
     budget, uniform = run.budget(assembler.module_widths), run.first(assembler.module_widths)
     if found := run.record.load():
         yield "found", found.parent
