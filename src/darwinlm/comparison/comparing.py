@@ -6,6 +6,8 @@ A comparison that was killed goes on with the first cell that is missing, within
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -136,7 +138,17 @@ def in_formats(formats: str, embedding_format: str) -> TargetConfig | None:
             raise RequestError("--embedding_format counts with --formats alone. Give both, or neither.")
         return None
     given = {"formats": [name.strip() for name in formats.split(",")], "embedding_format": embedding_format or None}
-    return resolve({"target": {**given, "memory": "50%", "context": 0}}).target
+    with _told_as("--", instead_of="target."):
+        return resolve({"target": {**given, "memory": "50%", "context": 0}}).target
+
+
+@contextmanager
+def _told_as(typed: str, *, instead_of: str) -> Iterator[None]:
+    """Let what is wrong name what was typed."""
+    try:
+        yield
+    except RequestError as fault:
+        raise RequestError(*(told.replace(instead_of, typed) for told in fault.faults)) from fault
 
 
 def _level(typed: str, config: RunConfig) -> float:
@@ -195,7 +207,7 @@ def run_compare(config: RunConfig, wanted: Asked) -> tuple[Comparison, Path]:
     needs = [database_need, *dict.fromkeys(need for m in wanted.methods if (need := METHODS[m].need))]
     if wanted.training.tokens:
         needs.append(later_training_need)
-    with opened(config, check=check, needs=needs) as run:
+    with _told_as("--levels", instead_of="target.memory"), opened(config, check=check, needs=needs) as run:
         comparison = _compared(run, wanted)
         folder = folder_of(run)
         save_comparison(comparison, folder)

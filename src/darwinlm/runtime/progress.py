@@ -17,6 +17,7 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from darwinlm.runtime.background import beside
 from darwinlm.runtime.output import harmless
 
 
@@ -142,14 +143,11 @@ def never_silent() -> Iterator[None]:
     if _pulse.beats or console.is_terminal or not log.isEnabledFor(logging.INFO):
         yield
         return
-    _pulse.spoke, _pulse.beats, ended = time.perf_counter(), True, threading.Event()
-    thread = threading.Thread(target=_pulse.beat, args=(ended,), name="darwinlm-pulse", daemon=True)
-    thread.start()
+    _pulse.spoke, _pulse.beats = time.perf_counter(), True
     try:
-        yield
+        with beside(_pulse.beat, "pulse"):
+            yield
     finally:
-        ended.set()
-        thread.join()
         _pulse.beats = False
 
 

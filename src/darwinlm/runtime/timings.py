@@ -10,6 +10,7 @@ from pathlib import Path
 
 from darwinlm.errors import DamagedFileError, RequestError
 from darwinlm.runtime import ranks
+from darwinlm.runtime.background import beside
 from darwinlm.runtime.files import read_json, write_json
 from darwinlm.runtime.progress import warn_once
 
@@ -34,24 +35,21 @@ class Timings:
         if not ranks.is_first():
             yield
             return
-        before, began, ended = self.seconds().get(stage, 0.0), time.perf_counter(), threading.Event()
+        before, began = self.seconds().get(stage, 0.0), time.perf_counter()
 
         def keep() -> None:
             self._replace(stage, before + time.perf_counter() - began)
 
-        def keep_on() -> None:
+        def keep_on(ended: threading.Event) -> None:
             while not ended.wait(KEPT_EVERY):
                 with suppress(RequestError):  # a full disk is told where the work itself writes
                     keep()
 
         keep()
-        thread = threading.Thread(target=keep_on, name="darwinlm-timings", daemon=True)
-        thread.start()
         try:
-            yield
+            with beside(keep_on, "timings"):
+                yield
         finally:
-            ended.set()
-            thread.join()
             keep()
 
     def add(self, stage: str, seconds: float) -> None:
