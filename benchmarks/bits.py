@@ -39,7 +39,6 @@ from darwinlm.export.huggingface import export_checkpoint
 from darwinlm.genome import Genome
 from darwinlm.measure.bench import run_bench
 from darwinlm.measure.quality import Quality
-from darwinlm.models.blocks import BlockStream
 from darwinlm.models.source import ModelSource
 from darwinlm.models.whole import load_whole
 from darwinlm.refit.blocks import refit_blocks
@@ -133,10 +132,9 @@ class Bench:
         """Scores of a genome's model after its refit, its file, and what llama.cpp computes from that."""
         run, model, refits = self.run, self.assembler.model(genome, self.run.device, self.run.dtype), Refits(None, {})
         tokens = run.splits.hessian[: max(2, self.args.refit_tokens // run.splits.hessian.shape[1])]
-        block = partial(self.assembler.block, genome, device=run.device, dtype=run.dtype)
+        pruned = self.assembler.stream(genome, run.device, run.dtype)
         columns, in_format = (partial(each, genome) for each in (self.assembler.mlp_columns, self.assembler.in_format))
-        embedded = BlockStream(self.assembler.embedded, run.device, run.dtype)
-        refit_blocks(refits, run.stream, block, columns, tokens, 8, None, embedded, in_format)
+        refit_blocks(refits, run.stream, pruned, columns, tokens, 8, in_format=in_format)
         refits.load_into(model)
         after = self.shared.held_out().quality_of_model(model)
         better = refits if (after.kl or 0) < (before.kl or 0) else None

@@ -97,8 +97,8 @@ def row_of(row: dict[str, Any], run: Run, held_out: HeldOut, folder: Path) -> di
     genome: Genome = tuple(row["level"] if ladder.rungs else 0 for ladder in database.ladders())
     model, refits = assembler.model(genome, run.device), Refits(None, {})
     before = held_out.quality_of_model(model)
-    block = partial(assembler.block, genome, device=run.device, dtype=run.dtype)
-    refit_blocks(refits, run.stream, block, None, run.splits.hessian, batch=8)
+    pruned = assembler.stream(genome, run.device, run.dtype)
+    refit_blocks(refits, run.stream, pruned, None, run.splits.hessian, batch=8)
     refits.load_into(model)
     after = held_out.quality_of_model(model)
     with tempfile.TemporaryDirectory() as scratch:

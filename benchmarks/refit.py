@@ -31,9 +31,9 @@ from darwinlm.data.tokens import read_pool
 from darwinlm.genome import Genome
 from darwinlm.measure.quality import HeldOut
 from darwinlm.refit.blocks import refit_blocks
-from darwinlm.refit.store import JUDGED_TOKENS, Refits
+from darwinlm.refit.judge import JUDGED_TOKENS, judge
+from darwinlm.refit.store import Refits
 from darwinlm.run.request import Run, opened
-from darwinlm.run.stages import judge
 from darwinlm.runtime.files import read_json
 from darwinlm.runtime.progress import show_log
 from subjects.distilled import distilled
@@ -84,10 +84,10 @@ def row_of(asked: Row, run: Run, held_out: dict[str, HeldOut]) -> Row:
     length = run.config.blocks.sequence_length
     fitted, judged = max(2, asked["tokens"] // length), max(1, JUDGED_TOKENS // length)
     blocks, refits = blocks_of(asked["fit"], run, fitted + judged), Refits(None, {})
-    block = functools.partial(assembler.block, genome, device=run.device, dtype=run.dtype)
+    pruned = assembler.stream(genome, run.device, run.dtype)
     kept = functools.partial(assembler.mlp_columns, genome) if asked["choose_again"] else None
-    refit_blocks(refits, run.stream, block, kept, blocks[:fitted], run.config.database.batch_sequences)
-    judge(run, assembler, genome, refits, blocks[fitted:])
+    refit_blocks(refits, run.stream, pruned, kept, blocks[:fitted], run.config.database.batch_sequences)
+    judge(refits, run.stream, pruned, blocks[fitted:])
     model = assembler.model(genome, run.device)
     found = {"before": scores(held_out, model)}
     refits.load_into(model)

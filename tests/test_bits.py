@@ -30,7 +30,6 @@ from darwinlm.export.huggingface import export_checkpoint
 from darwinlm.formats.rounding import rounded_in_order
 from darwinlm.genome import Genome, Space
 from darwinlm.measure.in_llamacpp import read_gguf
-from darwinlm.models.blocks import BlockStream
 from darwinlm.models.source import ModelSource
 from darwinlm.refit.blocks import refit_blocks
 from darwinlm.refit.store import Refits
@@ -152,9 +151,8 @@ def test_the_refit_rounds_matrices_in_front_by_what_the_pruned_model_feeds_them(
     assembler = made("llama_gqa")
     space, stream = assembler.space, pico.stream(assembler.source)
     genome, tokens = tuple(ladder.rung(0, "q4_0") for ladder in space.ladders), pico.random_tokens(8, 24, seed=9)
-    refits, block = Refits(None, {}), partial(assembler.block, genome, device=pico.CPU, dtype=torch.float32)
-    embedded = BlockStream(assembler.embedded, pico.CPU, torch.float32)
-    refit_blocks(refits, stream, block, None, tokens, 4, None, embedded, partial(assembler.in_format, genome))
+    refits, pruned = Refits(None, {}), assembler.stream(genome, pico.CPU, torch.float32)
+    refit_blocks(refits, stream, pruned, None, tokens, 4, in_format=partial(assembler.in_format, genome))
     model, fed = truth(assembler, genome), list[Tensor]()
     model.model.layers[0].self_attn.q_proj.register_forward_hook(lambda _, x, y: fed.append(x[0]))
     with torch.no_grad():

@@ -19,6 +19,7 @@ from darwinlm.models.blocks import BlockStream
 from darwinlm.models.source import ModelSource
 from darwinlm.refit import blocks
 from darwinlm.refit.blocks import CHECKED, refit_blocks
+from darwinlm.refit.judge import best_depth, judge
 from darwinlm.refit.least_squares import OUTLYING, Moments, best_matrix, choose_again, clipped, refit_matrix
 from darwinlm.refit.store import Refits
 from darwinlm.runtime.files import read_tensors
@@ -114,9 +115,9 @@ def test_activations_that_overflow_are_named():
 
 def refitted(folder, source, database, genome, tokens) -> Refits:
     refits = Refits(folder, {"genome": list(genome)})
-    block = functools.partial(Assembler(source, database).block, genome, device=pico.CPU, dtype=torch.float32)
+    pruned = Assembler(source, database).stream(genome, pico.CPU, torch.float32)
     columns = [database.kept(l.name, level) for l, level in zip(database.ladders(), genome) if l.kind == "mlp"]
-    refit_blocks(refits, pico.stream(source), block, columns.__getitem__, tokens, batch=3)
+    refit_blocks(refits, pico.stream(source), pruned, columns.__getitem__, tokens, batch=3)
     return refits
 
 
@@ -135,9 +136,9 @@ def test_arithmetic_in_bfloat16_rounds_nothing_that_stays(stored, database, tmp_
     monkeypatch.setattr(blocks._Streams, "_error", lambda *_: next(errors))
     refits, dense = Refits(None, {}), BlockStream(opened, pico.CPU, torch.bfloat16)
     assembler = Assembler(opened, levels)
-    block = functools.partial(assembler.block, genome, device=pico.CPU, dtype=torch.bfloat16)
+    pruned = assembler.stream(genome, pico.CPU, torch.bfloat16)
     columns = functools.partial(assembler.mlp_columns, genome)
-    refit_blocks(refits, dense, block, columns, pico.random_tokens(16, 32, seed=5), batch=4)
+    refit_blocks(refits, dense, pruned, columns, pico.random_tokens(16, 32, seed=5), batch=4)
     before, exchanged = dict(assembler.tensors(genome)), 0
     for name, tensor in refits.put_into(before.items()):
         assert tensor.dtype == opened.dtype_of(name)
@@ -247,6 +248,25 @@ def test_a_damaged_file_is_made_again(checkpoint, text, tmp_path):
     assert file.read_bytes() == whole
 
 
+@pytest.mark.parametrize("family", ["llama_gqa", "llama_tied"])
+def test_the_judge_sees_whole_models(family, source, database, tmp_path):
+    levels, opened, tokens = database(family, "auto"), source(family), pico.random_tokens(12, 24, seed=5)
+    genome = (2, 3, 1, levels.ladders()[3].top, levels.ladders()[4].top, 4)
+    refits = refitted(tmp_path, opened, levels, genome, tokens[:8])
+    assembler = Assembler(opened, levels)
+    judge(refits, pico.stream(opened), assembler.stream(genome, pico.CPU, torch.float32), tokens[8:])
+    dense = AutoModelForCausalLM.from_pretrained(opened.folder, dtype=torch.float32)
+    model, kls = assembler.model(genome, pico.CPU), {}
+    for depth in range(4):
+        refits.load_into(model, range(depth))
+        with torch.no_grad():
+            log_p, log_q = (one(tokens[8:]).logits.double().log_softmax(-1) for one in (dense, model))
+        kls[depth] = (log_p.exp() * (log_p - log_q)).sum(-1).mean(1)
+    assert refits.kl == pytest.approx({depth: kl.mean().item() for depth, kl in kls.items()}, rel=1e-4)
+    assert len(set(refits.kl.values())) > 2
+    assert refits.depth == best_depth(kls)
+
+
 BLOCKS = torch.tensor([0.1, 0.9, 0.2, 0.4])
 
 
@@ -262,9 +282,7 @@ BLOCKS = torch.tensor([0.1, 0.9, 0.2, 0.4])
 )
 def test_as_few_layers_as_are_as_good_as_the_best_have_their_refit(added, depth):
     """What blocks have in common does not count; a single block tells nothing of doubt."""
-    refits = Refits(None, {})
-    refits.judge({layers: BLOCKS[: len(by)] + torch.tensor(by) for layers, by in added.items()})
-    assert refits.depth == depth
+    assert best_depth({layers: BLOCKS[: len(by)] + torch.tensor(by) for layers, by in added.items()}) == depth
 
 
 def test_a_refit_that_does_not_lower_kl_is_not_taken(checkpoint, text, tmp_path):
@@ -272,7 +290,7 @@ def test_a_refit_that_does_not_lower_kl_is_not_taken(checkpoint, text, tmp_path)
     run = tmp_path / "run"
     darwinlm.prune(str(checkpoint("llama_tied")), data=str(text), output=str(run), **pico.RUN)
     refits = darwinlm.refit_genome(str(run)).refits
-    refits.judge({0: BLOCKS, 1: BLOCKS + 0.1})
+    refits.keep_judged({0: 0.4, 1: 0.5}, 0)
     summary = darwinlm.prune(output=str(run)).summary
     assert "before_refit" not in summary
 
@@ -285,7 +303,7 @@ def test_a_refit_is_taken_as_deep_as_it_lowers_kl(checkpoint, text, tmp_path):
     )
     without = read_tensors(run / "model/model.safetensors")[0]
     refits = darwinlm.refit_genome(str(run), refit={"tokens": 512}).refits
-    refits.judge({0: BLOCKS + 0.2, 1: BLOCKS, 2: BLOCKS + 0.1})
+    refits.keep_judged({0: 0.6, 1: 0.4, 2: 0.5}, 1)
     summary = darwinlm.prune(output=str(run)).summary
     assert summary["before_refit"] == plain.summary["pruned"]
     for name, tensor in read_tensors(run / "model/model.safetensors")[0].items():

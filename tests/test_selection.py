@@ -332,8 +332,8 @@ def test_refitted_candidates_are_those_of_the_refit(setting: Any, tmp_path: Path
     ]
     for genome, score in zip(CHILDREN[:2], scores):
         refits, model = Refits(tmp_path / str(genome), {}), assembler.model(genome, pico.CPU)
-        block = partial(assembler.block, genome, device=pico.CPU, dtype=torch.float32)
+        pruned = assembler.stream(genome, pico.CPU, torch.float32)
         stream = pico.stream(assembler.source)
-        refit_blocks(refits, stream, block, partial(assembler.mlp_columns, genome), TRAIN[blocks], 1)
+        refit_blocks(refits, stream, pruned, partial(assembler.mlp_columns, genome), TRAIN[blocks], 1)
         refits.load_into(model)
         assert score == kls_to_teacher(model, target(setting, 0, 2), torch.float32).mean().item()

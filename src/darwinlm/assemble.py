@@ -19,6 +19,7 @@ from darwinlm.database.store import Database
 from darwinlm.formats.rounding import rounded
 from darwinlm.genome import Genome, Space
 from darwinlm.models.attention import AttentionLayout, heads_of_columns, lay_out
+from darwinlm.models.blocks import BlockStream
 from darwinlm.models.experts import experts_of, joined
 from darwinlm.models.head import Head
 from darwinlm.models.heterogeneous import build_empty, fill, heterogeneous_config, modeling
@@ -98,6 +99,10 @@ class Assembler:
         """A genome's model with weights of its own, ready to be trained."""
         model = build_empty(modeling(self.source.family).DarwinLMForCausalLM, self.config(genome), device)
         return fill(model, {name: tensor.to(device, dtype, copy=True) for name, tensor in self.tensors(genome)})
+
+    def stream(self, genome: Genome, device: torch.device, dtype: torch.dtype) -> GenomeStream:
+        """A genome's model, block by block, never whole in memory."""
+        return GenomeStream(self, genome, device, dtype)
 
     @torch.no_grad()
     def block(self, genome: Genome, layer: int, device: torch.device, dtype: torch.dtype) -> Block:
@@ -230,6 +235,34 @@ class Assembler:
     def _dense_layer(self, layer: int) -> dict[str, Tensor]:
         names = self._names[layer]
         return joined({name: self._dense[full] for name, full in names.items()}, self.source.family.experts)
+
+
+class GenomeStream(BlockStream):
+    """The blocks of a genome's model, each assembled when it is asked for.
+
+    Args:
+        assembler: makes them.
+        genome: the levels.
+        device: where a block computes.
+        dtype: what it computes in.
+    """
+
+    def __init__(self, assembler: Assembler, genome: Genome, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__(assembler.embedded, device, dtype)
+        self.assembler, self.genome = assembler, genome
+
+    @property
+    def shape(self) -> ModelShape:
+        """Of the genome's model."""
+        return self.assembler.shape(self.genome)
+
+    def block(self, index: int) -> Block:
+        """One block, to be run but not trained: it may share its weights."""
+        return self.assembler.block(self.genome, index, self.device, self.dtype)
+
+    def blocks(self, count: int | None = None) -> Iterator[Block]:
+        """The first `count` blocks, all by default."""
+        return map(self.block, range(len(self) if count is None else count))
 
 
 def _bytes_of(module: dict[str, Tensor]) -> int:

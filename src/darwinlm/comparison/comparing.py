@@ -148,7 +148,7 @@ def _told_as(typed: str, *, instead_of: str) -> Iterator[None]:
     try:
         yield
     except RequestError as fault:
-        raise RequestError(*(told.replace(instead_of, typed) for told in fault.faults)) from fault
+        raise type(fault)(*(told.replace(instead_of, typed) for told in fault.faults)) from fault
 
 
 def _level(typed: str, config: RunConfig) -> float:

@@ -138,20 +138,28 @@ def _rounded(source: ModelSource, format_: str, tokens: Tensor, device: torch.de
         raise RequestError(
             f"Rounding needs 2 blocks of {tokens.shape[1]} tokens at least. Give more text, or lower --blocks.sequence_length."
         )
-    stream = BlockStream(source, device, torch.float32)
-
-    def block(layer: int) -> Block:
-        tensors = source.layer(layer)
-        matrices = {n: t for kind in KINDS for n, t in _matrices(source, kind, tensors).items()}
-        return stream.built(layer, tensors | {name: rounded(tensor, format_) for name, tensor in matrices.items()})
 
     def in_format(layer: int, kind: Kind) -> tuple[str, dict[str, Tensor]]:
         return format_, _matrices(source, kind, source.layer(layer))
 
     made_from = {"checkpoint": source.digest, "format": format_, "tokens": sha256_of(tokens.tolist())}
     refits = Refits(folder, made_from)
-    refit_blocks(refits, stream, block, None, tokens, _BATCH, in_format=in_format)
+    dense, rounded_ = BlockStream(source, device, torch.float32), _Rounded(source, device, format_)
+    refit_blocks(refits, dense, rounded_, None, tokens, _BATCH, in_format=in_format)
     return refits
+
+
+class _Rounded(BlockStream):
+    """A checkpoint whose matrices are rounded to nearest in a format."""
+
+    def __init__(self, source: ModelSource, device: torch.device, format_: str) -> None:
+        super().__init__(source, device, torch.float32)
+        self.format = format_
+
+    def block(self, index: int) -> Block:
+        tensors = self.source.layer(index)
+        matrices = {n: t for kind in KINDS for n, t in _matrices(self.source, kind, tensors).items()}
+        return self.built(index, tensors | {name: rounded(tensor, self.format) for name, tensor in matrices.items()})
 
 
 def _packed(

@@ -67,12 +67,12 @@ class HeldOut:
         return self._of(self.dense.source.shape.parameters, self.hidden, self.head, is_dense=True)
 
     def quality(self, stream: BlockStream) -> Quality:
-        """A checkpoint, block by block.
+        """A checkpoint or a genome's model, block by block.
 
         Raises:
             RequestError: it does not share the dense model's vocabulary.
         """
-        shape = stream.source.shape
+        shape = stream.shape
         if self.dense is not None and self.rows is None and shape.vocabulary != self.dense.source.shape.vocabulary:
             raise RequestError(
                 f"'{stream.source.name}' has {shape.vocabulary:,} tokens and '{self.dense.source.name}' "
@@ -103,11 +103,6 @@ class HeldOut:
         """A model in memory."""
         head = head_of(model)
         return self._of(model.num_parameters(), self._hidden(model, head), head)
-
-    def kls_of_model(self, model) -> Tensor:
-        """KL to the dense model on every block (S,), of a model in memory."""
-        head = head_of(model)
-        return self._kls(self._hidden(model, head), head).mean(1)
 
     @torch.no_grad()
     def _hidden(self, model, head: Head) -> Tensor:

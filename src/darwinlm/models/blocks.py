@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor, nn
 
+from darwinlm.models.shape import ModelShape
 from darwinlm.models.source import ModelSource
 from darwinlm.models.stock import Block
 from darwinlm.runtime.placement import Placement
@@ -32,6 +33,11 @@ class BlockStream:
 
     def __len__(self) -> int:
         return len(self.source.shape.layers)
+
+    @property
+    def shape(self) -> ModelShape:
+        """Of the model."""
+        return self.source.shape
 
     @torch.no_grad()
     def embed(self, tokens: Tensor, placement: Placement | None = None) -> Tensor:
@@ -58,6 +64,10 @@ class BlockStream:
                 if index + 1 < last:
                     waiting = reader.submit(self.source.layer, index + 1)
                 yield self.built(index, tensors)
+
+    def block(self, index: int) -> Block:
+        """One block, to be run but not trained."""
+        return self.built(index, self.source.layer(index))
 
     def built(self, index: int, weights: dict[str, Tensor]) -> Block:
         """A block with weights of its own, by their names within the layer."""

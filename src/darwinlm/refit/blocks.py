@@ -38,12 +38,11 @@ CHECKED = 8
 def refit_blocks(
     refits: Refits,
     dense: BlockStream,
-    pruned: Callable[[int], Block],
+    pruned: BlockStream,
     kept: Callable[[int], Tensor] | None,
     tokens: Tensor,
     batch: int,
     placement: Placement | None = None,
-    embedded: BlockStream | None = None,
     in_format: InFormat | None = None,
 ) -> None:
     """Complete the refits of a model, block by block; finished blocks are run but not fitted again.
@@ -51,26 +50,25 @@ def refit_blocks(
     Args:
         refits: empty or begun; every finished block is on disk at once.
         dense: the model whose residual stream is the target.
-        pruned: layer -> block of the model that is refitted; its embeddings are the dense ones.
+        pruned: the model that is refitted.
         kept: layer -> the dense MLP's columns (k,) that the pruned one has, where they may be chosen again, by what is fed to
             the pruned model; None leaves the choice as it is.
         tokens: (S, T) calibration blocks, the same on all ranks, at least 2.
         batch: sequences in a forward pass.
         placement: where hidden states lie; by default in host memory.
-        embedded: gives the embeddings of the pruned model where they are not the dense ones.
         in_format: layer and kind of a module -> the type of ggml that it is stored in, and its matrices as they were before
             that. They are rounded anew, by what the pruned model feeds them, and the output matrix keeps its columns.
 
     Raises:
         CalibrationError: the calibration does not determine a matrix; names it.
     """
-    streams = _Streams(dense, embedded or dense, tokens, batch, placement, in_format)
+    streams = _Streams(dense, pruned, tokens, batch, placement, in_format)
     with progress("Refit", total=len(dense)) as advance:
         for layer, block in enumerate(dense.blocks()):
-            ours = pruned(layer)
+            ours = pruned.block(layer)
             if ranks.broadcast(layer in refits):
                 dense.forward(block, streams.target, batch)
-                _put(ours, refits.read(layer))
+                put(ours, refits.read(layer))
             else:
                 weights, found = streams.refit(block, ours, layer, kept)
                 refits.write(layer, weights, found)
@@ -85,7 +83,7 @@ class _Streams:
     def __init__(
         self,
         dense: BlockStream,
-        embedded: BlockStream,
+        pruned: BlockStream,
         tokens: Tensor,
         batch: int,
         placement: Placement | None,
@@ -97,7 +95,7 @@ class _Streams:
         edges = [*range(0, fitted, batch), *range(fitted, len(order), batch), len(order)]
         self.parts = [(slice(begin, end), begin >= fitted) for begin, end in pairwise(edges)]
         self.checked = len(tokens) // every * tokens.shape[1]
-        self.target, self.hidden = (stream.embed(tokens[order], placement) for stream in (dense, embedded))
+        self.target, self.hidden = (stream.embed(tokens[order], placement) for stream in (dense, pruned))
         self.in_format = in_format
         self.dense, self.batch = dense, batch
         self.branch = dense.source.family.branch(dense.source.config)
@@ -127,12 +125,12 @@ class _Streams:
                     fitted = (self.hidden[part] for part, checks in self.parts if not checks)
                     fronts = {n: t for n, t in before.items() if n != name}
                     changed = fronts_anew(ours, fronts, format_, fitted, self.dense.device)
-                    weights |= _put(ours, changed)
+                    weights |= put(ours, changed)
                 for _ in range(rounds):
                     changed, ended = self._changed(block, ours, layer, kind, columns, rounding)
                     first = found.setdefault(layer_prefix(layer) + name, ended)
                     found[layer_prefix(layer) + name] = replace(ended, before=first.before)
-                    weights |= _put(ours, changed)
+                    weights |= put(ours, changed)
             except CalibrationError as fault:
                 raise CalibrationError(f"{layer_prefix(layer)}{name}: {fault}") from fault
         return weights, found
@@ -274,7 +272,7 @@ def _change(dense: Tensor, matrix: Tensor, columns: Tensor) -> Tensor:
     return change.index_add_(1, columns.to(dense.device), matrix.to(change))
 
 
-def _put(block: Block, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+def put(block: Block, weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Give a block other matrices, by their names within the layer; gives them back. The old ones may be shared and stay as they
     are."""
     for name, weight in weights.items():

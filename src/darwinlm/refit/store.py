@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,6 @@ from darwinlm.runtime import ranks
 from darwinlm.runtime.files import read_json, read_tensors, sha256_of_file, write_json, write_tensors
 
 RECORD = "refit.json"
-JUDGED_TOKENS = 16_384
-"""Tokens of blocks.select that say how many layers a refit helps."""
-DEPTHS = 6
-"""Parts of the layers, behind each of which it may end."""
-DOUBT = 2.0
-"""Standard errors of paired blocks within which two KLs are alike."""
 
 
 @dataclass(frozen=True)
@@ -81,18 +75,10 @@ class Refits:
             self.files[path.name] = sha256_of_file(path)
             self._save(self.folder)
 
-    def judge(self, kls: Mapping[int, Tensor]) -> None:
-        """Decide how many of the first layers are to have their refit: as few as are not worse than the best beyond doubt.
-
-        Args:
-            kls: first layers that have it -> KL to the dense model on the same blocks (S,); 0 among them.
-        """
-        self.kl = {depth: kl.mean().item() for depth, kl in kls.items()}
-        best = min(self.kl, key=self.kl.__getitem__)
-        behind = {depth: kl - kls[best] for depth, kl in kls.items() if 0 < depth <= best}
-        doubt = {depth: DOUBT * by.std(correction=0) / max(1, len(by) - 1) ** 0.5 for depth, by in behind.items()}
-        self.judged_depth = min((best, *(depth for depth, by in behind.items() if by.mean() <= doubt[depth])))
-        if self.folder is not None:
+    def keep_judged(self, kl: dict[int, float], depth: int) -> None:
+        """Keep what the judge found: KL by the first layers that have their refit, and how many are to have it."""
+        self.kl, self.judged_depth = kl, depth
+        if self.folder is not None and ranks.is_first():
             self._save(self.folder)
 
     @property

@@ -13,8 +13,8 @@ from darwinlm.config import SearchConfig
 from darwinlm.cost import forward_flops
 from darwinlm.database.levels import Ladder
 from darwinlm.models.shape import ModelShape
+from darwinlm.refit.judge import DEPTHS, JUDGED_TOKENS
 from darwinlm.refit.least_squares import DAMPINGS
-from darwinlm.refit.store import DEPTHS, JUDGED_TOKENS
 
 ROUNDS, GENOMES = 3, 6
 """Of the start, as most models that we measured took."""
@@ -118,7 +118,8 @@ def refit_passes(dense: ModelShape, pruned: ModelShape, tokens: int, length: int
 
 
 def judge_passes(dense: ModelShape, pruned: ModelShape, tokens: int, length: int, value: int) -> Passes:
-    """Of what says how deep a refit goes: the dense model once, the pruned one at every depth, and the heads of both.
+    """Of what says how deep a refit goes: the dense model once, the pruned one at every depth from where its refit ends, and the
+    heads of both.
 
     Args:
         dense: the model that is pruned.
@@ -128,6 +129,6 @@ def judge_passes(dense: ModelShape, pruned: ModelShape, tokens: int, length: int
         value: bytes of a stored weight.
     """
     tokens, models = min(tokens, JUDGED_TOKENS), DEPTHS + 1
-    forward = forward_flops(dense, length, head=False) + models * forward_flops(pruned, length, head=False)
+    forward = forward_flops(dense, length, head=False) + (1 + models / 2) * forward_flops(pruned, length, head=False)
     head = 2 * dense.vocabulary * dense.hidden
     return Passes(tokens * forward, 2 * models * tokens * head, (dense.layer_parameters + pruned.parameters) * value)

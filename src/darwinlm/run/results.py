@@ -102,12 +102,11 @@ def evaluation_stage(run: Run, database: Database, genome: Genome, refits: Refit
         exported = BlockStream(ModelSource(str(run.directory.model)), run.device, run.dtype)
         qualities: dict[str, Quality] = {
             "dense": held_out.dense_quality(),
-            "uniform": held_out.quality_of_model(assembler.model(uniform, run.device, run.dtype)),
+            "uniform": held_out.quality(assembler.stream(uniform, run.device, run.dtype)),
             "pruned": held_out.quality(exported),
         }
         if refits:
-            unrefitted = assembler.model(genome, run.device, run.dtype)
-            qualities["before_refit"] = held_out.quality_of_model(unrefitted)
+            qualities["before_refit"] = held_out.quality(assembler.stream(genome, run.device, run.dtype))
     summary = {
         **{name: dataclasses.asdict(quality) for name, quality in qualities.items()},
         "target": to_dict(run.config.target),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import shutil
-from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -19,9 +18,9 @@ from darwinlm.export.forms import discard_forms
 from darwinlm.export.huggingface import export_checkpoint
 from darwinlm.genome import Genome
 from darwinlm.measure.quality import HeldOut
-from darwinlm.models.blocks import BlockStream
 from darwinlm.refit.blocks import refit_blocks
-from darwinlm.refit.store import DEPTHS, JUDGED_TOKENS, Refits
+from darwinlm.refit.judge import judge
+from darwinlm.refit.store import Refits
 from darwinlm.run.request import Run
 from darwinlm.run.results import card_facts
 from darwinlm.runtime import ranks
@@ -93,7 +92,7 @@ def _search(run: Run, assembler: Assembler) -> SearchState:
 
     @functools.cache
     def check(genome: Genome) -> dict[str, float]:
-        quality = held_out().quality_of_model(assembler.model(genome, run.device, run.dtype))
+        quality = held_out().quality(assembler.stream(genome, run.device, run.dtype))
         return {"kl": quality.kl or 0.0, "perplexity": quality.perplexity}
 
     held_out = functools.cache(lambda: HeldOut(run.splits.held_out, run.stream, head=pools.teacher.head))
@@ -168,27 +167,14 @@ def refitted(run: Run, database: Database, genome: Genome) -> Refits | None:
     if not ranks.broadcast(refits.finished(len(run.stream))):
         assembler, batch = run.assembler(database), run.config.database.batch_sequences
         with run.directory.timings.timed("refit"):
-            block = functools.partial(assembler.block, genome, device=run.device, dtype=run.dtype)
+            pruned = assembler.stream(genome, run.device, run.dtype)
             kept = functools.partial(assembler.mlp_columns, genome) if run.config.refit.choose_again else None
             in_format = functools.partial(assembler.in_format, genome) if run.config.target.formats else None
-            embedded = BlockStream(assembler.embedded, run.device, run.dtype)
-            refit_blocks(refits, run.stream, block, kept, tokens, batch, _placement(run), embedded, in_format)
+            refit_blocks(refits, run.stream, pruned, kept, tokens, batch, _placement(run), in_format)
             if ranks.is_first():
-                judge(run, assembler, genome, refits, run.splits.select)
+                judge(refits, run.stream, pruned, run.splits.select)
     refits.kl, refits.judged_depth = ranks.broadcast((refits.kl, refits.judged_depth))
     return refits
-
-
-def judge(run: Run, assembler: Assembler, genome: Genome, refits: Refits, blocks: Tensor) -> None:
-    """Compare the whole model with more and more of its refit, on blocks (S, T) that nothing was fitted to."""
-    judged_on = HeldOut(blocks[: max(1, JUDGED_TOKENS // blocks.shape[1])], run.stream)
-    model = assembler.model(genome, run.device, run.dtype)
-    ends = sorted({len(run.stream) * part // DEPTHS for part in range(DEPTHS + 1)})
-    kls = {0: judged_on.kls_of_model(model)}
-    for begin, end in pairwise(ends):
-        refits.load_into(model, range(begin, end))
-        kls[end] = judged_on.kls_of_model(model)
-    refits.judge(kls)
 
 
 def export_stage(run: Run, database: Database, genome: Genome, refits: Refits | None = None) -> None:

@@ -134,8 +134,8 @@ class TrainedFitness:
         device = self.teacher.head.device
         for index, genome in enumerate(step.candidates):
             refits, kept = Refits(None, {}), partial(self.assembler.mlp_columns, genome)
-            block = partial(self.assembler.block, genome, device=device, dtype=self.dtype)
-            refit_blocks(refits, self.pools.stream, block, kept, tokens, self.config.batch_sequences)
+            pruned = self.assembler.stream(genome, device, self.dtype)
+            refit_blocks(refits, self.pools.stream, pruned, kept, tokens, self.config.batch_sequences)
             if index % ranks.world_size() == ranks.rank():
                 model = self.assembler.model(genome, device, self.dtype)
                 refits.load_into(model)
