@@ -1,17 +1,18 @@
-"""Memory of the default path by depth: random Llamas of 4, 16 and 64 layers, pruned by database, start and refit.
+"""Memory of the default path by depth: random Llamas of 4, 16 and 64 layers, pruned by the default path.
 
     python benchmarks/depth.py [--layers 4 16 64] [--hidden 256]
 
-Each is pruned in a process of its own; every 20 ms its anonymous memory is read (weights that stay mapped from their files do
-not count), and belongs to the stage that is under way. What the start keeps of every layer in host memory, its inputs on the
-tokens that it linearizes, is counted from shapes and stands beside it. Prints a table and writes
-benchmarks/results/depth.json.
+Every stage is a command of its own, the search also without its cache of shrunk modules (a quarter of the memory that is free).
+Every 20 ms the anonymous memory is read: weights that stay mapped from their files do not count, and glibc's allocator is told
+to give back at once what is freed. What the start keeps of every layer in host memory, its inputs on the tokens that it
+linearizes, is counted from shapes and stands beside it. Prints a table and writes benchmarks/results/depth.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -29,7 +30,8 @@ from darwinlm.runtime.files import read_json
 from darwinlm.runtime.timings import Timings
 
 HERE = Path(__file__).parent
-STAGES = ("database", "search", "refit")
+UNCACHED = "search, no cache"
+STAGES = ("database", "search", UNCACHED, "refit", "evaluation")
 SETTINGS: dict[str, Any] = {
     "data": "stdlib",
     "blocks": {"sequence_length": 256, "hessian": 16, "train": 16, "select": 16, "held_out": 4, "pool_tokens": 60_000},
@@ -47,7 +49,9 @@ def main() -> None:
     args = parser.parse_args()
     rows = []
     print(
-        "| layers | parameters | " + " | ".join(STAGES) + " | inputs of all layers in it |\n|---|---|---|---|---|---|"
+        "| layers | parameters | "
+        + " | ".join(STAGES)
+        + " | inputs of all layers in the search |\n|---|---|---|---|---|---|---|---|"
     )
     for layers in args.layers:
         with tempfile.TemporaryDirectory() as scratch:
@@ -60,24 +64,43 @@ def main() -> None:
 
 
 def pruned(layers: int, hidden: int, scratch: Path) -> dict[str, Any]:
-    """Peaks of the stages in bytes, above what the process held before the first one."""
-    parameters = write_model(layers, hidden, scratch / "model")
-    settings, run = scratch / "settings.yaml", scratch / "run"
-    settings.write_text(yaml.safe_dump(SETTINGS))
-    command = [sys.executable, "-m", "darwinlm", "prune", str(scratch / "model"), "--config", str(settings)]
-    process = subprocess.Popen([*command, "--output", str(run)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    base, peaks = 0, dict.fromkeys(STAGES, 0)
-    while process.poll() is None:
-        stage = next(reversed(Timings(run / "timings.json").seconds()), None)
-        held = anonymous_memory(process.pid)
-        if stage in peaks:
-            base = base or held
-            peaks[stage] = max(peaks[stage], held - base)
-        time.sleep(0.02)
-    if process.returncode:
-        raise SystemExit(f"pruning the model of {layers} layers failed")
+    """Peaks of the stages in bytes."""
+    model, settings, run = (str(scratch / name) for name in ("model", "settings.yaml", "run"))
+    parameters = write_model(layers, hidden, Path(model))
+    Path(settings).write_text(yaml.safe_dump(SETTINGS))
+    commands = {
+        "database": ["database", model, "--config", settings, "--output", run],
+        UNCACHED: ["search", run],
+        "search": ["search", run, "--restart"],
+        "refit": ["refit", run],
+        "evaluation": ["prune", "--output", run],
+    }
+    peaks = {stage: peak(command, stage, Path(run)) for stage, command in commands.items()}
     inputs = layers * SETTINGS["search"]["start_tokens"] * hidden * 4
     return {"layers": layers, "parameters": parameters, "peaks": peaks, "inputs": inputs}
+
+
+def peak(command: list[str], stage: str, run: Path) -> int:
+    """Anonymous memory of a command at most, in bytes, above what it held when its stage began."""
+    timings, named, base, found = Timings(run / "timings.json"), stage.split(",")[0], 0, 0
+    if named in timings.seconds():
+        timings.forget(named)
+    uncached = "from darwinlm.run import stages; stages.cache_bytes = lambda: 0; " if stage == UNCACHED else ""
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"{uncached}from darwinlm.cli.entry import main; main()", *command],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": str(1 << 16), "MALLOC_TRIM_THRESHOLD_": str(1 << 16)},
+    )
+    while process.poll() is None:
+        held = anonymous_memory(process.pid)
+        if named in timings.seconds():
+            base = base or held
+            found = max(found, held - base)
+        time.sleep(0.02)
+    if process.returncode:
+        raise SystemExit(f"`darwinlm {' '.join(command)}` failed")
+    return found
 
 
 def write_model(layers: int, hidden: int, folder: Path) -> int:

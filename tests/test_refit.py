@@ -309,3 +309,25 @@ def test_a_refit_is_taken_as_deep_as_it_lowers_kl(checkpoint, text, tmp_path):
     for name, tensor in read_tensors(run / "model/model.safetensors")[0].items():
         own = refits.read(0).get(name.removeprefix("model.layers.0."))
         assert torch.equal(tensor, without[name] if own is None else own)
+
+
+def test_experts_that_stay_are_as_they_are_stored(tmp_path, monkeypatch):
+    """In arithmetic that rounds more: every second expert improves, the others do not."""
+    opened = ModelSource(str(pico.make_checkpoint(tmp_path / "model", "qwen3_moe")))
+    levels = pico.make_database(tmp_path / "database", opened)
+    assembler, genome = Assembler(opened, levels), (0,) * len(levels.ladders())
+    improves = itertools.cycle((True, False))
+
+    def best(weight, fit, check, stored):
+        return (stored(weight.float() + 1), 0.1) if weight.shape[1] == 16 and next(improves) else (weight, None)
+
+    monkeypatch.setattr(blocks, "best_matrix", best)
+    refits, dense = Refits(None, {}), BlockStream(opened, pico.CPU, torch.bfloat16)
+    pruned = assembler.stream(genome, pico.CPU, torch.bfloat16)
+    refit_blocks(refits, dense, pruned, None, pico.random_tokens(16, 32, seed=5), batch=4)
+    before = dict(assembler.tensors(genome))
+    mixtures = [name for name in before if name.endswith("mlp.down_proj.weight")]
+    for name, tensor in refits.put_into(before.items()):
+        same = [torch.equal(*pair) for pair in zip(tensor.chunk(4, -1), before[name].chunk(4, -1))]
+        assert same == ([False, True] * 2 if name in mixtures else [True] * len(same))
+    assert len(mixtures) == len(dense)

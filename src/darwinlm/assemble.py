@@ -85,7 +85,7 @@ class Assembler:
 
     def tensors(self, genome: Genome) -> Iterator[tuple[str, Tensor]]:
         """(full name, tensor) of a genome's model, layer by layer, in the checkpoint's dtype."""
-        layers = (self._layer(genome, layer) for layer in range(len(self.source.shape.layers)))
+        layers = (self.layer(genome, layer) for layer in range(len(self.source.shape.layers)))
         read = self._dense.__getitem__ if self.embedded is self.source else self.embedded.outside
         return framed(read, self.source.shape.tied, layers)
 
@@ -110,7 +110,7 @@ class Assembler:
         widths = self.source.shape.layers[layer]
         for ladder, level in self._of_layer(genome, layer):
             widths = widths.having(ladder.kind, self.module_widths(ladder, level))
-        return self._placed(self._layer(genome, layer), widths, layer, device, dtype)
+        return self._placed(self.layer(genome, layer), widths, layer, device, dtype)
 
     @torch.no_grad()
     def masked_block(self, genome: Genome, layer: int, device: torch.device, dtype: torch.dtype) -> Block:
@@ -187,7 +187,7 @@ class Assembler:
         pairs = zip(self.space.ladders, genome, strict=True)
         return [(ladder, level) for ladder, level in pairs if ladder.layer == layer]
 
-    def _layer(self, genome: Genome, layer: int) -> dict[str, Tensor]:
+    def layer(self, genome: Genome, layer: int) -> dict[str, Tensor]:
         """All tensors of a genome's layer, by their names within it."""
         found: dict[str, Tensor] = {}
         for ladder, level in self._of_layer(genome, layer):
@@ -250,19 +250,11 @@ class GenomeStream(BlockStream):
     def __init__(self, assembler: Assembler, genome: Genome, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__(assembler.embedded, device, dtype)
         self.assembler, self.genome = assembler, genome
+        self.shape = assembler.shape(genome)
 
-    @property
-    def shape(self) -> ModelShape:
-        """Of the genome's model."""
-        return self.assembler.shape(self.genome)
-
-    def block(self, index: int) -> Block:
-        """One block, to be run but not trained: it may share its weights."""
-        return self.assembler.block(self.genome, index, self.device, self.dtype)
-
-    def blocks(self, count: int | None = None) -> Iterator[Block]:
-        """The first `count` blocks, all by default."""
-        return map(self.block, range(len(self) if count is None else count))
+    def weights(self, index: int) -> dict[str, Tensor]:
+        """The tensors of a block as a checkpoint holds them, by their names within the layer."""
+        return self.assembler.layer(self.genome, index)
 
 
 def _bytes_of(module: dict[str, Tensor]) -> int:

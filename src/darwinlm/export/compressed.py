@@ -28,7 +28,6 @@ from darwinlm.formats.types import BLOCKS, PACKED, fitting, stored_bytes
 from darwinlm.models.blocks import BlockStream
 from darwinlm.models.sites import HEAD, KINDS, Kind, framed, held, layer_prefix
 from darwinlm.models.source import ModelSource
-from darwinlm.models.stock import Block
 from darwinlm.models.stubs import stubbed
 from darwinlm.refit.blocks import refit_blocks
 from darwinlm.refit.store import Refits
@@ -156,10 +155,10 @@ class _Rounded(BlockStream):
         super().__init__(source, device, torch.float32)
         self.format = format_
 
-    def block(self, index: int) -> Block:
-        tensors = self.source.layer(index)
+    def weights(self, index: int) -> dict[str, Tensor]:
+        tensors = super().weights(index)
         matrices = {n: t for kind in KINDS for n, t in _matrices(self.source, kind, tensors).items()}
-        return self.built(index, tensors | {name: rounded(tensor, self.format) for name, tensor in matrices.items()})
+        return tensors | {name: rounded(tensor, self.format) for name, tensor in matrices.items()}
 
 
 def _packed(

@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor, nn
 
-from darwinlm.models.shape import ModelShape
 from darwinlm.models.source import ModelSource
 from darwinlm.models.stock import Block
 from darwinlm.runtime.placement import Placement
@@ -30,14 +29,10 @@ class BlockStream:
 
     def __init__(self, source: ModelSource, device: torch.device, dtype: torch.dtype) -> None:
         self.source, self.device, self.dtype = source, device, dtype
+        self.shape = source.shape
 
     def __len__(self) -> int:
         return len(self.source.shape.layers)
-
-    @property
-    def shape(self) -> ModelShape:
-        """Of the model."""
-        return self.source.shape
 
     @torch.no_grad()
     def embed(self, tokens: Tensor, placement: Placement | None = None) -> Tensor:
@@ -58,22 +53,24 @@ class BlockStream:
         """
         last = len(self) if count is None else count
         with ThreadPoolExecutor(max_workers=1) as reader:
-            waiting = reader.submit(self.source.layer, 0)
+            waiting = reader.submit(self.weights, 0)
             for index in range(last):
                 tensors = waiting.result()
                 if index + 1 < last:
-                    waiting = reader.submit(self.source.layer, index + 1)
-                yield self.built(index, tensors)
+                    waiting = reader.submit(self.weights, index + 1)
+                yield self._built(index, tensors)
 
     def block(self, index: int) -> Block:
         """One block, to be run but not trained."""
-        return self.built(index, self.source.layer(index))
+        return self._built(index, self.weights(index))
 
-    def built(self, index: int, weights: dict[str, Tensor]) -> Block:
-        """A block with weights of its own, by their names within the layer."""
-        source = self.source
+    def weights(self, index: int) -> dict[str, Tensor]:
+        """The tensors of a block as they are stored, by their names within the layer."""
+        return self.source.layer(index)
+
+    def _built(self, index: int, weights: dict[str, Tensor]) -> Block:
         tensors = {name: tensor.to(self.device, self.dtype) for name, tensor in weights.items()}
-        return source.shape.stock.block(index, source.shape.layers[index], tensors, self.device)
+        return self.shape.stock.block(index, self.shape.layers[index], tensors, self.device)
 
     @torch.no_grad()
     def forward(self, block: Block, hidden: Tensor, batch: int) -> None:

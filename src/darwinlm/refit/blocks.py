@@ -97,7 +97,7 @@ class _Streams:
         self.checked = len(tokens) // every * tokens.shape[1]
         self.target, self.hidden = (stream.embed(tokens[order], placement) for stream in (dense, pruned))
         self.in_format = in_format
-        self.dense, self.batch = dense, batch
+        self.dense, self.pruned, self.batch = dense, pruned, batch
         self.branch = dense.source.family.branch(dense.source.config)
 
     @torch.no_grad()
@@ -127,7 +127,8 @@ class _Streams:
                     changed = fronts_anew(ours, fronts, format_, fitted, self.dense.device)
                     weights |= put(ours, changed)
                 for _ in range(rounds):
-                    changed, ended = self._changed(block, ours, layer, kind, columns, rounding)
+                    stays = weights[name] if name in weights else self.pruned.weights(layer)[name]
+                    changed, ended = self._changed(block, ours, layer, kind, columns, rounding, stays)
                     first = found.setdefault(layer_prefix(layer) + name, ended)
                     found[layer_prefix(layer) + name] = replace(ended, before=first.before)
                     weights |= put(ours, changed)
@@ -143,8 +144,9 @@ class _Streams:
         kind: Kind,
         columns: Tensor | None,
         rounding: tuple[str, Tensor] | None,
+        stays: Tensor,
     ) -> tuple[dict[str, Tensor], MatrixRefit]:
-        """The refit of one module, as the first rank finds it."""
+        """The refit of one module, as the first rank finds it; `stays` is its output matrix as it is stored."""
         weight, dense = ours.output_matrix(kind).weight, block.output_matrix(kind).weight
         change = None
         site = ours.family.site(kind)
@@ -158,7 +160,7 @@ class _Streams:
         if not ranks.is_first():
             return ranks.broadcast(({}, MatrixRefit(None, 0.0, 0.0)))
         if columns is None or change is None:
-            return ranks.broadcast(self._refitted(weight, sums, layer, name, rounding))
+            return ranks.broadcast(self._refitted(weight, sums, layer, name, rounding, stays))
         fit, check = sums
         return ranks.broadcast(self._chosen_again(block, weight, columns, (fit[0], check[0]), layer, name))
 
@@ -169,18 +171,19 @@ class _Streams:
         layer: int,
         name: str,
         rounding: tuple[str, Tensor] | None,
+        stays: Tensor,
     ) -> tuple[dict[str, Tensor], MatrixRefit]:
         """A matrix with the columns that it has, part by part, where some part changes; of several dampings the largest is told."""
-        stored = self._stored(layer, name)
+        stored, parts = self._stored(layer, name), len(sums[0])
         found, dampings, before, after = [], [], 0.0, 0.0
-        for part, fit, check in zip(weight.chunk(len(sums[0]), 1), *sums, strict=True):
+        for part, same, fit, check in zip(weight.chunk(parts, 1), stays.chunk(parts, 1), *sums, strict=True):
             if rounding:
                 new, damping = refit_anew(part, fit, check, *rounding)
             else:
                 new, damping = best_matrix(part, fit, check, stored)
             before += self._error(check, torch.zeros_like(part))
             after += self._error(check, new.to(part) - part)
-            found.append(new.cpu())
+            found.append(same if damping is None and not rounding else new.cpu())
             dampings += [] if damping is None else [damping]
         changed = {name: torch.cat(found, 1)} if dampings or rounding else {}
         return changed, MatrixRefit(max(dampings, default=None), before, after)
