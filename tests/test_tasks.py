@@ -48,6 +48,22 @@ def own_cache(home, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", home / "datasets")
 
 
+@functools.cache
+def shipped(include_path: str | None) -> TaskManager:
+    """The harness's index of all that it ships, and of a folder: slow to make."""
+    return TaskManager(include_path=include_path)
+
+
+@pytest.fixture(autouse=True)
+def made_once(monkeypatch):
+    def manager(include_path: str | None = None, *, include_defaults: bool = True) -> TaskManager:
+        if include_defaults:
+            return shipped(include_path)
+        return TaskManager(include_path=include_path, include_defaults=False)
+
+    monkeypatch.setattr("lm_eval.tasks.TaskManager", manager)
+
+
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory) -> Path:
     return local_tasks.make_tasks(tmp_path_factory.mktemp("tasks") / "local")
@@ -337,8 +353,8 @@ def test_the_papers_list():
     assert read_tasks("hellaswag@10, piqa") == (TaskRequest("hellaswag", 10), TaskRequest("piqa"))
 
 
-def test_the_harness_knows_the_papers_tasks_and_metrics():
-    index: Any = TaskManager().task_index
+def test_the_harness_knows_the_papers_tasks_and_metrics(tasks):
+    index: Any = shipped(str(tasks)).task_index
     for request in PAPER:
         assert request.name in index
     for name in ("hellaswag", "arc_easy", "logiqa"):  # those whose file is no sum of others
