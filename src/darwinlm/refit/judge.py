@@ -50,9 +50,11 @@ def judge(refits: Refits, dense: BlockStream, pruned: BlockStream, blocks: Tenso
     ended[len(dense)] = refitted
     heads = [stream.source.head().to(dense.device, torch.float32) for stream in (dense, pruned)]
     kls: dict[int, Tensor] = {}
-    for depth, hidden in ended.items():
-        ours = pruned.final_norm(hidden)
-        kls[depth] = token_kls(target.flatten(0, 1), ours.flatten(0, 1), *heads).view(tokens.shape).mean(1)
+    with progress("Refit, judged, KL", total=len(ended)) as advance:
+        for depth, hidden in ended.items():
+            ours = pruned.final_norm(hidden)
+            kls[depth] = token_kls(target.flatten(0, 1), ours.flatten(0, 1), *heads).view(tokens.shape).mean(1)
+            advance(f"{depth} layers")
     refits.keep_judged({depth: kl.mean().item() for depth, kl in kls.items()}, best_depth(kls))
 
 
