@@ -20,6 +20,7 @@ import torch
 
 from darwinlm.errors import RequestError, first_line
 from darwinlm.measure.task_list import TaskRequest
+from darwinlm.runtime.progress import progress
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,10 @@ def _manager(names: list[str], folder: Path | None) -> Any:
         own = TaskManager(include_path=str(folder), include_defaults=False)
         if set(names) <= set(own.all_subtasks):  # groups may name tasks from elsewhere
             return own
-    return TaskManager(include_path=str(folder) if folder else None)
+    with progress("Index of lm-evaluation-harness's tasks", total=1) as advance:
+        every = TaskManager(include_path=str(folder) if folder else None)
+        advance("")
+    return every
 
 
 def _unknown(name: str, known: list[str]) -> str:
