@@ -127,7 +127,9 @@ class _Streams:
                     changed = fronts_anew(ours, fronts, format_, fitted, self.dense.device)
                     weights |= put(ours, changed)
                 for _ in range(rounds):
-                    stays = weights[name] if name in weights else self.pruned.weights(layer)[name]
+                    stays = ours.output_matrix(kind).weight
+                    if mixture:  # of which some parts may change and others not
+                        stays = weights[name] if name in weights else self.pruned.weights(layer)[name]
                     changed, ended = self._changed(block, ours, layer, kind, columns, rounding, stays)
                     first = found.setdefault(layer_prefix(layer) + name, ended)
                     found[layer_prefix(layer) + name] = replace(ended, before=first.before)
@@ -146,7 +148,8 @@ class _Streams:
         rounding: tuple[str, Tensor] | None,
         stays: Tensor,
     ) -> tuple[dict[str, Tensor], MatrixRefit]:
-        """The refit of one module, as the first rank finds it; `stays` is its output matrix as it is stored."""
+        """The refit of one module, as the first rank finds it; `stays` is its output matrix, a mixture's as it is
+        stored."""
         weight, dense = ours.output_matrix(kind).weight, block.output_matrix(kind).weight
         change = None
         site = ours.family.site(kind)
