@@ -1,4 +1,4 @@
-"""Memory of the default path by depth: random Llamas of 4, 16 and 64 layers, pruned by the default path.
+"""Memory of the default path by depth: random Llamas of 4, 16 and 64 layers.
 
     python benchmarks/depth.py [--layers 4 16 64] [--hidden 256]
 

@@ -109,9 +109,8 @@ def test_candidates_compute_what_an_engine_reads_back(family: str, made) -> None
         torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
         hidden = torch.randn(2, 6, 64, generator=torch.Generator().manual_seed(seed))
         for layer in range(3):
-            whole, masked = (
-                make(genome, layer, pico.CPU, torch.float32) for make in (assembler.block, assembler.masked_block)
-            )
+            whole = assembler.stream(genome, pico.CPU, torch.float32).block(layer)
+            masked = assembler.masked_block(genome, layer, pico.CPU, torch.float32)
             torch.testing.assert_close(whole(hidden), masked(hidden), rtol=0, atol=1e-4)
     dense = assembler.space.present
     assert torch.equal(dict(assembler.tensors(dense))["model.norm.weight"], assembler.source.final_norm())

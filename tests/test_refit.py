@@ -19,7 +19,7 @@ from darwinlm.models.blocks import BlockStream
 from darwinlm.models.source import ModelSource
 from darwinlm.refit import blocks
 from darwinlm.refit.blocks import CHECKED, refit_blocks
-from darwinlm.refit.judge import best_depth, judge
+from darwinlm.refit.judge import best_depth, judge, settle
 from darwinlm.refit.least_squares import OUTLYING, Moments, best_matrix, choose_again, clipped, refit_matrix
 from darwinlm.refit.store import Refits
 from darwinlm.runtime.files import read_tensors
@@ -282,7 +282,9 @@ BLOCKS = torch.tensor([0.1, 0.9, 0.2, 0.4])
 )
 def test_as_few_layers_as_are_as_good_as_the_best_have_their_refit(added, depth):
     """What blocks have in common does not count; a single block tells nothing of doubt."""
-    assert best_depth({layers: BLOCKS[: len(by)] + torch.tensor(by) for layers, by in added.items()}) == depth
+    refits = Refits(None, {})
+    settle(refits, {layers: BLOCKS[: len(by)] + torch.tensor(by) for layers, by in added.items()})
+    assert refits.depth == depth
 
 
 def test_a_refit_that_does_not_lower_kl_is_not_taken(checkpoint, text, tmp_path):
@@ -290,7 +292,7 @@ def test_a_refit_that_does_not_lower_kl_is_not_taken(checkpoint, text, tmp_path)
     run = tmp_path / "run"
     darwinlm.prune(str(checkpoint("llama_tied")), data=str(text), output=str(run), **pico.RUN)
     refits = darwinlm.refit_genome(str(run)).refits
-    refits.keep_judged({0: 0.4, 1: 0.5}, 0)
+    settle(refits, {0: BLOCKS, 1: BLOCKS + 0.1})
     summary = darwinlm.prune(output=str(run)).summary
     assert "before_refit" not in summary
 
@@ -303,7 +305,7 @@ def test_a_refit_is_taken_as_deep_as_it_lowers_kl(checkpoint, text, tmp_path):
     )
     without = read_tensors(run / "model/model.safetensors")[0]
     refits = darwinlm.refit_genome(str(run), refit={"tokens": 512}).refits
-    refits.keep_judged({0: 0.6, 1: 0.4, 2: 0.5}, 1)
+    settle(refits, {0: BLOCKS + 0.2, 1: BLOCKS, 2: BLOCKS + 0.1})
     summary = darwinlm.prune(output=str(run)).summary
     assert summary["before_refit"] == plain.summary["pruned"]
     for name, tensor in read_tensors(run / "model/model.safetensors")[0].items():

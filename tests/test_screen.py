@@ -15,7 +15,7 @@ from torch.nn.functional import log_softmax
 
 import pico
 from darwinlm import losses
-from darwinlm.assemble import Assembler
+from darwinlm.assemble import Assembler, GenomeStream
 from darwinlm.config import SearchConfig
 from darwinlm.database.store import Database
 from darwinlm.errors import RequestError
@@ -153,15 +153,15 @@ def test_layers_that_are_alike_are_made_and_run_once(source, database, monkeypat
     """One batch; every layer once for all genomes that are the same up to it."""
     levels = database("llama_gqa", "kv_group")
     assembler, made, run = Assembler(source("llama_gqa"), levels), Counter(), Counter()
-    original = assembler.block
+    original = GenomeStream.block
 
-    def block(genome: Genome, layer: int, *where: Any) -> nn.Module:
+    def block(stream: GenomeStream, layer: int) -> nn.Module:
         made[layer] += 1
-        found = original(genome, layer, *where)
+        found = original(stream, layer)
         found.register_forward_hook(lambda *_: run.update([layer]))
         return found
 
-    monkeypatch.setattr(assembler, "block", block)
+    monkeypatch.setattr(GenomeStream, "block", block)
     genomes = [half(levels), *(changed(levels, half(levels), place) for place in (0, 2, 3, 5))]
     targets = Targets(teacher_of(source("llama_gqa")), DRAWN[:2])
     untrained_kls(assembler, genomes, targets, torch.float32)

@@ -105,16 +105,8 @@ class Assembler:
         return GenomeStream(self, genome, device, dtype)
 
     @torch.no_grad()
-    def block(self, genome: Genome, layer: int, device: torch.device, dtype: torch.dtype) -> Block:
-        """One layer of a genome's model, to be run but not trained: it may share its weights."""
-        widths = self.source.shape.layers[layer]
-        for ladder, level in self._of_layer(genome, layer):
-            widths = widths.having(ladder.kind, self.module_widths(ladder, level))
-        return self._placed(self.layer(genome, layer), widths, layer, device, dtype)
-
-    @torch.no_grad()
     def masked_block(self, genome: Genome, layer: int, device: torch.device, dtype: torch.dtype) -> Block:
-        """One layer as `block`, but at the widths that it has now, with zeros for what leaves: it computes the same."""
+        """One layer as `stream` gives it, but at the widths that it has now, with zeros for what leaves: it computes the same."""
         tensors, now, routed = self._dense_layer(layer), self.source.shape.layers[layer], None
         for ladder, level in self._of_layer(genome, layer):
             if level == ladder.present:
@@ -131,7 +123,8 @@ class Assembler:
             elif bias in tensors:
                 tensors[bias] = torch.zeros_like(tensors[bias])
             tensors[f"{output}.weight"] = weight
-        block = self._placed(tensors, now, layer, device, dtype)
+        placed = {name: tensor.to(device, dtype) for name, tensor in tensors.items()}
+        block = self.source.shape.stock.block(layer, now, placed, device)
         if routed is not None:
             block.mixture.route(routed)
         return block
@@ -176,12 +169,6 @@ class Assembler:
         """Weight (R, C) and bias (R,) of a module's output matrix as they are now."""
         dense, output = self._dense_layer(ladder.layer), self._site(ladder).output
         return dense[f"{output}.weight"], dense.get(f"{output}.bias")
-
-    def _placed(
-        self, tensors: dict[str, Tensor], widths: LayerWidths, layer: int, device: torch.device, dtype: torch.dtype
-    ) -> Block:
-        placed = {name: tensor.to(device, dtype) for name, tensor in tensors.items()}
-        return self.source.shape.stock.block(layer, widths, placed, device)
 
     def _of_layer(self, genome: Genome, layer: int) -> list[tuple[Ladder, int]]:
         pairs = zip(self.space.ladders, genome, strict=True)
@@ -238,7 +225,7 @@ class Assembler:
 
 
 class GenomeStream(BlockStream):
-    """The blocks of a genome's model, each assembled when it is asked for.
+    """The blocks of a genome's model, each assembled when it is asked for; they may share its weights.
 
     Args:
         assembler: makes them.

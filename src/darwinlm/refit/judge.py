@@ -55,6 +55,11 @@ def judge(refits: Refits, dense: BlockStream, pruned: BlockStream, blocks: Tenso
             ours = pruned.final_norm(hidden)
             kls[depth] = token_kls(target.flatten(0, 1), ours.flatten(0, 1), *heads).view(tokens.shape).mean(1)
             advance(f"{depth} layers")
+    settle(refits, kls)
+
+
+def settle(refits: Refits, kls: Mapping[int, Tensor]) -> None:
+    """Keep KL by depth, and the depth that is chosen by it; `kls` as in `best_depth`."""
     refits.keep_judged({depth: kl.mean().item() for depth, kl in kls.items()}, best_depth(kls))
 
 

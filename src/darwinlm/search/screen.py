@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from darwinlm.assemble import Assembler
 from darwinlm.genome import Genome
-from darwinlm.models.blocks import BlockStream
 from darwinlm.runtime import ranks
 from darwinlm.runtime.progress import progress
 from darwinlm.search.fitness import Targets
@@ -32,7 +31,8 @@ def final_hidden(
         title: of the progress.
     """
     source, device = assembler.source, targets.teacher.head.device
-    stream, ladders = BlockStream(assembler.embedded, device, dtype), assembler.space.ladders
+    streams, ladders = {genome: assembler.stream(genome, device, dtype) for genome in genomes}, assembler.space.ladders
+    stream = streams[genomes[0]]
     embedded = [stream.embed(ids).to(device) for ids in targets.tokens()]
     states: dict[Genome, list[Tensor]] = {(): embedded}
     prefixes: dict[Genome, Genome] = dict.fromkeys(genomes, ())
@@ -47,7 +47,7 @@ def final_hidden(
                 key = tuple(genome[i] for i in places)
                 if key not in further:
                     if levels != (levels := [genome[i] for i in here]):
-                        block = assembler.block(genome, layer, device, dtype)
+                        block = streams[genome].block(layer)
                     inputs = states[prefixes[genome]]
                     further[key] = [block(part) for part in inputs]
                 prefixes[genome] = key
