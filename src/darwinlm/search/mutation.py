@@ -8,8 +8,8 @@ from darwinlm.genome import Genome
 from darwinlm.target.budget import Budget
 from darwinlm.target.stock import StockBudget
 
-ATTEMPTS = 100
-"""Failed draws per wanted child before the budget is taken to allow no more new ones."""
+ATTEMPTS = 500
+"""Draws in a row without a new child after which the budget is taken to allow no more."""
 
 
 def level_switch(genome: Genome, budget: Budget, rng: random.Random) -> Genome:
@@ -51,14 +51,15 @@ def offspring(parent: Genome, count: int, budget: Budget, switches: int, rng: ra
     several of attention in parameters, so a child may then differ from the parent in more modules than those that switched.
     """
     children: list[Genome] = []
-    for _ in range(count * ATTEMPTS):
-        if len(children) == count:
-            break
+    failed = 0
+    while len(children) < count and failed < ATTEMPTS:
         child = parent
         for _ in range(min(rng.randint(1, switches), rng.randint(1, switches))):
             child = level_switch(child, budget, rng)
         moved = tuple(i for i, (old, new) in enumerate(zip(parent, child)) if old != new)
         child = budget.repair(child, rng.choice, moved)
+        failed += 1
         if child != parent and child not in children:
             children.append(child)
+            failed = 0
     return children
