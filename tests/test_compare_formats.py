@@ -80,7 +80,7 @@ def test_both_at_once_is_what_the_search_finds(compared, dense, text, tmp_path) 
 def test_tables_and_pictures_count_bytes(compared) -> None:
     told = (compared / "compare/compare.md").read_text()
     assert "At most 115,000 bytes" in told
-    assert "| method | bytes | parameters | perplexity |" in told
+    assert "| method | bytes | parameters | perplexity | KL to dense | search |\n" in told
     assert (compared / "compare/allocations_level115000.png").exists()
     assert (compared / "compare/tradeoff.png").exists()
 

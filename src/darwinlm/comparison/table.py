@@ -110,11 +110,12 @@ def tables(comparison: Comparison) -> list[Table]:
     later = comparison.train_tokens
     trained = [f"{name}, {later:,} tokens later" for name in ("perplexity", "KL")] if later else []
     sizes = ["bytes", "parameters"] if comparison.in_bytes else ["parameters"]
-    heads = ["method", *sizes, "perplexity", "KL to dense", *trained, "search", "trained on in it"]
+    searched = ["trained on in it"] if any(cell.search_tokens for cell in comparison.cells) else []
+    heads = ["method", *sizes, "perplexity", "KL to dense", *trained, "search", *searched]
     ours = tuple({_named(row) for row in comparison.rows if row.method in OURS})
     return [
         Table(
-            [_texts(row, bool(later)) for row in comparison.rows if row.level == level],
+            [_texts(row, bool(later), bool(searched)) for row in comparison.rows if row.level == level],
             heads,
             f"At most {most:,} bytes"
             if comparison.in_bytes
@@ -130,14 +131,17 @@ def _named(row: Row) -> str:
     return row.title + (f" (mean of {row.seeds})" if row.seeds > 1 else "")
 
 
-def _texts(row: Row, later: bool) -> list[str]:
+def _texts(row: Row, later: bool, searched: bool) -> list[str]:
     between = " ({:,.2f}-{:,.2f})".format(*row.perplexity_range) if row.seeds > 1 else ""
     sizes = [f"{size:,.0f}" for size in (row.memory, row.parameters) if size is not None]
     found = [_named(row), *sizes, f"{row.perplexity:,.2f}{between}", f"{row.kl:.4f}"]
     if later:
         found.append("-" if row.trained_perplexity is None else f"{row.trained_perplexity:,.2f}")
         found.append("-" if row.trained_kl is None else f"{row.trained_kl:.4f}")
-    return [*found, f"{row.search_seconds:,.1f} s", f"{row.search_tokens:,.0f} tokens" if row.search_tokens else "-"]
+    found.append(f"{row.search_seconds:,.1f} s")
+    if searched:
+        found.append(f"{row.search_tokens:,.0f} tokens" if row.search_tokens else "-")
+    return found
 
 
 def markdown(comparison: Comparison) -> str:
