@@ -34,8 +34,8 @@ package: $(INSTALLED)  ## what goes to PyPI: source and wheel, checked; the whee
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-index --target dist/wheel dist/*.whl
 	cd dist && PYTHONPATH=wheel ../$(BIN)/python -m darwinlm demo --quiet --output demo $(TINY)
 
-bench: $(INSTALLED)  ## the measurements of docs/benchmarks.md
-	for script in $(filter-out benchmarks/compare.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
+bench: $(INSTALLED)  ## the measurements of docs/benchmarks.md that need no model or run of yours
+	for script in $(filter-out $(addprefix benchmarks/,compare.py refit.py vllm_backend.py),$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
 
 compare: $(INSTALLED)  ## every method of the paper's comparisons on two small models, resumable: takes hours on two cores
 	$(BIN)/python benchmarks/compare.py --runs runs/compare

@@ -128,6 +128,10 @@ def test_a_recipe_never_trains_on_what_it_scores(pruned, text, tmp_path, trained
     for data in (str(text), ""):
         darwinlm.evaluate(str(tmp_path / "4/model"), data=data)
         assert scored[-1].tolist() == held
+    (other := tmp_path / "other.txt").write_text("zyxw" * 100)
+    split = {"sequence_length": 32, "held_out": 2, "held_out_data": str(other)}
+    darwinlm.evaluate(str(tmp_path / "4/model"), data=str(text), blocks=split)
+    assert pico.tokenizer().decode(scored[-1].flatten().tolist()) in other.read_text()
 
 
 @pytest.mark.parametrize("kind", ["copy", "text of another kind", "folder"])

@@ -380,8 +380,8 @@ def compare(
             random, ziplm, ziplm_kinds, shortgpt, shortened_llama, shortened_llama_taylor, sliding_cosine, evopress, sheared,
             sheared_levels, darwinlm_untrained, darwinlm, darwinlm_parameters, darwinlm_stock, and with --formats
             one_format, then_quantized, formats_alone, darwinlm_formats
-        levels: with commas, levels in steps of database.levels, or sizes such as 60% or 80M; by default the run's target. With
-            --formats sizes of the file, such as 60MB or 50% of the dense one
+        levels: with commas, levels in steps of database.levels, or sizes such as 60% or 80M; by default half of database.levels
+            (preset paper: its level). With --formats sizes of the file, such as 60MB or 50% of the dense one, by default 50%
         formats: with commas, such as q8_0,q4_0 or w8a16,w4a16: methods that give every module one, within the bytes of a file
         embedding_format: of embedding and head in GGUF, such as q8_0; by default the checkpoint's own
         train_tokens: tokens of the same post-training for every model, which is then scored again; 0 for none

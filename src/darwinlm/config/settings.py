@@ -188,7 +188,7 @@ class ShearedConfig:
     """ShearedLLaMA, one of the methods of a comparison: masks learned together with the weights."""
 
     tokens: Natural = 0
-    """Tokens of its training; 0: as many as all candidates of the search are trained on."""
+    """Tokens of its training; 0: as many as all candidates of the search are trained on, or of one generation where it has none."""
     learning_rate: Weight = 1e-4
     """AdamW's learning rate for the weights; 0 leaves them as they are and learns masks alone."""
     mask_learning_rate: Positive = 0.05
@@ -235,7 +235,7 @@ class RunConfig:
     seed: int = 0
     """Seed of every random choice."""
     device: str = "auto"
-    """`auto`, `cpu`, `cuda` or another torch device."""
+    """`auto`, `cpu`, `cuda` or another torch device; a training takes one of these three."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of the model; `auto` is bfloat16 on a GPU and float32 on a CPU. Hessians and losses are
     float32 always; for the weights of candidates see `search.weights`."""

@@ -100,7 +100,8 @@ class Evaluation:
 def run_evaluation(config: RunConfig, asked: Asked, folder: Path | None = None) -> Evaluation:
     """Score checkpoints on text and at tasks: all on the same blocks, all asked the same requests.
 
-    Without `config.data`, text is needed only where no tasks are asked for or a run's held-out blocks lie there.
+    The text is that of `config.blocks.held_out_data`, else of `config.data`; without both it is needed only where no tasks are
+    asked for or a run's held-out blocks lie there.
 
     Args:
         config: model, data, blocks, device and dtype count.
@@ -110,6 +111,8 @@ def run_evaluation(config: RunConfig, asked: Asked, folder: Path | None = None) 
     Raises:
         RequestError: a model, a text or a task cannot be had; raised before any long work.
     """
+    if config.blocks.held_out_data:
+        config = dataclasses.replace(config, data=config.blocks.held_out_data)
     sources = _sources(config, asked)
     loaded = load_tasks(read_tasks(asked.tasks), asked.include_path) if asked.tasks else []
     if asked.apply_chat_template:
