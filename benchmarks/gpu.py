@@ -28,8 +28,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from darwinlm.assemble import Assembler
-from darwinlm.config import DatabaseConfig, SearchConfig
-from darwinlm.cost import trial_memory
+from darwinlm.config import BlocksConfig, DatabaseConfig, RunConfig, SearchConfig
+from darwinlm.cost import plan_memory, trial_memory
 from darwinlm.database.build import build_database
 from darwinlm.database.columns import choose_columns, mirror, update_lower
 from darwinlm.database.levels import ladders
@@ -37,6 +37,9 @@ from darwinlm.database.store import Database
 from darwinlm.errors import RequestError
 from darwinlm.models.blocks import BlockStream
 from darwinlm.models.source import ModelSource
+from darwinlm.refit.blocks import refit_blocks
+from darwinlm.refit.judge import judge
+from darwinlm.refit.store import Refits
 from darwinlm.runtime import ranks
 from darwinlm.runtime.device import choose_device, device_name
 from darwinlm.runtime.placement import Placement
@@ -202,6 +205,29 @@ def generation(bench: Bench) -> dict[str, Any]:
     return {**found, "largest_gap_of_scores": gap, "kl": [score.mean().item() for score in scores[True]]}
 
 
+def refit(bench: Bench) -> dict[str, Any]:
+    """A genome refitted, with the columns of its MLPs chosen again, and judged; the peak beside what is predicted of it."""
+    genome, tokens, stream = bench.middle(), bench.tokens(4, 6), bench.stream()
+    assembler, refits = Assembler(bench.source(), bench.database()), Refits(None, {})
+    pruned, kept = (
+        assembler.stream(genome, bench.device, torch.bfloat16),
+        functools.partial(assembler.mlp_columns, genome),
+    )
+    held = allocated(bench.device)
+    if bench.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(bench.device)
+    _, seconds = timed(functools.partial(refit_blocks, refits, stream, pruned, kept, tokens, 1))
+    peak = torch.cuda.max_memory_allocated(bench.device) - held if bench.device.type == "cuda" else 0
+    judge(refits, stream, pruned, bench.tokens(2, 7))
+    worse = [name for name, found in refits.matrices.items() if found.after > found.before]
+    require(not worse, f"a refit made worse: {worse}")
+    blocks = BlocksConfig(sequence_length=bench.length)
+    config = RunConfig(database=replace(bench.levels, batch_sequences=1), blocks=blocks)
+    told = plan_memory(stream.source.shape, pruned.shape, config, 2, torch.bfloat16, on_host=False).refit
+    exchanged = sum(found.exchanged for found in refits.matrices.values())
+    return {"seconds": seconds, "exchanged": exchanged, "peak_bytes": peak, "predicted_bytes": told, "kl": refits.kl}
+
+
 def two_ranks(bench: Bench) -> dict[str, Any]:
     """The database of two ranks against that of one."""
     if bench.device.type == "cuda" and torch.cuda.device_count() < 2:
@@ -220,7 +246,7 @@ def two_ranks(bench: Bench) -> dict[str, Any]:
     return {"seconds": seconds, "alike": alike}
 
 
-PARTS: list[Callable[[Bench], dict[str, Any]]] = [graphs, hessians, trials, no_numbers, generation, two_ranks]
+PARTS: list[Callable[[Bench], dict[str, Any]]] = [graphs, hessians, trials, no_numbers, generation, refit, two_ranks]
 
 
 def timed(work: Callable[[], Any]) -> tuple[Any, float]:

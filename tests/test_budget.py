@@ -121,6 +121,21 @@ def test_where_few_genomes_are_full_those_near_are_found_and_it_ends(attention, 
     assert set(children) <= full - {parent}
 
 
+@given(st.lists(st.integers(1, 3), min_size=1, max_size=4), st.integers(2, 4), SEEDS)
+def test_rungs_that_cost_more_than_there_is_are_never_taken(tops, formats, seed) -> None:
+    """Formats alone: no module may lose width."""
+    rng, rows = random.Random(seed), []
+    for top in tops:
+        row = sorted((rng.randrange(1, 100) for _ in range(formats)), reverse=True)
+        rows.append((*row, *[10_000] * (top * formats + 1 - formats)))
+    most = sum(row[formats - 1] for row in rows) + rng.randrange(100)
+    budget = Budget((Limit("bytes", most, 0, tuple(rows)),), (0,) * len(rows), formats=formats)
+    parent = budget.repair((0,) * len(rows), rng.choice)
+    for genome in (parent, *offspring(parent, 8, budget, 3, rng)):
+        assert budget.is_full(genome)
+        assert max(genome) < formats
+
+
 def test_a_switch_may_be_between_attention_and_mlp() -> None:
     space = space_of(attention=[4] * 3, mlp=[4] * 3)
     costs = tuple(tuple((30 if l.kind == "mlp" else 10) * (4 - level) for level in range(5)) for l in space.ladders)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,17 @@ def test_both_at_once_is_what_the_search_finds(compared, dense, text, tmp_path) 
     found, cell = json.loads((tmp_path / "run/genome.json").read_text()), cells(compared)["darwinlm_formats", SMALL]
     assert (found["levels"], found["formats"]) == (cell["levels"], cell["formats"])
     assert run.summary["pruned"]["kl"] == pytest.approx(cell["quality"]["kl"], rel=1e-5)
+
+
+def test_a_search_of_other_settings_within_a_cell_is_refused(compared, dense, text, tmp_path) -> None:
+    """Killed behind the search of its first format, and typed again with other settings."""
+    shutil.copytree(compared, output := tmp_path / "run")
+    (output / f"compare/then_quantized/level{SMALL}_seed0/pruned.json").unlink()
+    other = {**SETTINGS, "search": {**SETTINGS["search"], "start_tokens": 128}}
+    with pytest.raises(RequestError, match=r"search\.start_tokens"):
+        darwinlm.compare(
+            dense, data=str(text), output=str(output), levels=SMALL, methods="then_quantized", **FORMATS, **other
+        )
 
 
 def test_tables_and_pictures_count_bytes(compared) -> None:

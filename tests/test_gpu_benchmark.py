@@ -35,7 +35,7 @@ def test_every_part_runs_on_a_cpu(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     result = json.loads((tmp_path / "gpu.json").read_text())
     parts = {name: values for name, values in result.items() if isinstance(values, dict)}
-    assert list(parts) == ["graphs", "hessians", "trials", "no_numbers", "generation", "two_ranks"]
+    assert list(parts) == ["graphs", "hessians", "trials", "no_numbers", "generation", "refit", "two_ranks"]
     assert not any("left out" in values or "fault" in values for values in parts.values())
     assert parts["generation"]["largest_gap_of_scores"] == 0  # to the bit, on a CPU
 

@@ -209,6 +209,8 @@ def test_the_plan_says_what_does_not_fit(little, capsys):
     assert len(kinds["RTX4090"].misfits) == 1
     assert "24.00 GB are there" in kinds["RTX4090"].misfits[0]
     assert kinds["H200"].misfits == []
+    assert kinds["H200"].memory.refit > 8 * 7 * 14336**2  # sums of two sets of tokens in float64, and what OBS works on
+    assert make_plan(settled({**asked, "refit": {"tokens": 0}})).memory.refit == 0
     main(["plan", model, "--search.generations", "1", "--plan.device", "RTX4090", "--plan.devices", "2"])
     told = " ".join(capsys.readouterr().out.split())
     assert "Does not fit: The search needs" in told

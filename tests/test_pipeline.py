@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -242,6 +243,22 @@ def test_what_ends_or_watches_a_search_may_change(finished, checkpoint, tmp_path
     assert ["held_out" in line for line in lines] == [False] * 5 + [True]  # the third was done before
     kl = naive_kl(output, checkpoint("llama_gqa"), levels, "held_out")
     assert lines[5]["held_out"]["kl"] == pytest.approx(kl, rel=1e-3)
+
+
+def test_a_search_that_goes_on_has_no_result_before_its_end(finished, tmp_path, monkeypatch):
+    """And the card says the generations that there were, where patience ended it."""
+    shutil.copytree(finished, output := tmp_path / "longer")
+    with monkeypatch.context() as patch:
+        patch.setattr("darwinlm.run.stages._search", lambda *_: pytest.fail("killed"))
+        with pytest.raises(pytest.fail.Exception):
+            darwinlm.search_genome(str(output), search={"generations": 50})
+    with pytest.raises(RequestError, match="holds no genome yet"):
+        darwinlm.export_checkpoint(output=str(output))
+    darwinlm.search_genome(str(output), search={"generations": 50, "patience": 2})
+    darwinlm.export_checkpoint(output=str(output))
+    done = json.loads((output / "search/state.json").read_text())["generation"]
+    assert done < 50
+    assert f"{done} generations of" in (output / "model/README.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -187,3 +187,16 @@ def test_diverse_allocations_are_full_and_of_their_kind(seed: int) -> None:
     whole = found.get("whole MLPs", budget.lowest)
     partial = [level for level, ladder in zip(whole, space.ladders) if ladder.kind == "mlp" and level % 4]
     assert len(partial) <= 1  # what the repair used of the room that was left
+
+
+def test_whole_modules_stay_as_they_are_where_levels_are_closed() -> None:
+    space = space_of(attention=[4] * 4, mlp=[4] * 4)
+    limit = Limit("parameters", 18, 0, tuple(tuple(2 * (4 - level) for level in range(5)) for _ in space.ladders))
+    budget, costs = Budget((limit,), (2,) * 8), [[0.0, 0.1, 0.2, 0.3, 1.0]] * 8
+    whole = [
+        level
+        for level, ladder in zip(diverse(costs, budget, space.ladders)["whole MLPs"], space.ladders)
+        if ladder.kind == "mlp"
+    ]
+    assert whole.count(2) >= 2
+    assert sum(level == 3 for level in whole) <= 1

@@ -31,6 +31,7 @@ from darwinlm.runtime.device import choose_device, choose_dtype, peak_memory_byt
 from darwinlm.runtime.files import (
     read_json,
     read_tensors,
+    remove_folder,
     require_room,
     sha256_of,
     sha256_of_file,
@@ -418,3 +419,17 @@ def test_a_duration_is_off_by_less_than_its_last_unit(seconds: float) -> None:
     words = duration(seconds).split()
     told = sum(int(count) * {"s": 1, "min": 60, "h": 3600}[unit] for count, unit in zip(words[::2], words[1::2]))
     assert abs(told - seconds) < (61 if "h" in words else 1)
+
+
+def test_a_kill_leaves_a_folder_whole_or_gone(tmp_path, monkeypatch):
+    (folder := tmp_path / "model").mkdir()
+    (folder / "weights").write_text("1")
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", lambda *_, **more: None if more else pytest.fail("killed"))
+        with pytest.raises(pytest.fail.Exception):
+            remove_folder(folder)
+    assert not folder.exists()
+    folder.mkdir()
+    remove_folder(folder)
+    remove_folder(folder)
+    assert list(tmp_path.iterdir()) == []

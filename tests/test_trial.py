@@ -55,6 +55,23 @@ def test_no_training_changes_nothing(candidate: Callable[..., Any], drawn: list[
     assert all(torch.equal(before[name], tensor) for name, tensor in weights(model).items())
 
 
+def test_dropout_is_the_same_for_all_and_after_a_pause(candidate: Callable[..., Any]) -> None:
+    found = []
+    for parts in ([whole(8)], [whole(8)], [whole(8)[:4], whole(8)[4:]]):
+        trial = Trial(model := candidate(), 1e-2, 2, FLOAT)
+        for layer in model.model.layers:
+            layer.self_attn.attention_dropout = 0.3
+        for part in parts:
+            trial.train(TEXT, part)
+            torch.rand(7)  # somebody else draws
+        found.append(weights(model))
+    without = candidate()
+    Trial(without, 1e-2, 2, FLOAT).train(TEXT, whole(8))
+    first, *others = found
+    assert all(torch.equal(one[name], tensor) for one in others for name, tensor in first.items())
+    assert not all(torch.equal(first[name], tensor) for name, tensor in weights(without).items())
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_training_lowers_the_loss_of_a_model_that_stays_pruned(
     candidate: Callable[..., Any], dtype: torch.dtype

@@ -56,6 +56,8 @@ class MemoryPlan:
     """In host memory beside a GPU, of each rank: dense weights, and what candidates are distilled from."""
     hidden_states: int
     """Activations of the calibration blocks, in host memory while the database is built."""
+    refit: int
+    """0 where there is none."""
     survivors: int
     """Weights and moments of the survivors of a selection step, kept for the next one where there is room."""
 
@@ -85,12 +87,14 @@ class Work(NamedTuple):
 def plan_memory(
     shape: ModelShape, pruned: ModelShape, config: RunConfig, value_bytes: int, compute: torch.dtype, on_host: bool
 ) -> MemoryPlan:
-    """Peak memory of the database and the search, without what the runtime itself takes; arguments as in `Work`.
+    """Peak memory of database, search and refit, without what the runtime itself takes; arguments as in `Work`.
 
     The database holds one block, its Hessian, that of the tokens held back where there are any, and the four matrices of
     its size that OBS works on (of experts, each one's Hessian and such matrices of one at a time); twice as much where
     float32 cannot factor a Hessian, which is not counted. The search holds one candidate, in training where there is any,
-    and the dense head in float32; where the host itself computes, the dense weights, too.
+    and the dense head in float32; where the host itself computes, the dense weights, too. The refit holds a block of both
+    models and, in float64, sums over the tokens that are fitted to and those that check, and what a matrix is solved with, or
+    the columns of an MLP are chosen with again.
     """
     work, length = Work(shape, pruned, config, value_bytes, compute, on_host), config.blocks.sequence_length
     widest = max(max(w.heads * shape.head_dim, w.columns) for w in shape.layers)
@@ -102,15 +106,17 @@ def plan_memory(
     ]
     block = shape.layer_parameters // len(shape.layers) * compute.itemsize
     batch_tokens = config.database.batch_sequences * length
-    database = block + 4 * max(squares) + batch_tokens * (widest + 4 * shape.hidden) * 4
+    activations = batch_tokens * (widest + 4 * shape.hidden) * 4
+    database = block + 4 * max(squares) + activations
+    refit = 2 * block + 8 * _refit_values(shape, config) + activations
     dense = shape.parameters * value_bytes
     search = shape.vocabulary * shape.hidden * 4 + (dense if on_host else 0)
     if not config.search.generations:  # the start streams
         search += streamed_memory(shape, config)
     elif not any(config.search.train_tokens):
         search += pruned.parameters * compute.itemsize
-    elif config.search.training == "refit":  # a block and its sums, as in the database, then the whole candidate
-        search += max(database, pruned.parameters * compute.itemsize)
+    elif config.search.training == "refit":  # that first, then the whole candidate
+        search += max(refit, pruned.parameters * compute.itemsize)
     else:
         search += trial_memory(pruned, config.search, length, work.weights)
     hidden_states = config.blocks.hessian * length * shape.hidden * compute.itemsize
@@ -118,7 +124,20 @@ def plan_memory(
     taught = max(config.search.train_tokens) * shape.hidden * compute.itemsize if distilled else 0
     survivors = max(config.search.survivors[:-1], default=0) * pruned.parameters * trained_bytes(work.weights)
     search, host = (search + taught, 0) if on_host else (search, dense + taught)
-    return MemoryPlan(database, search, host, hidden_states, survivors)
+    return MemoryPlan(database, search, host, hidden_states, refit if config.refit.tokens else 0, survivors)
+
+
+def _refit_values(shape: ModelShape, config: RunConfig) -> int:
+    """Numbers in the sums of the widest matrix and in what is solved with them: C^2 of the inputs, H C of the outputs."""
+    found = [0]
+    for widths in shape.layers:
+        again = config.refit.choose_again and not widths.experts
+        for columns, parts, squares in (
+            (widths.heads * shape.head_dim, 1, 3),
+            (widths.intermediate, widths.experts or 1, 5 if again else 3),
+        ):
+            found.append(columns**2 * (2 * parts + squares) + columns * shape.hidden * (2 * parts + 3))
+    return max(found)
 
 
 def streamed_memory(shape: ModelShape, config: RunConfig) -> int:
@@ -153,6 +172,17 @@ def search_need(work: Work) -> Need:
     """Of the search."""
     memory = plan_memory(*work)
     return Need("The search", memory.search, memory.host, training_remedies(work))
+
+
+def refit_need(work: Work) -> Need:
+    """Of the refit; nothing where there is none."""
+    config = work.config
+    remedies = [
+        ("set refit.choose_again to false", config.refit.choose_again),
+        ("lower database.batch_sequences", config.database.batch_sequences > 1),
+        ("set refit.tokens to 0 (no refit)", True),
+    ]
+    return Need("The refit", plan_memory(*work).refit, 0, _open(remedies))
 
 
 def training_need(what: str, work: Work, shape: ModelShape, *remedies: str) -> Need:

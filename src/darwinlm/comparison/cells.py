@@ -116,8 +116,8 @@ def require_same_cell(run: Run, place: Place, training: Training) -> None:
     for path, identity in _files(run, place, training).items():
         if path.exists():
             require_same(read_json(path).get("identity", {}), identity, folder, "a result", _OTHER)
-    stored = SearchRecord(folder / "search", {}, Space(())).stored_identity()
-    if stored is not None:
+    for state in sorted(folder.rglob("search/state.json")):
+        stored = SearchRecord(state.parent, {}, Space(())).stored_identity() or {}
         require_same(stored, _identity(run, place), folder, "a search", _OTHER)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from darwinlm.errors import DamagedFileError, RequestError
 from darwinlm.export.words import PATTERNS
-from darwinlm.runtime.files import flush, read_json, write_json
+from darwinlm.runtime.files import flush, read_json, remove_folder, write_json
 from darwinlm.runtime.progress import log
 
 RECORD = "darwinlm.json"
@@ -88,7 +88,7 @@ def discard(folder: Path) -> None:
     if not place.is_dir() or not any(place.iterdir()):
         return
     if not (theirs := _not_ours(place)):
-        shutil.rmtree(place)
+        remove_folder(place)
         return
     kept = next(
         path for number in range(1, 10_000) if not (path := place.with_name(f"{place.name}.kept{number}")).exists()

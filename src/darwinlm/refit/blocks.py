@@ -128,7 +128,7 @@ class _Streams:
                     weights |= put(ours, changed)
                 for _ in range(rounds):
                     stays = ours.output_matrix(kind).weight
-                    if mixture:  # of which some parts may change and others not
+                    if mixture or format_:  # what does not change stays as it is stored
                         stays = weights[name] if name in weights else self.pruned.weights(layer)[name]
                     changed, ended = self._changed(block, ours, layer, kind, columns, rounding, stays)
                     first = found.setdefault(layer_prefix(layer) + name, ended)
@@ -148,8 +148,8 @@ class _Streams:
         rounding: tuple[str, Tensor] | None,
         stays: Tensor,
     ) -> tuple[dict[str, Tensor], MatrixRefit]:
-        """The refit of one module, as the first rank finds it; `stays` is its output matrix, a mixture's as it is
-        stored."""
+        """The refit of one module, as the first rank finds it; `stays` is its output matrix, of a mixture or in a format
+        as it is stored."""
         weight, dense = ours.output_matrix(kind).weight, block.output_matrix(kind).weight
         change = None
         site = ours.family.site(kind)
@@ -186,7 +186,7 @@ class _Streams:
                 new, damping = best_matrix(part, fit, check, stored)
             before += self._error(check, torch.zeros_like(part))
             after += self._error(check, new.to(part) - part)
-            found.append(same if damping is None and not rounding else new.cpu())
+            found.append(same if damping is None else new.cpu())
             dampings += [] if damping is None else [damping]
         changed = {name: torch.cat(found, 1)} if dampings or rounding else {}
         return changed, MatrixRefit(max(dampings, default=None), before, after)
@@ -203,6 +203,7 @@ class _Streams:
             return {}, MatrixRefit(None, error, error)
         fit, check = (one.behind(old, columns) for one in sums)
         new, damping = best_matrix(weight, fit, check, stored)
+        del fit, check  # as large as what the next step works on
         others, theirs = choose_again(dense, sums[0], len(columns), damping or DAMPINGS[0], stored)
         before, own, again = (
             self._error(sums[1], one) for one in (old, _change(dense, new, columns), _change(dense, theirs, others))
@@ -212,7 +213,7 @@ class _Streams:
         site, whole = block.family.site("mlp"), self.dense.source.layer(layer)
         there = {n: whole[n] for n, _ in block.layer.named_parameters() if n.startswith(f"{site.module}.")}
         shrunk = shrink_mlp(site, there, LayerWidths(0, 0, dense.shape[1]), others.cpu(), theirs.cpu())
-        exchanged = len(columns) - int(torch.isin(others, columns).sum())
+        exchanged = len(columns) - int(torch.isin(others, columns.cpu()).sum())
         return shrunk, MatrixRefit(damping or DAMPINGS[0], before, again, exchanged)
 
     def _stored(self, layer: int, name: str) -> Callable[[Tensor], Tensor]:

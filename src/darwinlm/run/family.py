@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from darwinlm.config import RunConfig, TargetConfig
 from darwinlm.config.quantities import Unit, quantity
-from darwinlm.cost import database_need, search_need
+from darwinlm.cost import database_need, refit_need, search_need
 from darwinlm.errors import RequestError
 from darwinlm.genome import Genome
 from darwinlm.measure.pictures import draw_family
@@ -118,7 +118,9 @@ def run_family(config: RunConfig, typed: str, *, rebuild: bool = False, restart:
             Run(asked, _MemberDirectory(run.directory, name), restart=True)
 
     members: list[Member] = []
-    with opened(next(iter(configs.values())), restart=True, check=check, needs=[database_need, search_need]) as run:
+    with opened(
+        next(iter(configs.values())), restart=True, check=check, needs=[database_need, search_need, refit_need]
+    ) as run:
         database, above = database_stage(run, rebuild=rebuild), None
         for name, asked in configs.items():
             directory = _MemberDirectory(run.directory, name)

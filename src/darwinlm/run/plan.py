@@ -19,6 +19,7 @@ from darwinlm.cost import (
     nominal_module,
     nominal_widths,
     plan_memory,
+    refit_need,
     search_need,
     survivors_tokens,
 )
@@ -121,7 +122,7 @@ def make_plan(config: RunConfig) -> Plan:
         unsplit_steps=_steps(unsplit),
         database_bytes=database_bytes(source.shape, rungs, bytes_each),
         memory=plan_memory(*work),
-        misfits=misfits([database_need(work), search_need(work)], *_memory_there(config, device)),
+        misfits=misfits([database_need(work), search_need(work), refit_need(work)], *_memory_there(config, device)),
         hessian_tokens=config.blocks.hessian * config.blocks.sequence_length,
         search_train_tokens=train,
         search_survivors_tokens=generations * survivors_tokens(config.search) * config.search.continue_training,

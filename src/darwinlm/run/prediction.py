@@ -149,7 +149,7 @@ def _prune(config: RunConfig, shape: ModelShape, value_bytes: int) -> tuple[list
         length, judged = config.blocks.sequence_length, config.blocks.select * config.blocks.sequence_length
         passes = refit_passes(shape, pruned, tokens, length, value_bytes)
         passes += judge_passes(shape, pruned, judged, length, value_bytes)
-        work.append(_passes_work(config, "refit", tokens, passes, memory.database))
+        work.append(_passes_work(config, "refit", tokens, passes, memory.refit))
     work[-1] = replace(work[-1], disk_bytes=work[-1].disk_bytes + pruned.parameters * value_bytes)
     return work, pruned
 

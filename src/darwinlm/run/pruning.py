@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from darwinlm.config import RunConfig
-from darwinlm.cost import database_need, search_need
+from darwinlm.cost import database_need, refit_need, search_need
 from darwinlm.database.store import MANIFEST, Database, damaged_files
 from darwinlm.errors import RequestError
 from darwinlm.export.forms import Form, Wanted, check_forms, checkpoint_in, write_forms
@@ -72,7 +72,7 @@ def run_refit(config: RunConfig) -> Refits:
         RequestError: there is no genome yet, or `refit.tokens` is 0.
     """
     _require_database(config)
-    with opened(config) as run:
+    with opened(config, needs=[refit_need]) as run:
         refits = refitted(run, run.finished_database(), run.genome())
         if refits is None:
             raise RequestError(
@@ -117,7 +117,7 @@ def run_export(config: RunConfig, wanted: Wanted | None = None, *, again: bool =
 
 def run_prune(config: RunConfig, *, rebuild: bool = False, restart: bool = False) -> dict[str, Any]:
     """All stages; returns what `summary.json` holds. Ranks other than the first leave after the refit, with nothing."""
-    with opened(config, restart=restart, needs=[database_need, search_need]) as run:
+    with opened(config, restart=restart, needs=[database_need, search_need, refit_need]) as run:
         database = database_stage(run, rebuild=rebuild)
         genome = search_stage(run, database, restart=restart)
         refits = refit_stage(run, database, genome)

@@ -13,7 +13,7 @@ import torch
 
 from darwinlm.assemble import Assembler
 from darwinlm.config import NEEDED, RunConfig, missing, to_dict, violations
-from darwinlm.cost import Work, database_bytes, database_need, nominal_module, nominal_widths, search_need
+from darwinlm.cost import Work, database_bytes, database_need, nominal_module, nominal_widths, refit_need, search_need
 from darwinlm.data.blocks import SPLITS, Splits, make_splits
 from darwinlm.data.lineage import FOLDER, Lineage
 from darwinlm.data.sources import documents
@@ -21,6 +21,7 @@ from darwinlm.database.levels import Ladder, ladders
 from darwinlm.database.store import MANIFEST, Database, damaged_files
 from darwinlm.errors import DamagedFileError, RequestError
 from darwinlm.export.compressed import check_compressed
+from darwinlm.export.folder import RECORD
 from darwinlm.export.formats import formats_record
 from darwinlm.export.gguf.file import header_bytes
 from darwinlm.export.huggingface import require_canonical
@@ -121,6 +122,12 @@ class Run:
             formats=self.config.target.formats,
             embedding_format=self.config.target.embedding_format or "",
         )
+
+    @property
+    def generations(self) -> int:
+        """What the search that lies here has done."""
+        state = self.record.load()
+        return state.generation if state else 0
 
     def made_from(self, genome: Genome, database: Database) -> dict[str, Any]:
         """What a genome's model is made from."""
@@ -317,10 +324,11 @@ def _require_memory(
     done = []
     with suppress(DamagedFileError, KeyError, TypeError):  # found and said later, where the files are read
         built = read_json(directory.database / MANIFEST)["modules"]
-        done += [database_need] if len(built) == 2 * len(source.shape.layers) else []
+        done += [database_need] if len(built) == len(ladders(source.shape, config.database)) else []
         state = read_json(directory.search / "state.json")
         ended = state["generation"] >= config.search.generations or 0 < config.search.patience <= state["unbeaten"]
-        done += [search_need] if ended and not restart else []
+        if ended and not restart:
+            done += [search_need, *([refit_need] if (directory.model / RECORD).is_file() else [])]
     if left := [need for need in needs if need not in done]:
         device = choose_device(config.device)
         work = predicted_work(config, source, device)

@@ -33,11 +33,15 @@ def card_facts(run: Run, genome: Genome, refits: Refits | None = None) -> dict[s
     before = run.source.shape.parameters / run.source.shape.whole.parameters
     search, start = config.search, "costs of one backward pass, exact allocations, their KL to the dense model"
     found = {"search": start if search.start == "linearized" else "none: the same share of every module"}
-    if search.generations:
+    if done := run.generations:
+        trained = {
+            "refit": "refitted",
+            "distillation": f"KL to the dense model, AdamW, learning rate {search.learning_rate:g}",
+        }.get(search.training, f"AdamW, learning rate {search.learning_rate:g}")
         found = {
-            "search": f"{search.generations} generations of {search.offspring} offspring, from the {search.start} start",
+            "search": f"{done} generations of {search.offspring} offspring, from the {search.start} start",
             "survivors": search.survivors,
-            "trial training": f"{search.train_tokens} tokens, AdamW, learning rate {search.learning_rate:g}",
+            "trial training": f"{search.train_tokens} tokens, {trained}",
             "selection": f"{search.select_tokens} tokens, KL to the dense model",
         }
     return {

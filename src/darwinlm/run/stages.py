@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import shutil
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from darwinlm.refit.store import Refits
 from darwinlm.run.request import Run
 from darwinlm.run.results import card_facts
 from darwinlm.runtime import ranks
-from darwinlm.runtime.files import sha256_of, write_json
+from darwinlm.runtime.files import remove_folder, sha256_of, write_json
 from darwinlm.runtime.placement import Placement, free_host_memory
 from darwinlm.runtime.progress import log
 from darwinlm.search.evolution import finished
@@ -51,16 +51,18 @@ def database_stage(run: Run, *, rebuild: bool = False) -> Database:
         for name in damaged:
             del database.modules[name]
     with run.directory.timings.timed("database"):
-        build_database(database, run.ladders, run.stream, run.splits.hessian, run.config.database, _placement(run))
+        build_database(
+            database, run.ladders, run.stream, run.splits.hessian, run.config.database, _placement(run, "database")
+        )
     return database
 
 
-def _placement(run: Run) -> Placement:
-    """Where the hidden states of the calibration go: what the database's own work needs stays free."""
+def _placement(run: Run, stage: Literal["database", "refit"]) -> Placement:
+    """Where the hidden states of the calibration go: what the stage's own work needs stays free."""
     dense, config = run.source.shape, run.config
     memory = plan_memory(dense, dense, config, run.source.dtype.itemsize, run.dtype, run.device.type == "cpu")
     where = config.database.hidden_states
-    return Placement(run.device, run.directory.database, where, memory.database, ranks.local_world_size())
+    return Placement(run.device, run.directory.database, where, getattr(memory, stage), ranks.local_world_size())
 
 
 def search_stage(run: Run, database: Database, *, restart: bool = False) -> Genome:
@@ -75,6 +77,8 @@ def search_stage(run: Run, database: Database, *, restart: bool = False) -> Geno
     ranks.barrier()
     state = ranks.broadcast(run.record.load())
     if state is None or not finished(state, run.config.search):
+        if ranks.is_first():  # it is no longer the result
+            run.directory.genome.unlink(missing_ok=True)
         with run.directory.timings.timed("search"):
             state = _search(run, run.assembler(database, cache_bytes=cache_bytes()))
     levels, formats = run.space.levels_of(state.parent), run.space.formats_of(state.parent)
@@ -137,7 +141,7 @@ def _discard_search(run: Run) -> None:
     discard_forms(run.directory.model)
     discard(run.directory.model)
     for path in (run.directory.search, run.directory.refit):
-        shutil.rmtree(path, ignore_errors=True)
+        remove_folder(path)
     for path in (run.directory.genome, run.directory.summary, run.directory.report):
         path.unlink(missing_ok=True)
     run.directory.timings.forget("search", "refit", "export", "evaluation")
@@ -170,7 +174,7 @@ def refitted(run: Run, database: Database, genome: Genome) -> Refits | None:
             pruned = assembler.stream(genome, run.device, run.dtype)
             kept = functools.partial(assembler.mlp_columns, genome) if run.config.refit.choose_again else None
             in_format = functools.partial(assembler.in_format, genome) if run.config.target.formats else None
-            refit_blocks(refits, run.stream, pruned, kept, tokens, batch, _placement(run), in_format)
+            refit_blocks(refits, run.stream, pruned, kept, tokens, batch, _placement(run, "refit"), in_format)
             if ranks.is_first():
                 judge(refits, run.stream, pruned, run.splits.select)
     refits.kl, refits.judged_depth = ranks.broadcast((refits.kl, refits.judged_depth))
@@ -179,9 +183,7 @@ def refitted(run: Run, database: Database, genome: Genome) -> Refits | None:
 
 def export_stage(run: Run, database: Database, genome: Genome, refits: Refits | None = None) -> None:
     """Write the genome's checkpoint to `model/`, with refitted matrices where there are, unless it lies there already."""
-    made_from = run.made_from(genome, database) | {
-        "generations": run.config.search.generations
-    }  # the card says how many
+    made_from = run.made_from(genome, database) | {"generations": run.generations}  # the card says how many
     if refits:
         made_from["refit"] = sha256_of(refits.identity)
     if stock := run.config.target.shape == "stock":

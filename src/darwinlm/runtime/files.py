@@ -168,6 +168,16 @@ def sha256_of(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
+def remove_folder(folder: Path) -> None:
+    """Remove a folder, if it is there. A kill leaves it whole or gone; what is left of it then, hidden beside it, goes with the
+    next one of its name."""
+    rest = folder.with_name(f".{folder.name}.removed")
+    shutil.rmtree(rest, ignore_errors=True)
+    if folder.exists():
+        folder.rename(rest)
+        shutil.rmtree(rest)
+
+
 def require_folder(folder: Path) -> None:
     """Check that results can be put into a folder.
 

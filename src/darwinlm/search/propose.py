@@ -231,10 +231,12 @@ def diverse(costs: Costs, budget: Budget, ladders: Sequence[Ladder]) -> dict[str
     for name, kinds in WHOLE.items():
         found[name] = [
             [
-                cost if ladder.kind not in kinds or budget.level(rung) == 0 or rung == top else FORBIDDEN
+                cost
+                if ladder.kind not in kinds or budget.level(rung) == budget.level(low) or rung == top
+                else FORBIDDEN
                 for rung, cost in enumerate(row)
             ]
-            for ladder, row, top in zip(ladders, costs, budget.tops())
+            for ladder, row, low, top in zip(ladders, costs, budget.lowest, budget.tops())
         ]
     genomes: dict[str, Genome] = {}
     for name, bent in found.items():

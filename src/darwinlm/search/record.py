@@ -81,6 +81,8 @@ class SearchRecord:
         self.folder.mkdir(parents=True, exist_ok=True)
         if line is not None:
             append_line(self.folder / "history.jsonl", json.dumps(line))
+        elif state.generation == 0:
+            (self.folder / "history.jsonl").unlink(missing_ok=True)
         saved = {
             "generation": state.generation,
             "kl": state.kl if math.isfinite(state.kl) else None,

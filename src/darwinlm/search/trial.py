@@ -47,6 +47,7 @@ class Trial:
             self.device.type, dtype=dtype, enabled=dtype not in (weight.dtype, torch.float32)
         )
         self._away: Tensor | None = None
+        self._steps = 0
         self.optimizer: torch.optim.Optimizer | CompensatedAdamW
         if weight.dtype == torch.bfloat16:
             self.optimizer = CompensatedAdamW(model.parameters(), learning_rate)
@@ -108,6 +109,8 @@ class Trial:
             self._away = None
 
     def _step(self, tokens: Tensor, teacher: tuple[Tensor, Head] | None) -> None:
+        torch.manual_seed(self._steps)  # dropout, where a model has it: the same for all, and after a pause
+        self._steps += 1
         with self.autocast:
             hidden = self.model.model(input_ids=tokens, use_cache=False).last_hidden_state
             if teacher is None:

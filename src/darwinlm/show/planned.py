@@ -55,6 +55,8 @@ class Planned(Result):
             cost.add_row("  its survivors, where there is room", fewer, gigabytes(memory.survivors), "")
         if trains:
             cost.add_row("search, scoring", f"{values.search_select_tokens:,}", "", "")
+        if memory.refit:
+            cost.add_row("refit, block by block", "", gigabytes(memory.refit), "")
         cost.add_row("export", "", "", gigabytes(values.target.checkpoint_bytes))
         steps = ", ".join(
             f"{kind} {steps}"

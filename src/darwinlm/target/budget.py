@@ -90,13 +90,18 @@ class Budget:
         return tuple(found)
 
     def beside(self, module: int, rung: int, way: int) -> list[int]:
-        """Open levels a step from one of a module: -1 is toward dense, 1 away."""
+        """Open levels a step from one of a module: -1 is toward dense, 1 away. None that costs more than now, and alone more than
+        there is."""
         top, each = len(self.limits[0].costs[module]) - 1 if self.limits else rung, self.formats
         if way < 0:
             found = [rung - 1] if rung == top else [rung - each, *([rung - 1] if rung % each else [])]
         else:
             found = [] if rung == top else [min(rung + each, top), *([rung + 1] if rung % each < each - 1 else [])]
-        return [new for new in found if self.lowest[module] <= new]
+        return [new for new in found if self.lowest[module] <= new and not self._bursts(module, rung, new)]
+
+    def _bursts(self, module: int, rung: int, new: int) -> bool:
+        costs = ((limit, limit.costs[module]) for limit in self.limits)
+        return any(row[new] > row[rung] and limit.base + row[new] > limit.most for limit, row in costs)
 
     def wider(self, genome: Genome) -> list[Step]:
         """Steps toward dense: one level, or one format, of one module."""

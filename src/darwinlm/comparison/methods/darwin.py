@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 
 from darwinlm.comparison.methods.task import Task
 from darwinlm.config import SearchConfig
@@ -10,7 +11,7 @@ from darwinlm.cost import generation_tokens
 from darwinlm.genome import Genome
 from darwinlm.runtime.seeds import python_random
 from darwinlm.search.fitness import Pools
-from darwinlm.search.loop import first_parent, search
+from darwinlm.search.loop import diverse_founders, first_parent, search
 from darwinlm.search.selection import TrainedFitness
 from darwinlm.target.budget import Budget, uniform
 from darwinlm.target.stock import StockBudget
@@ -63,4 +64,5 @@ def searched(task: Task, config: SearchConfig, budget: Budget, start_name: str =
         return task.once(name, lambda: first_parent(first, *asked))
 
     fitness = TrainedFitness(task.assembler, pools, config, task.seed, task.dtype)
-    return search(start, task.space, budget, fitness, config, task.seed, record).parent
+    founders = partial(diverse_founders, budget, task.assembler, pools, config, task.seed) if config.diverse else None
+    return search(start, task.space, budget, fitness, config, task.seed, record, founders=founders).parent

@@ -116,6 +116,7 @@ def learn(task: Task) -> tuple[Any, Masks]:
     steps = list(_batches(task))
     with progress("Masks", len(steps)) as advance:
         for number, tokens in enumerate(steps):
+            torch.manual_seed(number)  # dropout, where a model has it
             gates = masks.draw(torch_generator(task.seed, "gates", number))
             warmed = min(1.0, (number + 1) / max(1.0, config.warm_up * len(steps)))
             with gated(model, ladders, gates):
