@@ -195,7 +195,7 @@ def test_what_is_done_needs_no_memory(finished, little, checkpoint, text):
     little(1000)
     with pytest.raises(RequestError) as fault:
         darwinlm.prune(checkpoint("llama_gqa"), data=text, output=finished, **pico.RUN)
-    assert [message.split(" needs ")[0] for message in fault.value.faults] == ["The search"]
+    assert [message.split(" needs ")[0] for message in fault.value.faults] == ["The search", "The refit"]
     darwinlm.build_database(checkpoint("llama_gqa"), data=text, output=finished, **pico.RUN)
 
 
