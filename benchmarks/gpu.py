@@ -209,10 +209,8 @@ def refit(bench: Bench) -> dict[str, Any]:
     """A genome refitted, with the columns of its MLPs chosen again, and judged; the peak beside what is predicted of it."""
     genome, tokens, stream = bench.middle(), bench.tokens(4, 6), bench.stream()
     assembler, refits = Assembler(bench.source(), bench.database()), Refits(None, {})
-    pruned, kept = (
-        assembler.stream(genome, bench.device, torch.bfloat16),
-        functools.partial(assembler.mlp_columns, genome),
-    )
+    pruned = assembler.stream(genome, bench.device, torch.bfloat16)
+    kept = functools.partial(assembler.mlp_columns, genome)
     held = allocated(bench.device)
     if bench.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(bench.device)

@@ -34,14 +34,12 @@ def card_facts(run: Run, genome: Genome, refits: Refits | None = None) -> dict[s
     search, start = config.search, "costs of one backward pass, exact allocations, their KL to the dense model"
     found = {"search": start if search.start == "linearized" else "none: the same share of every module"}
     if done := run.generations:
-        trained = {
-            "refit": "refitted",
-            "distillation": f"KL to the dense model, AdamW, learning rate {search.learning_rate:g}",
-        }.get(search.training, f"AdamW, learning rate {search.learning_rate:g}")
+        rate = f"AdamW, learning rate {search.learning_rate:g}"
+        ways = {"cross_entropy": rate, "distillation": f"KL to the dense model, {rate}", "refit": "refitted"}
         found = {
             "search": f"{done} generations of {search.offspring} offspring, from the {search.start} start",
             "survivors": search.survivors,
-            "trial training": f"{search.train_tokens} tokens, {trained}",
+            "trial training": f"{search.train_tokens} tokens, {ways[search.training]}",
             "selection": f"{search.select_tokens} tokens, KL to the dense model",
         }
     return {

@@ -33,7 +33,7 @@ class Limit:
     base: int
     """What is there when every module is gone."""
     costs: tuple[tuple[int, ...], ...]
-    """(M, levels): what a module adds at a level; at least 0, and 0 at the last level."""
+    """(M, levels): what a module adds at a level; at least 0, and 0 at the last level, unless it may not go."""
 
     def spent(self, genome: Genome) -> int:
         """What a genome takes."""
@@ -127,7 +127,7 @@ class Budget:
     def repair(self, genome: Genome, pick: Pick, last: Sequence[int] = ()) -> Genome:
         """A full genome near `genome`: steps away from dense until every limit is kept, then steps back while one fits.
 
-        Both parts end: each step moves in one direction, and the smallest model keeps all limits.
+        Both parts end: each step moves in one direction, and the smallest model that may be reached keeps all limits.
 
         Args:
             genome: of open levels.
