@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 import random
-from collections.abc import Callable
-from functools import partial
+import shutil
+from collections.abc import Callable, Iterator
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +24,20 @@ import darwinlm
 import pico
 from darwinlm.assemble import Assembler
 from darwinlm.config import RunConfig, TargetConfig
-from darwinlm.errors import RequestError
+from darwinlm.database.levels import Ladder
+from darwinlm.database.rounded import RoundedLevels
+from darwinlm.database.store import Database
+from darwinlm.errors import DamagedFileError, RequestError
 from darwinlm.export.formats import MIXED, formats_record
 from darwinlm.export.gguf.file import header_bytes, write_gguf
 from darwinlm.export.huggingface import export_checkpoint
-from darwinlm.formats.rounding import rounded_in_order
+from darwinlm.formats.rounding import rounded, rounded_in_order
 from darwinlm.genome import Genome, Space
 from darwinlm.measure.in_llamacpp import read_gguf
 from darwinlm.models.source import ModelSource
 from darwinlm.refit.blocks import refit_blocks
 from darwinlm.refit.store import Refits
+from darwinlm.rounding import round_levels
 from darwinlm.search.linearize import level_moves
 from darwinlm.search.mutation import offspring
 from darwinlm.search.propose import allocate
@@ -44,21 +49,25 @@ gguf = pytest.importorskip("gguf")
 FORMATS = ("q8_0", "q4_0")
 WIDE = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
 TOKENS = pico.random_tokens(4, 12)
+CALIBRATION = pico.random_tokens(8, 32)
 MATRICES = {"self_attn": ("q", "k", "v", "o"), "mlp": ("gate", "up", "down")}
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Callable[[str], Assembler]:
-    """Family -> its levels in all formats; embedding and head in q8_0."""
+    """Family, and where it is no KV group the attention's unit -> its levels in all formats; embedding and head in q8_0."""
 
-    def make(family: str) -> Assembler:
+    @cache
+    def make(name: str) -> Assembler:
+        family, _, unit = name.partition(" by ")
         folder = tmp_path_factory.mktemp(f"bits_{family}")
         source = ModelSource(str(pico.make_checkpoint(folder / "dense", family, **WIDE)))
-        levels = pico.make_database(folder / "levels", source, "kv_group", levels=4, multiple_of=32)
+        levels = pico.make_database(folder / "levels", source, unit or "kv_group", levels=4, multiple_of=32)
+        assembler = Assembler(source, levels, formats=FORMATS, embedding_format="q8_0")
+        round_levels(assembler, pico.stream(source), CALIBRATION, 4)
         return Assembler(source, levels, formats=FORMATS, embedding_format="q8_0")
 
-    known: dict[str, Assembler] = {}
-    return lambda family: known.setdefault(family, known.get(family) or make(family))
+    return make
 
 
 def some_genome(space: Space, seed: int) -> Genome:
@@ -74,21 +83,35 @@ def read_back(matrix: Tensor, name: str) -> Tensor:
     return torch.tensor(gguf.quants.dequantize(stored, kind)).view(matrix.shape)
 
 
+def in_file(assembler: Assembler, module: str, name: str, format_: str) -> Tensor:
+    """A matrix of the levels in formats, read back by the package alone."""
+    held = load_file(assembler.database.folder / format_ / f"{module}.safetensors")[name]
+    if held.dtype != torch.uint8:
+        return held.float()
+    return torch.from_numpy(gguf.quants.dequantize(held.numpy(), gguf.GGMLQuantizationType[format_.upper()]))
+
+
 @torch.no_grad()
 def truth(assembler: Assembler, genome: Genome) -> Any:
     """The stock dense model whose matrices are what a file holds, with zeros where columns are gone."""
     model = AutoModelForCausalLM.from_pretrained(assembler.source.folder, dtype=torch.float32).eval()
     for ladder, rung in zip(assembler.space.ladders, genome, strict=True):
         level, name, levels = ladder.level(rung), ladder.format(rung), assembler.database
+        held = partial(in_file, assembler, ladder.name, format_=name)
         for path, matrix in model.get_submodule(ladder.name).named_modules():
             if not isinstance(matrix, torch.nn.Linear):
                 continue
             if path not in ("o_proj", "down_proj"):
-                matrix.weight.copy_(read_back(matrix.weight, name))
+                if name:
+                    matrix.weight.copy_(held(f"{ladder.name.split('.')[-1]}.{path}.weight"))
                 continue
             kept = levels.kept(ladder.name, level)
-            whole = rung == ladder.top or level == 0
-            compact = read_back(matrix.weight[:, kept] if whole else levels.weight(ladder.name, level).float(), name)
+            if rung == ladder.top or not (level or name):
+                compact = matrix.weight[:, kept]
+            elif name:
+                compact = held(f"level.{level}")[:, assembler.places(ladder, rung)]
+            else:
+                compact = levels.weight(ladder.name, level).float()
             matrix.weight.zero_()
             matrix.weight[:, kept] = compact
     embedding = model.get_input_embeddings()
@@ -98,7 +121,7 @@ def truth(assembler: Assembler, genome: Genome) -> Any:
     return model
 
 
-@pytest.mark.parametrize("family", ["llama_gqa", "qwen3_tied", "phi3"])
+@pytest.mark.parametrize("family", ["llama_gqa", "llama_gqa by query_head", "qwen3_tied", "phi3"])
 def test_candidates_compute_what_an_engine_reads_back(family: str, made) -> None:
     assembler = made(family)
     for seed in range(4):
@@ -114,6 +137,70 @@ def test_candidates_compute_what_an_engine_reads_back(family: str, made) -> None
             torch.testing.assert_close(whole(hidden), masked(hidden), rtol=0, atol=1e-4)
     dense = assembler.space.present
     assert torch.equal(dict(assembler.tensors(dense))["model.norm.weight"], assembler.source.final_norm())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["llama_gqa by query_head", "phi3"])
+def test_levels_in_formats_are_rounded_by_what_the_dense_model_feeds_them(family: str, made) -> None:
+    assembler, fed = made(family), dict[str, Tensor]()
+    model = AutoModelForCausalLM.from_pretrained(assembler.source.folder, dtype=torch.float32)
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_hook(lambda _, x, y, name=name: fed.update({name: x[0].flatten(0, 1).double()}))
+    model(CALIBRATION)
+
+    def rounded_by(ladder: Ladder, format_: str, name: str) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """(found, exact, inputs) of a matrix at all levels."""
+        exact, levels = model.get_submodule(name).weight, assembler.database
+        held = partial(in_file, assembler, ladder.name, format_=format_)
+        if not name.endswith(("o_proj", "down_proj")):
+            yield held(f"{name.removeprefix(f'model.layers.{ladder.layer}.')}.weight"), exact, fed[name]
+            return
+        for level in range(ladder.level(ladder.top)):
+            stored, kept = held(f"level.{level}"), levels.kept(ladder.name, level)
+            found = stored[:, assembler.places(ladder, ladder.rung(level, format_))]
+            assert found.count_nonzero() == stored.count_nonzero()  # padding stays zero
+            if stored.shape[1] % 32 == 0 and stored.shape == found.shape:  # whole blocks
+                yield found, levels.weight(ladder.name, level) if level else exact, fed[name][:, kept]
+
+    for ladder, format_, name in itertools.product(assembler.space.ladders, FORMATS, list(fed)):
+        for found, exact, x in rounded_by(ladder, format_, name) if name.startswith(f"{ladder.name}.") else ():
+            hessian = x.T @ x
+            hessian += 1e-2 * fed[name].square().sum(0).mean() * torch.eye(len(hessian))
+            alike = rounded_in_order(exact, hessian, format_)
+            assert (found - alike).abs().gt(1e-6).double().mean() < 0.03
+            errors = [((one - exact).double() @ x.T).square().sum() for one in (found, rounded(exact, format_))]
+            assert errors[0] < errors[1]
+
+
+def test_a_killed_rounding_goes_on_to_the_same_bytes_and_damage_is_told(made, tmp_path, monkeypatch) -> None:
+    whole = made("qwen3_tied")
+    source, levels, written, write = whole.source, whole.database, list[str](), RoundedLevels.write
+    again = False
+    shutil.copytree(levels.folder, tmp_path / "again", ignore=shutil.ignore_patterns("rounded.json", *FORMATS))
+
+    def assembler() -> Assembler:
+        return Assembler(source, Database.open(tmp_path / "again"), formats=FORMATS)
+
+    def killed(self: RoundedLevels, ladder: Ladder, format_: str, tensors: Any) -> dict[str, str]:
+        if len(written) == 6 and not again:
+            raise KeyboardInterrupt
+        written.append(f"{format_}/{ladder.name}.safetensors")
+        return write(self, ladder, format_, tensors)
+
+    monkeypatch.setattr(RoundedLevels, "write", killed)
+    with pytest.raises(KeyboardInterrupt):
+        round_levels(assembler(), pico.stream(source), CALIBRATION, 4)
+    written, again = [], True
+    round_levels(assembler(), pico.stream(source), CALIBRATION, 4)
+    assert len(written) == 8  # a block's are admitted together
+    assert (tmp_path / "again/rounded.json").read_bytes() == (levels.folder / "rounded.json").read_bytes()
+    file = tmp_path / "again/q4_0/model.layers.1.mlp.safetensors"
+    assert file.read_bytes() == (levels.folder / "q4_0/model.layers.1.mlp.safetensors").read_bytes()
+    file.write_bytes(file.read_bytes()[:-1] + b"!")
+    genome = tuple(ladder.rung(1, "q4_0") for ladder in whole.space.ladders)
+    with pytest.raises(DamagedFileError, match=r"model.layers.1.mlp.safetensors' is missing or damaged.*Remove it"):
+        assembler().model(genome, pico.CPU)
 
 
 @pytest.mark.parametrize("family", ["llama_gqa", "phi3"])

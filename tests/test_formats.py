@@ -9,7 +9,7 @@ from torch import Tensor
 
 from darwinlm.errors import RequestError
 from darwinlm.formats import llama_cpp
-from darwinlm.formats.rounding import packed, require_formats, rounded, rounded_in_order
+from darwinlm.formats.rounding import packed, require_formats, restored, rounded, rounded_in_order, stored
 from darwinlm.formats.types import BLOCKS, BY_GGUF, PACKED, by_size, fitting, ggml_type, stored_bytes
 
 gguf = pytest.importorskip("gguf")
@@ -31,8 +31,7 @@ def test_blocks_and_sizes_are_those_of_the_package() -> None:
     for name, block in ((name, block) for name, block in BLOCKS.items() if name not in PACKED):
         assert gguf.GGML_QUANT_SIZES[ggml_type(name)] == block
     for name, columns in (("q4_0", 96), ("q8_0", 64), ("q4_0", 40), ("f16", 24), ("f32", 24)):
-        stored = packed(normal(6, columns).numpy(), fitting(name, columns))
-        assert stored_bytes((6, columns), name) == stored.nbytes
+        assert stored_bytes((6, columns), name) == packed(normal(6, columns).numpy(), fitting(name, columns)).nbytes
     assert stored_bytes((7,), "q4_0") == 28
     assert by_size(["q4_0", "q8_0", "q5_1", "q4_0"]) == ("q8_0", "q5_1", "q4_0")
     assert [fitting("q6_k", columns) for columns in (512, 96, 40)] == ["q6_k", "q8_0", "f16"]
@@ -43,8 +42,8 @@ def test_what_is_rounded_is_what_is_read_back_and_stays(name: str) -> None:
     matrix = normal(32, 512)
     matrix[3, 64:96] = 0.0
     found = rounded(matrix, name)
-    stored = packed(found.numpy(), name)
-    assert np.array_equal(gguf.quants.dequantize(stored, ggml_type(name)).reshape(32, 512), found.numpy())
+    bytes_ = packed(found.numpy(), name)
+    assert np.array_equal(gguf.quants.dequantize(bytes_, ggml_type(name)).reshape(32, 512), found.numpy())
     bits = 8 * BLOCKS[name][1] / BLOCKS[name][0]
     assert (found - matrix).square().mean().sqrt() < 0.05 * 4.5 * 2 ** -(bits - 0.5)
     assert torch.equal(rounded(matrix[5:9], name), found[5:9])
@@ -96,6 +95,19 @@ def test_columns_behind_make_up_for_what_rounding_left_as_least_squares_says(nam
         return float((change @ hessian * change).sum())
 
     assert error(found) < 0.7 * error(plain)
+
+
+@pytest.mark.parametrize(
+    ("name", "columns"), [*((name, 512) for name in (*types(), *PACKED)), ("q4_0", 40), ("w4a16", 40)]
+)
+def test_what_is_kept_of_a_rounded_matrix_gives_it_back(name: str, columns: int) -> None:
+    matrix = normal(8, columns, seed=3)
+    matrix[3, :40] = 0.0
+    inputs = torch.randn(columns, 2 * columns, generator=torch.Generator().manual_seed(4)).double()
+    for found in (rounded(matrix, name), rounded_in_order(matrix, inputs @ inputs.T, name)):
+        kept = stored(found, name)
+        assert torch.equal(restored(kept, name, columns), found)
+        assert kept.nbytes == (2 * found.numel() if name in PACKED else stored_bytes((8, columns), name))
 
 
 def test_rows_that_split_into_no_blocks_are_f16() -> None:

@@ -15,8 +15,8 @@ import darwinlm
 
 ROOT = Path(darwinlm.__file__).parent
 ORDER = (
-    "errors, keywords, version | config | runtime | formats | models | data, losses | database | genome | assemble, cost | refit"
-    " | target | search | export, serving | foreign | recovery | measure | run | comparison | show | cli"
+    "errors, keywords, version | config | runtime | formats | models | data, losses | database | genome | assemble, cost"
+    " | rounding, refit | target | search | export, serving | foreign | recovery | measure | run | comparison | show | cli"
 )
 RANKS = {room: rank for rank, group in enumerate(ORDER.split(" | ")) for room in group.split(", ")}
 ABOVE_ALL = ("__init__", "__main__", "demo")

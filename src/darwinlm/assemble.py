@@ -2,7 +2,7 @@
 
 A candidate takes kept rows of the matrices in front from the dense weights and refitted output matrices from the
 database; absent modules are not there at all. Its logits equal those of the dense model with the same parts zeroed. A module
-in a format has what an engine reads back of it.
+in a format has what an engine reads back of it, as `rounding` made it.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from darwinlm.database.levels import Ladder
+from darwinlm.database.rounded import RoundedLevels
 from darwinlm.database.store import Database
-from darwinlm.formats.rounding import rounded
 from darwinlm.genome import Genome, Space
 from darwinlm.models.attention import AttentionLayout, heads_of_columns, lay_out
 from darwinlm.models.blocks import BlockStream
@@ -56,6 +56,7 @@ class Assembler:
         self.embedded = source.embedded_in(embedding_format)
         """The checkpoint with embedding and head as candidates have them."""
         self.space = Space.of(database.ladders(), formats)
+        self._rounded = RoundedLevels(database.folder) if formats else None
         self._names: list[dict[str, str]] = [{} for _ in source.shape.layers]
         for full in source.files:
             if (layer := layer_of(full)) is not None:
@@ -134,12 +135,21 @@ class Assembler:
         ladder, rung = self._module_of(genome, layer, "mlp")
         return self.database.kept(ladder.name, ladder.level(rung))
 
+    def before_rounding(self, ladder: Ladder, rung: int) -> dict[str, Tensor]:
+        """The matrices of a module at the level of a rung, as they are before they are stored in a format, by their names within
+        the layer."""
+        whole = self._module(ladder, ladder.rung(ladder.level(rung), ""))
+        return {name: tensor for name, tensor in whole.items() if tensor.ndim == 2}
+
+    def output_name(self, ladder: Ladder) -> str:
+        """Name within its layer of a module's output matrix."""
+        return f"{self._site(ladder).output}.weight"
+
     def in_format(self, genome: Genome, layer: int, kind: Kind) -> tuple[str, dict[str, Tensor]]:
         """The format of a module, and its matrices as they were before they were stored in that, by their names within the
         layer."""
         ladder, rung = self._module_of(genome, layer, kind)
-        whole = self._module(ladder, ladder.rung(ladder.level(rung), ""))
-        return ladder.format(rung), {name: tensor for name, tensor in whole.items() if tensor.ndim == 2}
+        return ladder.format(rung), self.before_rounding(ladder, rung)
 
     def _module_of(self, genome: Genome, layer: int, kind: Kind) -> tuple[Ladder, int]:
         return next((ladder, rung) for ladder, rung in self._of_layer(genome, layer) if ladder.kind == kind)
@@ -150,20 +160,46 @@ class Assembler:
         found = {name: tensor for name, tensor in dense.items() if tensor.ndim == 2 and name != output}
         if not format_:
             return found
-        return self._modules.get((ladder.name, format_), lambda: {n: rounded(t, format_) for n, t in found.items()})
+        made = lambda: {n: self.rounded.matrix(ladder, format_, n, t.shape[1]) for n, t in found.items()}  # noqa: E731
+        return self._modules.get((ladder.name, format_), made)
+
+    @property
+    def rounded(self) -> RoundedLevels:
+        """The levels in formats.
+
+        Raises:
+            ValueError: no formats were given.
+        """
+        if self._rounded is None:
+            raise ValueError("an assembler without formats has no rounded levels")
+        return self._rounded
 
     def output(self, ladder: Ladder, rung: int) -> tuple[Tensor, Tensor]:
         """(R, k) and (k,): the output matrix of a rung that is not gone, in its format, and the columns that it keeps."""
-        level, format_ = ladder.level(rung), ladder.format(rung)
+        level = ladder.level(rung)
         kept = self.database.kept(ladder.name, level)
-        if format_:
-            as_it_was, key = level * len(ladder.formats), (ladder.name, "output", rung)
-            made = self._modules.get(key, lambda: {"": rounded(self.output(ladder, as_it_was)[0], format_)})
-            return made[""], kept
+        if ladder.format(rung):
+            return self._rounded_output(ladder, rung)[:, self.places(ladder, rung)], kept
         weight, _ = self.output_matrix(ladder)
         if level != ladder.level(ladder.present):
             weight = self.database.weight(ladder.name, level).to(weight)
         return weight, kept
+
+    def _rounded_output(self, ladder: Ladder, rung: int) -> Tensor:
+        """The output matrix of a rung in a format, with padding."""
+        level, format_ = ladder.level(rung), ladder.format(rung)
+        widths = self.module_widths(ladder, rung)
+        columns = widths.columns if ladder.kind == "mlp" else widths.heads * self.source.shape.head_dim
+        made = lambda: {"": self.rounded.matrix(ladder, format_, f"level.{level}", columns)}  # noqa: E731
+        return self._modules.get((ladder.name, "output", rung), made)[""]
+
+    def places(self, ladder: Ladder, rung: int) -> Tensor:
+        """(k,) where the columns that a rung keeps are in its output matrix, which may have padding between them."""
+        if ladder.kind == "mlp" or ladder.level(rung) <= ladder.level(ladder.present):
+            return torch.arange(len(self.database.kept(ladder.name, ladder.level(rung))))
+        heads = [place for place, head in enumerate(self._layout(ladder, rung).queries) if head is not None]
+        head_dim = self.source.shape.head_dim
+        return (torch.tensor(heads)[:, None] * head_dim + torch.arange(head_dim)).flatten()
 
     def output_matrix(self, ladder: Ladder) -> tuple[Tensor, Tensor | None]:
         """Weight (R, C) and bias (R,) of a module's output matrix as they are now."""
@@ -201,8 +237,7 @@ class Assembler:
                 found = shrink_mlp(site, dense, before, kept, output)
             else:
                 found = shrink_attention(site, dense, before, self._layout(ladder, rung), kept, output)
-        matrix = f"{site.output}.weight"
-        return found | {matrix: rounded(found[matrix], format_)} if format_ else found
+        return found | {f"{site.output}.weight": self._rounded_output(ladder, rung)} if format_ else found
 
     def _layout(self, ladder: Ladder, rung: int) -> AttentionLayout:
         level = ladder.level(rung)

@@ -11,6 +11,7 @@ import torch
 
 from darwinlm.config import RunConfig, SearchConfig
 from darwinlm.database.levels import Ladder
+from darwinlm.formats.types import stored_bytes
 from darwinlm.genome import Genome
 from darwinlm.losses import CHUNK_VALUES
 from darwinlm.models.shape import LayerWidths, ModelShape
@@ -46,6 +47,20 @@ def database_bytes(shape: ModelShape, ladders: Sequence[Ladder], bytes_per_value
     return kept * shape.hidden * bytes_per_value
 
 
+def rounded_bytes(shape: ModelShape, ladders: Sequence[Ladder], formats: Sequence[str]) -> int:
+    """Size of the levels in formats beside it: of each the matrices in front, whole, and the output matrices of all levels that are
+    not gone."""
+    found = 0
+    for ladder in ladders:
+        now = shape.layers[ladder.layer].without({"mlp" if ladder.kind == "attention" else "attention"})
+        fronts = shape.module_parameters(now) // shape.hidden - ladder.columns  # rows
+        for name in formats if ladder.columns else ():
+            found += stored_bytes((fronts, shape.hidden), name)
+            for count in ladder.open_counts[:-1]:
+                found += stored_bytes((shape.hidden, ladder.columns - count * ladder.group_size), name)
+    return found
+
+
 @dataclass(frozen=True)
 class MemoryPlan:
     """Predicted peak memory of the stages, in bytes, on the device that computes."""
@@ -58,6 +73,8 @@ class MemoryPlan:
     """Activations of the calibration blocks, in host memory while the database is built."""
     refit: int
     """0 where there is none."""
+    rounding: int
+    """Of levels in formats; 0 where there are none."""
     survivors: int
     """Weights and moments of the survivors of a selection step, kept for the next one where there is room."""
 
@@ -94,7 +111,8 @@ def plan_memory(
     float32 cannot factor a Hessian, which is not counted. The search holds one candidate, in training where there is any,
     and the dense head in float32; where the host itself computes, the dense weights, too. The refit holds a block of both
     models and, in float64, sums over the tokens that are fitted to and those that check, and what a matrix is solved with, or
-    the columns of an MLP are chosen with again.
+    the columns of an MLP are chosen with again. Rounding levels to formats holds a block, what its matrices are fed, and in float64
+    one matrix and three of the size of its Hessian.
     """
     work, length = Work(shape, pruned, config, value_bytes, compute, on_host), config.blocks.sequence_length
     widest = max(max(w.heads * shape.head_dim, w.columns) for w in shape.layers)
@@ -109,10 +127,12 @@ def plan_memory(
     activations = batch_tokens * (widest + 4 * shape.hidden) * 4
     database = block + 4 * max(squares) + activations
     refit = 2 * block + 8 * _refit_values(shape, config) + activations
+    side = max(widest, shape.hidden)
+    rounding = block + 32 * side**2 + 20 * side * shape.hidden + activations if config.target.formats else 0
     dense = shape.parameters * value_bytes
     search = shape.vocabulary * shape.hidden * 4 + (dense if on_host else 0)
     if not config.search.generations:  # the start streams
-        search += streamed_memory(shape, config)
+        search = max(search + streamed_memory(shape, config), rounding)
     elif not any(config.search.train_tokens):
         search += pruned.parameters * compute.itemsize
     elif config.search.training == "refit":  # that first, then the whole candidate
@@ -124,7 +144,8 @@ def plan_memory(
     taught = max(config.search.train_tokens) * shape.hidden * compute.itemsize if distilled else 0
     survivors = max(config.search.survivors[:-1], default=0) * pruned.parameters * trained_bytes(work.weights)
     search, host = (search + taught, 0) if on_host else (search, dense + taught)
-    return MemoryPlan(database, search, host, hidden_states, refit if config.refit.tokens else 0, survivors)
+    refit = refit if config.refit.tokens else 0
+    return MemoryPlan(database, search, host, hidden_states, refit, rounding, survivors)
 
 
 def _refit_values(shape: ModelShape, config: RunConfig) -> int:

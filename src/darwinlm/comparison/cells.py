@@ -26,7 +26,7 @@ from darwinlm.assemble import Assembler
 from darwinlm.comparison.methods.registry import METHODS
 from darwinlm.comparison.methods.task import BORROWED, Task
 from darwinlm.comparison.table import Cell
-from darwinlm.config import to_dict
+from darwinlm.config import ROUNDED, to_dict
 from darwinlm.config.reading import adapter
 from darwinlm.cost import Work, training_need
 from darwinlm.errors import DamagedFileError
@@ -36,7 +36,7 @@ from darwinlm.export.huggingface import export_checkpoint, write_model
 from darwinlm.genome import Genome, Space
 from darwinlm.measure.quality import HeldOut, Quality
 from darwinlm.run.request import Run
-from darwinlm.run.stages import cache_bytes, database_stage, make_teacher
+from darwinlm.run.stages import cache_bytes, database_stage, make_teacher, rounding_stage
 from darwinlm.runtime.files import read_json, require_room, sha256_of, write_json
 from darwinlm.runtime.memory import Need
 from darwinlm.runtime.progress import log
@@ -101,6 +101,7 @@ def _identity(run: Run, place: Place) -> dict[str, Any]:
     if METHODS[place.method].formats:
         target = to_dict(run.config.target)
         search |= {f"target.{name}": target[name] for name in ("formats", "embedding_format", "batch", "context")}
+        search["target.rounded"] = ROUNDED
     for group in METHODS[place.method].settings:
         search |= {f"{group}.{name}": value for name, value in to_dict(getattr(run.config, group)).items()}
     return {**run.identities.selection, **dataclasses.asdict(place), **search}
@@ -132,11 +133,16 @@ class Workbench:
         self.run = run
         self.teacher = functools.cache(lambda: make_teacher(run))
         self.held_out = functools.cache(lambda: HeldOut(run.splits.held_out, run.stream))
-        self.assembler = functools.cache(lambda: run.assembler(database_stage(run), cache_bytes=cache_bytes()))
+        self.assembler = functools.cache(self._assembler)
         self.plain = functools.cache(
             lambda: Assembler(run.source, self.assembler().database, cache_bytes=cache_bytes())
         )
         self.found: dict[tuple[str, float | None, int], tuple[Any, float]] = {}
+
+    def _assembler(self) -> Assembler:
+        database = database_stage(self.run)
+        rounding_stage(self.run, database)
+        return self.run.assembler(database, cache_bytes=cache_bytes())
 
     @functools.cached_property
     def dense_quality(self) -> Quality:

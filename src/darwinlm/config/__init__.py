@@ -20,5 +20,5 @@ from darwinlm.config.settings import (
     Stage,
     TargetConfig,
 )
-from darwinlm.config.target import as_flags, asked_quantities, described, target_identity, written
+from darwinlm.config.target import ROUNDED, as_flags, asked_quantities, described, target_identity, written
 from darwinlm.config.training import Tokens, TrainConfig

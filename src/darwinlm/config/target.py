@@ -10,6 +10,8 @@ from darwinlm.config.settings import PackedFormat, TargetConfig
 
 HARD: tuple[Unit, ...] = ("parameters", "memory", "speedup")
 """Targets that are not counted in levels."""
+ROUNDED = "in second order"
+"""How levels in formats are: what was searched with others is another search."""
 _ASKS = ("level", *HARD)
 _UNITS = {"parameters": "parameters", "memory": "bytes"}
 
@@ -120,7 +122,11 @@ def target_identity(target: TargetConfig) -> dict[str, Any]:
     if target.shape != "free":  # which older runs do not know
         found["shape"] = target.shape
     if target.formats:
-        found |= {"formats": sorted(set(target.formats)), "embedding_format": target.embedding_format}
+        found |= {
+            "formats": sorted(set(target.formats)),
+            "embedding_format": target.embedding_format,
+            "rounded": ROUNDED,
+        }
     return found
 
 

@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from darwinlm.database.levels import Ladder
 from darwinlm.database.obs import PrunedLevel
 from darwinlm.errors import DamagedFileError, RequestError
 from darwinlm.models.family import place_of
-from darwinlm.runtime.files import read_json, sha256_of_file, write_json, write_tensors
+from darwinlm.runtime.files import CheckedTensors, read_json, sha256_of_file, write_json, write_tensors
 
 FORMAT = 1
 NO_HESSIAN: dict[str, Any] = {"damping": 0.0, "dead_columns": 0, "rel_damp": 0.0}
@@ -74,8 +73,7 @@ class Database:
         self.identity = identity
         self.modules: dict[str, ModuleRecord] = {}
         self._orders: dict[str, Tensor] = {}
-        self._seen: dict[str, tuple[int, int, int]] = {}
-        """Of the modules whose bytes were found right in this process, what their files were then."""
+        self._tensors = CheckedTensors("Run `darwinlm database` with --rebuild.")
 
     @classmethod
     def open(cls, folder: Path) -> Database:
@@ -169,24 +167,8 @@ class Database:
         return self._read(name, f"level.{level}.weight")
 
     def _read(self, name: str, tensor: str) -> Tensor:
-        path = self.folder / self.modules[name].file
-        try:
-            self._require_right(name, path)
-            with safe_open(path, framework="pt") as file:
-                return file.get_tensor(tensor).clone()
-        except (OSError, SafetensorError) as fault:
-            raise DamagedFileError(
-                f"'{path}' is missing or damaged: {fault}. Run `darwinlm database` with --rebuild."
-            ) from fault
-
-    def _require_right(self, name: str, path: Path) -> None:
-        """Read a module's file whole before it is used for the first time, and again where it was changed since."""
-        found = path.stat()
-        stamp = (found.st_ino, found.st_size, found.st_mtime_ns)
-        if self._seen.get(name) != stamp:
-            if sha256_of_file(path) != self.modules[name].sha256:
-                raise OSError("its bytes are not those that were written")
-            self._seen[name] = stamp
+        record = self.modules[name]
+        return self._tensors.read(self.folder / record.file, record.sha256, tensor)
 
 
 def damaged_files(database: Database, modules: list[str]) -> DamagedFileError:

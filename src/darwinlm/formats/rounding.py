@@ -15,8 +15,9 @@ from torch import Tensor
 from darwinlm.errors import CalibrationError, RequestError
 from darwinlm.formats import llama_cpp
 from darwinlm.formats.packing import read_back, whole_numbers
-from darwinlm.formats.types import BLOCKS, BY_GGUF, PACKED, fitting, ggml_type
+from darwinlm.formats.types import BLOCKS, BY_GGUF, PACKED, WHOLE, fitting, ggml_type
 
+_DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 _GRIDS = {
     "q8_0": (-127, 127, False),
     "q5_1": (0, 31, True),
@@ -26,6 +27,8 @@ _GRIDS = {
     **{name: (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1, False) for name, bits in PACKED.items()},
 }
 """Whole numbers of a block from and to, and whether it has an offset beside its scale."""
+DAMPING = 1e-2
+"""Of the second moments that rounding goes by, as a part of their mean diagonal."""
 _ROUNDS = 50
 """Times that a rounding may be repeated by llama.cpp until nothing changes: it searches for scales, and needs two or three."""
 
@@ -56,8 +59,8 @@ def rounded(matrix: Tensor, name: str) -> Tensor:
     apart from each other.
     """
     name, place = fitting(name, matrix.shape[-1]), matrix.device
-    if name not in BLOCKS:
-        return matrix.to(getattr(torch, {"f16": "float16", "bf16": "bfloat16", "f32": "float32"}[name])).float()
+    if name in WHOLE:
+        return matrix.to(_DTYPES[name]).float()
     if name in PACKED:
         return read_back(*whole_numbers(matrix, name))
     values = matrix.detach().to("cpu", torch.float32).contiguous().numpy()
@@ -72,6 +75,24 @@ def _once(values: np.ndarray, name: str) -> np.ndarray:
     import gguf
 
     return gguf.quants.dequantize(packed(values, name), ggml_type(name)).reshape(values.shape).astype(np.float32)
+
+
+def stored(found: Tensor, name: str) -> Tensor:
+    """A matrix (R, C) as `rounded` and `rounded_in_order` give it, in the few bytes that `restored` gives it back from."""
+    name = fitting(name, found.shape[-1])
+    if name in WHOLE or name in PACKED:
+        return found.to("cpu", _DTYPES.get(name, torch.bfloat16))
+    return torch.from_numpy(packed(found.to("cpu", torch.float32).contiguous().numpy(), name)).view(len(found), -1)
+
+
+def restored(bytes_: Tensor, name: str, columns: int) -> Tensor:
+    """(R, C) float32 from what `stored` made of it."""
+    if bytes_.dtype != torch.uint8:
+        return bytes_.float()
+    import gguf
+
+    values = gguf.quants.dequantize(bytes_.numpy(), ggml_type(fitting(name, columns)))
+    return torch.from_numpy(values.reshape(-1, columns).astype(np.float32, copy=False))
 
 
 def packed(values: np.ndarray, name: str, importance: np.ndarray | None = None) -> np.ndarray:

@@ -7,14 +7,12 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from darwinlm.formats.rounding import rounded_in_order
+from darwinlm.formats.rounding import DAMPING, rounded_in_order
 from darwinlm.models.sites import Kind
 from darwinlm.models.stock import Block
 from darwinlm.refit.least_squares import Moments, best_matrix
 from darwinlm.runtime import ranks
 
-DAMPING = 1e-2
-"""Of the second moments that rounding goes by, as a part of their mean diagonal."""
 InFormat = Callable[[int, Kind], tuple[str, dict[str, Tensor]]]
 """Layer and kind of a module -> its format, and its matrices before they were stored in that, by their names within the layer."""
 

@@ -54,6 +54,14 @@ def pruning_seconds(ladders: Sequence[Ladder], hidden: int, devices: int, rate: 
     return sum(max(sum(own[rank::devices]) for rank in range(min(devices, len(own)))) for own in blocks.values()) / rate
 
 
+def rounding_flops(ladder: Ladder, hidden: int, formats: int) -> int:
+    """One module's levels in so many formats, in float64: of each level factor, inverse and its factor (4/3 k^3), and what later
+    columns make up for (R k^2)."""
+    kept = [ladder.columns - count * ladder.group_size for count in ladder.open_counts[:-1]]
+    fronts = 4 * hidden**3 // 3 + 2 * ladder.columns * hidden**2
+    return formats * (fronts + sum(4 * k**3 // 3 + hidden * k**2 for k in kept))
+
+
 @dataclass(frozen=True)
 class Passes:
     """What a piece of work does, in all."""
@@ -72,6 +80,21 @@ class Passes:
 
     def __mul__(self, times: float) -> Passes:
         return Passes(*(times * each for each in astuple(self)))
+
+
+def rounding_passes(shape: ModelShape, ladders: Sequence[Ladder], tokens: int, formats: int, length: int) -> Passes:
+    """Of rounding all levels to so many formats: the dense model once, moments of what its matrices are fed, and the rounding.
+
+    Args:
+        shape: of the dense model.
+        ladders: of its modules.
+        tokens: of calibration.
+        formats: how many.
+        length: of a sequence.
+    """
+    moments = hessian_flops(shape, ladders, tokens) + len(ladders) * tokens * shape.hidden**2
+    rounded = sum(rounding_flops(ladder, shape.hidden, formats) for ladder in ladders)
+    return Passes(tokens * forward_flops(shape, length, head=False), moments + 2 * rounded)
 
 
 def start_passes(

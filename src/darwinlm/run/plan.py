@@ -20,6 +20,7 @@ from darwinlm.cost import (
     nominal_widths,
     plan_memory,
     refit_need,
+    rounded_bytes,
     search_need,
     survivors_tokens,
 )
@@ -68,6 +69,8 @@ class Plan:
     unsplit_steps: dict[str, int]
     """The same without `database.tensor_parallel`."""
     database_bytes: int
+    rounded_bytes: int
+    """Of levels in formats; 0 where there are none."""
     memory: MemoryPlan
     misfits: list[str]
     """What does not fit into the memory of the device at hand, or of the one that is asked for."""
@@ -121,6 +124,7 @@ def make_plan(config: RunConfig) -> Plan:
         steps=_steps(space),
         unsplit_steps=_steps(unsplit),
         database_bytes=database_bytes(source.shape, rungs, bytes_each),
+        rounded_bytes=rounded_bytes(source.shape, rungs, config.target.formats),
         memory=plan_memory(*work),
         misfits=misfits([database_need(work), search_need(work), refit_need(work)], *_memory_there(config, device)),
         hessian_tokens=config.blocks.hessian * config.blocks.sequence_length,

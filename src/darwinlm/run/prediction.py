@@ -12,7 +12,15 @@ import torch
 
 from darwinlm.config import RunConfig
 from darwinlm.config.prediction import UPLOAD
-from darwinlm.cost import database_bytes, entering, forward_flops, generation_tokens, nominal_widths, plan_memory
+from darwinlm.cost import (
+    database_bytes,
+    entering,
+    forward_flops,
+    generation_tokens,
+    nominal_widths,
+    plan_memory,
+    rounded_bytes,
+)
 from darwinlm.data.blocks import SPLITS
 from darwinlm.database.levels import Ladder, ladders
 from darwinlm.errors import RequestError
@@ -28,6 +36,7 @@ from darwinlm.run.arithmetic import (
     pruning_flops,
     pruning_seconds,
     refit_passes,
+    rounding_passes,
     start_passes,
 )
 from darwinlm.run.plan import planned_target
@@ -140,6 +149,11 @@ def _prune(config: RunConfig, shape: ModelShape, value_bytes: int) -> tuple[list
     pruned = shape.with_layers(nominal_widths(shape, rungs, genome))
     memory = plan_memory(shape, pruned, config, value_bytes, _ARITHMETIC, on_host=False)
     work = [_database_work(config, shape, rungs, memory.database, database_bytes(shape, rungs, value_bytes))]
+    if formats := config.target.formats:
+        tokens, length = config.blocks.hessian * config.blocks.sequence_length, config.blocks.sequence_length
+        passes = rounding_passes(shape, rungs, tokens, len(formats), length)
+        work.append(_passes_work(config, "levels in formats", tokens, passes, memory.rounding))
+        work[-1] = replace(work[-1], disk_bytes=rounded_bytes(shape, rungs, formats))
     if config.search.start == "linearized":
         passes = start_passes(shape, pruned, rungs, config.search, value_bytes)
         work.append(_passes_work(config, "start", config.search.start_tokens, passes, memory.search))

@@ -13,7 +13,16 @@ import torch
 
 from darwinlm.assemble import Assembler
 from darwinlm.config import NEEDED, RunConfig, missing, to_dict, violations
-from darwinlm.cost import Work, database_bytes, database_need, nominal_module, nominal_widths, refit_need, search_need
+from darwinlm.cost import (
+    Work,
+    database_bytes,
+    database_need,
+    nominal_module,
+    nominal_widths,
+    refit_need,
+    rounded_bytes,
+    search_need,
+)
 from darwinlm.data.blocks import SPLITS, Splits, make_splits
 from darwinlm.data.lineage import FOLDER, Lineage
 from darwinlm.data.sources import documents
@@ -171,6 +180,8 @@ class Run:
             needed += 8 * self.config.blocks.sequence_length * sum(getattr(self.config.blocks, name) for name in SPLITS)
         built = sum(file.stat().st_size for file in self.directory.database.glob("*.safetensors"))
         needed += max(0, database_bytes(self.source.shape, self.ladders, value_bytes) - built)
+        built = sum(file.stat().st_size for file in self.directory.database.glob("*/*.safetensors"))
+        needed += max(0, rounded_bytes(self.source.shape, self.ladders, self.config.target.formats) - built)
         if not self.directory.model.exists():
             widths = nominal_widths(self.source.shape, self.space.ladders, self.uniform_genome)
             each = 4 if self.config.target.formats else value_bytes  # what formats leave is kept in float32

@@ -21,6 +21,7 @@ from darwinlm.measure.quality import HeldOut
 from darwinlm.refit.blocks import refit_blocks
 from darwinlm.refit.judge import judge
 from darwinlm.refit.store import Refits
+from darwinlm.rounding import round_levels
 from darwinlm.run.request import Run
 from darwinlm.run.results import card_facts
 from darwinlm.runtime import ranks
@@ -57,7 +58,15 @@ def database_stage(run: Run, *, rebuild: bool = False) -> Database:
     return database
 
 
-def _placement(run: Run, stage: Literal["database", "refit"]) -> Placement:
+def rounding_stage(run: Run, database: Database) -> None:
+    """The levels of a finished database in the formats that are asked for, as far as they are missing."""
+    if run.config.target.formats:
+        with run.directory.timings.timed("formats"):
+            batch, placement = run.config.database.batch_sequences, _placement(run, "rounding")
+            round_levels(run.assembler(database), run.stream, run.splits.hessian, batch, placement)
+
+
+def _placement(run: Run, stage: Literal["database", "rounding", "refit"]) -> Placement:
     """Where the hidden states of the calibration go: what the stage's own work needs stays free."""
     dense, config = run.source.shape, run.config
     memory = plan_memory(dense, dense, config, run.source.dtype.itemsize, run.dtype, run.device.type == "cpu")
@@ -76,6 +85,7 @@ def search_stage(run: Run, database: Database, *, restart: bool = False) -> Geno
         _discard_search(run)
     ranks.barrier()
     state = ranks.broadcast(run.record.load())
+    rounding_stage(run, database)
     if state is None or not finished(state, run.config.search):
         if ranks.is_first():  # it is no longer the result
             run.directory.genome.unlink(missing_ok=True)

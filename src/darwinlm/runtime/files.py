@@ -154,6 +154,37 @@ def read_tensors(path: Path, device: str = "cpu") -> tuple[dict[str, Tensor], di
         raise DamagedFileError(f"'{path}' is damaged: {fault}.") from fault
 
 
+class CheckedTensors:
+    """Tensors of safetensors files, each read whole before it is used for the first time, and again where it was changed since.
+
+    Args:
+        remedy: what helps where a file is damaged.
+    """
+
+    def __init__(self, remedy: str) -> None:
+        self.remedy = remedy
+        self._seen: dict[Path, tuple[int, int, int]] = {}
+        """Of the files whose bytes were found right in this process, what they were then."""
+
+    def read(self, path: Path, sha256: str, name: str) -> Tensor:
+        """A tensor of a file that has this SHA-256.
+
+        Raises:
+            DamagedFileError: the file is missing or damaged.
+        """
+        try:
+            found = path.stat()
+            stamp = (found.st_ino, found.st_size, found.st_mtime_ns)
+            if self._seen.get(path) != stamp:
+                if sha256_of_file(path) != sha256:
+                    raise OSError("its bytes are not those that were written")
+                self._seen[path] = stamp
+            with safe_open(path, framework="pt") as file:
+                return file.get_tensor(name).clone()
+        except (OSError, SafetensorError) as fault:
+            raise DamagedFileError(f"'{path}' is missing or damaged: {fault}. {self.remedy}") from fault
+
+
 def sha256_of_file(path: Path) -> str:
     """Hexadecimal SHA-256 of a file's bytes."""
     digest = hashlib.sha256()
