@@ -29,7 +29,7 @@ from typing import Any
 import torch
 import xllamacpp
 
-from darwinlm.comparison.cells import Place, Training, Workbench, finished_cell
+from darwinlm.comparison.cells import Place, Training, Workbench, finished_cell, require_same_cell
 from darwinlm.comparison.methods.formats import smallest_whole
 from darwinlm.comparison.methods.registry import METHODS, methods_named
 from darwinlm.config import BenchConfig, settled
@@ -118,7 +118,9 @@ class Bench:
             if too_small or (seed and not METHODS[method].searches):
                 continue
             log.info("%d bytes, %s, seed %d.", size, METHODS[method].title, seed)
-            cell = finished_cell(self.shared, Place(method, size, seed), Training(0, 0.0))
+            place, untrained = Place(method, size, seed), Training(0, 0.0)
+            require_same_cell(self.run, place, untrained)
+            cell = finished_cell(self.shared, place, untrained)
             genome = space.genome_of(cell.levels, cell.formats)
             name = sha256_of([cell.levels, cell.formats])[:16]
             found = {"asked": size, "method": method, "seed": seed, "bytes": cell.memory, "name": name}

@@ -24,6 +24,7 @@ import darwinlm
 import pico
 from darwinlm.assemble import Assembler
 from darwinlm.config import RunConfig, TargetConfig
+from darwinlm.cost import rounded_bytes
 from darwinlm.database.levels import Ladder
 from darwinlm.database.rounded import RoundedLevels
 from darwinlm.database.store import Database
@@ -31,9 +32,10 @@ from darwinlm.errors import DamagedFileError, RequestError
 from darwinlm.export.formats import MIXED, formats_record
 from darwinlm.export.gguf.file import header_bytes, write_gguf
 from darwinlm.export.huggingface import export_checkpoint
-from darwinlm.formats.rounding import rounded, rounded_in_order
+from darwinlm.formats.rounding import inverse_factor, rounded, rounded_in_order
 from darwinlm.genome import Genome, Space
 from darwinlm.measure.in_llamacpp import read_gguf
+from darwinlm.models.attention import heads_of_columns, lay_out
 from darwinlm.models.source import ModelSource
 from darwinlm.refit.blocks import refit_blocks
 from darwinlm.refit.store import Refits
@@ -62,7 +64,9 @@ def made(tmp_path_factory) -> Callable[[str], Assembler]:
         family, _, unit = name.partition(" by ")
         folder = tmp_path_factory.mktemp(f"bits_{family}")
         source = ModelSource(str(pico.make_checkpoint(folder / "dense", family, **WIDE)))
-        levels = pico.make_database(folder / "levels", source, unit or "kv_group", levels=4, multiple_of=32)
+        levels = pico.make_database(
+            folder / "levels", source, unit or "kv_group", levels=8 if unit else 4, multiple_of=32
+        )
         assembler = Assembler(source, levels, formats=FORMATS, embedding_format="q8_0")
         round_levels(assembler, pico.stream(source), CALIBRATION, 4)
         return Assembler(source, levels, formats=FORMATS, embedding_format="q8_0")
@@ -91,6 +95,15 @@ def in_file(assembler: Assembler, module: str, name: str, format_: str) -> Tenso
     return torch.from_numpy(gguf.quants.dequantize(held.numpy(), gguf.GGMLQuantizationType[format_.upper()]))
 
 
+def places(assembler: Assembler, ladder: Ladder, level: int) -> Tensor:
+    """Where the columns that a level keeps are in a file, with padding heads between them."""
+    kept, whole = assembler.database.kept(ladder.name, level), assembler.source.shape.layers[ladder.layer]
+    if ladder.kind == "mlp":
+        return torch.arange(len(kept))
+    queries = lay_out(heads_of_columns(kept.tolist(), 16), whole.heads, whole.kv_heads).queries
+    return torch.cat([torch.arange(16 * i, 16 * i + 16) for i, head in enumerate(queries) if head is not None])
+
+
 @torch.no_grad()
 def truth(assembler: Assembler, genome: Genome) -> Any:
     """The stock dense model whose matrices are what a file holds, with zeros where columns are gone."""
@@ -109,7 +122,7 @@ def truth(assembler: Assembler, genome: Genome) -> Any:
             if rung == ladder.top or not (level or name):
                 compact = matrix.weight[:, kept]
             elif name:
-                compact = held(f"level.{level}")[:, assembler.places(ladder, rung)]
+                compact = held(f"level.{level}")[:, places(assembler, ladder, level)]
             else:
                 compact = levels.weight(ladder.name, level).float()
             matrix.weight.zero_()
@@ -143,44 +156,60 @@ def test_candidates_compute_what_an_engine_reads_back(family: str, made) -> None
 @pytest.mark.parametrize("family", ["llama_gqa by query_head", "phi3"])
 def test_levels_in_formats_are_rounded_by_what_the_dense_model_feeds_them(family: str, made) -> None:
     assembler, fed = made(family), dict[str, Tensor]()
-    model = AutoModelForCausalLM.from_pretrained(assembler.source.folder, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(
+        assembler.source.folder, dtype=torch.float32, attn_implementation="eager"
+    )
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Linear):
             module.register_forward_hook(lambda _, x, y, name=name: fed.update({name: x[0].flatten(0, 1).double()}))
-    model(CALIBRATION)
+    attention = model(CALIBRATION, output_attentions=True).attentions
 
-    def rounded_by(ladder: Ladder, format_: str, name: str) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """(found, exact, inputs) of a matrix at all levels."""
-        exact, levels = model.get_submodule(name).weight, assembler.database
+    def rounded_by(ladder: Ladder, format_: str, name: str) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """(found, exact, where the columns of both are in the file, inputs) of a matrix at all levels; values' are weighted."""
+        exact, levels, x = model.get_submodule(name).weight, assembler.database, fed[name]
         held = partial(in_file, assembler, ladder.name, format_=format_)
         if not name.endswith(("o_proj", "down_proj")):
-            yield held(f"{name.removeprefix(f'model.layers.{ladder.layer}.')}.weight"), exact, fed[name]
+            whole, at = (
+                held(f"{name.removeprefix(f'model.layers.{ladder.layer}.')}.weight"),
+                torch.arange(exact.shape[1]),
+            )
+            values = {"v_proj": 0, "qkv_proj": 128 + 32}.get(name.rpartition(".")[2], len(exact))
+            looked_at = attention[ladder.layer].square().sum((1, 2)).flatten().double().sqrt()
+            for rows, own in ((slice(values), x), (slice(values, None), looked_at[:, None] * x)):
+                if len(exact[rows]):
+                    yield whole[rows], exact[rows], at, own
             return
         for level in range(ladder.level(ladder.top)):
-            stored, kept = held(f"level.{level}"), levels.kept(ladder.name, level)
-            found = stored[:, assembler.places(ladder, ladder.rung(level, format_))]
-            assert found.count_nonzero() == stored.count_nonzero()  # padding stays zero
-            if stored.shape[1] % 32 == 0 and stored.shape == found.shape:  # whole blocks
-                yield found, levels.weight(ladder.name, level) if level else exact, fed[name][:, kept]
+            kept = levels.kept(ladder.name, level)
+            matrix = levels.weight(ladder.name, level) if level else exact
+            yield held(f"level.{level}"), matrix, places(assembler, ladder, level), x[:, kept]
 
+    seen = 0
     for ladder, format_, name in itertools.product(assembler.space.ladders, FORMATS, list(fed)):
-        for found, exact, x in rounded_by(ladder, format_, name) if name.startswith(f"{ladder.name}.") else ():
-            hessian = x.T @ x
-            hessian += 1e-2 * fed[name].square().sum(0).mean() * torch.eye(len(hessian))
-            alike = rounded_in_order(exact, hessian, format_)
-            assert (found - alike).abs().gt(1e-6).double().mean() < 0.03
-            errors = [((one - exact).double() @ x.T).square().sum() for one in (found, rounded(exact, format_))]
-            assert errors[0] < errors[1]
+        for found, exact, at, x in rounded_by(ladder, format_, name) if name.startswith(f"{ladder.name}.") else ():
+            padded = torch.zeros(found.shape).index_copy_(1, at, exact)
+            assert found.count_nonzero() == found[:, at].count_nonzero()  # padding stays zero
+            both = (found, rounded(padded, format_))
+            errors = [((one[:, at] - exact).double() @ x.T).square().sum() for one in both]
+            assert errors[0] < errors[1] if found.shape[1] % 32 == 0 else torch.equal(*both)
+            if found.shape == exact.shape:
+                hessian = x.T @ x
+                every = x if name.endswith(("q_proj", "k_proj", "v_proj", "qkv_proj")) else fed[name]
+                hessian += 1e-2 * every.square().sum(0).mean() * torch.eye(len(hessian))
+                alike = rounded_in_order(exact, inverse_factor(hessian), format_)
+                assert (found - alike).abs().gt(1e-6).double().mean() < 0.03
+            seen += found.shape != exact.shape
+    assert (seen > 0) == family.endswith("query_head")
 
 
 def test_a_killed_rounding_goes_on_to_the_same_bytes_and_damage_is_told(made, tmp_path, monkeypatch) -> None:
     whole = made("qwen3_tied")
     source, levels, written, write = whole.source, whole.database, list[str](), RoundedLevels.write
     again = False
-    shutil.copytree(levels.folder, tmp_path / "again", ignore=shutil.ignore_patterns("rounded.json", *FORMATS))
+    shutil.copytree(levels.folder, tmp_path / "database", ignore=shutil.ignore_patterns("rounded.json", *FORMATS))
 
     def assembler() -> Assembler:
-        return Assembler(source, Database.open(tmp_path / "again"), formats=FORMATS)
+        return Assembler(source, Database.open(tmp_path / "database"), formats=FORMATS)
 
     def killed(self: RoundedLevels, ladder: Ladder, format_: str, tensors: Any) -> dict[str, str]:
         if len(written) == 6 and not again:
@@ -194,13 +223,25 @@ def test_a_killed_rounding_goes_on_to_the_same_bytes_and_damage_is_told(made, tm
     written, again = [], True
     round_levels(assembler(), pico.stream(source), CALIBRATION, 4)
     assert len(written) == 8  # a block's are admitted together
-    assert (tmp_path / "again/rounded.json").read_bytes() == (levels.folder / "rounded.json").read_bytes()
-    file = tmp_path / "again/q4_0/model.layers.1.mlp.safetensors"
+    assert (tmp_path / "database/rounded.json").read_bytes() == (levels.folder / "rounded.json").read_bytes()
+    file = tmp_path / "database/q4_0/model.layers.1.mlp.safetensors"
     assert file.read_bytes() == (levels.folder / "q4_0/model.layers.1.mlp.safetensors").read_bytes()
+    assert sum(path.stat().st_size for path in (tmp_path / "database").glob("q*/*")) == pytest.approx(
+        rounded_bytes(source.shape, levels.ladders(), [*FORMATS, "q8_0"]), rel=0.1
+    )
+    module, record = "model.layers.0.mlp", json.loads((tmp_path / "database/manifest.json").read_text())
+    next(one for one in record["modules"] if one["ladder"]["name"] == module)["sha256"] = "another"
+    (tmp_path / "database/manifest.json").write_text(json.dumps(record))
+    other = Database.open(tmp_path / "database")  # a module that was made anew, and otherwise
+    missing = [(l.name, f) for l in other.ladders() for f in FORMATS if not RoundedLevels(other).holds(l, f)]
+    assert missing == [(module, format_) for format_ in FORMATS]
     file.write_bytes(file.read_bytes()[:-1] + b"!")
     genome = tuple(ladder.rung(1, "q4_0") for ladder in whole.space.ladders)
+    shutil.copy(levels.folder / "manifest.json", tmp_path / "database")
     with pytest.raises(DamagedFileError, match=r"model.layers.1.mlp.safetensors' is missing or damaged.*Remove it"):
         assembler().model(genome, pico.CPU)
+    with pytest.raises(DamagedFileError, match=r"'[^']*q4_0/model.layers.1.mlp.safetensors'. Remove it"):
+        darwinlm.check_database(str(tmp_path))
 
 
 @pytest.mark.parametrize("family", ["llama_gqa", "phi3"])
@@ -248,7 +289,7 @@ def test_the_refit_rounds_matrices_in_front_by_what_the_pruned_model_feeds_them(
     hessian += 1e-2 * hessian.diagonal().mean() * torch.eye(64)
     matrix = assembler.source.layer(0)["self_attn.q_proj.weight"]
     found = refits.read(0)["self_attn.q_proj.weight"]
-    assert (found - rounded_in_order(matrix, hessian, "q4_0")).abs().gt(1e-6).double().mean() < 0.02
+    assert (found - rounded_in_order(matrix, inverse_factor(hessian), "q4_0")).abs().gt(1e-6).double().mean() < 0.02
     errors = [((one - matrix).double() @ x.T).square().sum() for one in (found, read_back(matrix, "q4_0"))]
     assert errors[0] < errors[1]
     assert {name for name in refits.read(2) if name.endswith("proj.weight")} == {

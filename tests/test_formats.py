@@ -9,7 +9,15 @@ from torch import Tensor
 
 from darwinlm.errors import RequestError
 from darwinlm.formats import llama_cpp
-from darwinlm.formats.rounding import packed, require_formats, restored, rounded, rounded_in_order, stored
+from darwinlm.formats.rounding import (
+    inverse_factor,
+    packed,
+    require_formats,
+    restored,
+    rounded,
+    rounded_in_order,
+    stored,
+)
 from darwinlm.formats.types import BLOCKS, BY_GGUF, PACKED, by_size, fitting, ggml_type, stored_bytes
 
 gguf = pytest.importorskip("gguf")
@@ -84,7 +92,7 @@ def test_columns_behind_make_up_for_what_rounding_left_as_least_squares_says(nam
     inputs, shared, mixing = (torch.randn(*size, generator=draw).double() for size in ((128, 400), (8, 400), (128, 8)))
     inputs += mixing @ shared  # columns that can stand in for each other
     hessian = inputs @ inputs.T / 400
-    found, plain = rounded_in_order(matrix, hessian, name), rounded(matrix, name)
+    found, plain = rounded_in_order(matrix, inverse_factor(hessian), name), rounded(matrix, name)
     assert torch.equal(rounded(found, name), found)
     if name in ("q4_0", "iq4_nl", "w4a16_32"):
         wanted = solved_anew(matrix, hessian, name, 32 if name == "iq4_nl" else 1)
@@ -104,10 +112,10 @@ def test_what_is_kept_of_a_rounded_matrix_gives_it_back(name: str, columns: int)
     matrix = normal(8, columns, seed=3)
     matrix[3, :40] = 0.0
     inputs = torch.randn(columns, 2 * columns, generator=torch.Generator().manual_seed(4)).double()
-    for found in (rounded(matrix, name), rounded_in_order(matrix, inputs @ inputs.T, name)):
+    for found in (rounded(matrix, name), rounded_in_order(matrix, inverse_factor(inputs @ inputs.T), name)):
         kept = stored(found, name)
         assert torch.equal(restored(kept, name, columns), found)
-        assert kept.nbytes == (2 * found.numel() if name in PACKED else stored_bytes((8, columns), name))
+        assert kept.nbytes == stored_bytes((8, columns), name)
 
 
 def test_rows_that_split_into_no_blocks_are_f16() -> None:

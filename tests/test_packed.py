@@ -93,7 +93,9 @@ def of_whole_numbers(folder: Path, dtype: str) -> Any:
     return model
 
 
-@pytest.mark.parametrize(("family", "dtype"), [("llama_gqa", "w4a16"), ("qwen3_tied", "w8a16"), ("phi3", "w4a16")])
+@pytest.mark.parametrize(
+    ("family", "dtype"), [("llama_gqa", "w4a16"), ("qwen3_tied", "w8a16"), ("phi3", "w4a16"), ("cohere", "w8a16")]
+)
 def test_the_form_holds_the_rounded_model(family: str, dtype: str, pruned) -> None:
     folder = pruned(family)
     form = darwinlm.export_checkpoint(str(folder), format="compressed-tensors", dtype=dtype).forms[1]
@@ -172,7 +174,7 @@ def test_weights_that_are_no_numbers_are_not_packed(tmp_path) -> None:
 
 
 def test_a_run_keeps_to_the_bytes_and_its_packed_form_holds_what_was_scored(text, tmp_path) -> None:
-    folder, run = pico.make_checkpoint(tmp_path / "dense", "llama_gqa", **WIDE), tmp_path / "run"
+    folder, run = pico.make_checkpoint(tmp_path / "dense", "cohere", **WIDE), tmp_path / "run"
     settings_ = {**pico.RUN, "search": {"start_rounds": 2, "start_tokens": 256}, "refit": {"tokens": 512}}
     settings_ |= {"database": {"levels": 4, "multiple_of": 32}}
     settings_ |= {"target": {"memory": "400KB", "formats": ["w8a16", "w4a16"], "context": 0}}

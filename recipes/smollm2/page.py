@@ -267,16 +267,16 @@ def _time(results: Results) -> str:
     rows, commands = [], []
     for path in sorted(results.folder.glob("done/*.json"), key=lambda path: path.stat().st_mtime):
         done = json.loads(path.read_text(encoding="utf-8"))
-        rows.append([path.stem, duration(done["seconds"]), f"{done['peak_memory_bytes'] / 1e9:.2f} GB"])
+        threads = " and ".join(map(str, done["threads"]))
+        rows.append([path.stem, duration(done["seconds"]), threads, f"{done['peak_memory_bytes'] / 1e9:.2f} GB"])
         commands += [shlex.join(["darwinlm", *c[3:]]) if c[1:3] == ["-m", "darwinlm"] else "" for c in done["commands"]]
     if not rows:
         return ""
     typed = "\n".join(command for command in commands if command)
     for word, place in results.told["places"].items():
         typed = typed.replace(place, word)
-    return (
-        f"## Time and memory\n\n{table(['step', 'time', 'peak memory'], rows)}\n\n## Commands\n\n```bash\n{typed}\n```"
-    )
+    taken = table(["step", "time", "threads", "peak memory"], rows)
+    return f"## Time and memory\n\n{taken}\n\n## Commands\n\n```bash\n{typed}\n```"
 
 
 def measured(score: dict[str, Any] | None, sign: str = "") -> str:

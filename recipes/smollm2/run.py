@@ -3,7 +3,7 @@
     python recipes/smollm2/run.py [--output runs/smollm2] [--texts ../shared/text] [--tasks ../shared/eval]
                                   [--settings recipes/smollm2/tiny.yaml] [--page docs/smollm2.md] [--only STEP] [--list]
 
-Every step is commands as a user types them; they, their seconds and their peak memory are kept in OUTPUT/done/STEP.json.
+Every step is commands as a user types them; they, their seconds, threads and peak memory are kept in OUTPUT/done/STEP.json.
 The folders of texts and tasks may be given by DARWINLM_TEXTS and DARWINLM_TASKS. Where they are absent, steps that need them
 are left out.
 """
@@ -63,7 +63,8 @@ def run(step: Step, output: Path, number: str) -> None:
         say(f"{number} {step.name}: done, {known['seconds'] / 60:.1f} min")
         return
     say(f"{number} {step.name}: {expected(step)}")
-    taken = json.loads(begun.read_text()) if begun.exists() else {"seconds": 0.0, "peak_memory_bytes": 0}
+    taken = json.loads(begun.read_text()) if begun.exists() else {"seconds": 0.0, "peak_memory_bytes": 0, "threads": []}
+    taken["threads"] = sorted({*taken["threads"], int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)})
     began = time.perf_counter() - taken["seconds"]
 
     def note(memory: int = 0) -> None:

@@ -56,7 +56,7 @@ class Assembler:
         self.embedded = source.embedded_in(embedding_format)
         """The checkpoint with embedding and head as candidates have them."""
         self.space = Space.of(database.ladders(), formats)
-        self._rounded = RoundedLevels(database.folder) if formats else None
+        self._rounded = RoundedLevels(database) if formats else None
         self._names: list[dict[str, str]] = [{} for _ in source.shape.layers]
         for full in source.files:
             if (layer := layer_of(full)) is not None:
@@ -138,8 +138,7 @@ class Assembler:
     def before_rounding(self, ladder: Ladder, rung: int) -> dict[str, Tensor]:
         """The matrices of a module at the level of a rung, as they are before they are stored in a format, by their names within
         the layer."""
-        whole = self._module(ladder, ladder.rung(ladder.level(rung), ""))
-        return {name: tensor for name, tensor in whole.items() if tensor.ndim == 2}
+        return self._site(ladder).matrices(self._module(ladder, ladder.rung(ladder.level(rung), "")))
 
     def output_name(self, ladder: Ladder) -> str:
         """Name within its layer of a module's output matrix."""
@@ -156,8 +155,8 @@ class Assembler:
 
     def in_front(self, ladder: Ladder, format_: str) -> dict[str, Tensor]:
         """The matrices of a module but the output matrix, whole, in a format, by their names within the layer."""
-        output, dense = f"{self._site(ladder).output}.weight", held(self._site(ladder), self._dense_layer(ladder.layer))
-        found = {name: tensor for name, tensor in dense.items() if tensor.ndim == 2 and name != output}
+        found = self._site(ladder).matrices(self._dense_layer(ladder.layer))
+        del found[self.output_name(ladder)]
         if not format_:
             return found
         made = lambda: {n: self.rounded.matrix(ladder, format_, n, t.shape[1]) for n, t in found.items()}  # noqa: E731
@@ -231,13 +230,12 @@ class Assembler:
         dense = held(site, self._dense_layer(ladder.layer)) | self.in_front(ladder, format_)
         found = dense
         if level > ladder.level(ladder.present):
-            kept = self.database.kept(ladder.name, level)
-            output = self.database.weight(ladder.name, level).to(dense[f"{site.output}.weight"])
+            output, kept = self.output(ladder, rung)
             if ladder.kind == "mlp":
                 found = shrink_mlp(site, dense, before, kept, output)
             else:
                 found = shrink_attention(site, dense, before, self._layout(ladder, rung), kept, output)
-        return found | {f"{site.output}.weight": self._rounded_output(ladder, rung)} if format_ else found
+        return found | {self.output_name(ladder): self._rounded_output(ladder, rung)} if format_ else found
 
     def _layout(self, ladder: Ladder, rung: int) -> AttentionLayout:
         level = ladder.level(rung)

@@ -54,7 +54,7 @@ def rounded_bytes(shape: ModelShape, ladders: Sequence[Ladder], formats: Sequenc
     for ladder in ladders:
         now = shape.layers[ladder.layer].without({"mlp" if ladder.kind == "attention" else "attention"})
         fronts = shape.module_parameters(now) // shape.hidden - ladder.columns  # rows
-        for name in formats if ladder.columns else ():
+        for name in set(formats) if ladder.columns else ():
             found += stored_bytes((fronts, shape.hidden), name)
             for count in ladder.open_counts[:-1]:
                 found += stored_bytes((shape.hidden, ladder.columns - count * ladder.group_size), name)
@@ -112,7 +112,7 @@ def plan_memory(
     and the dense head in float32; where the host itself computes, the dense weights, too. The refit holds a block of both
     models and, in float64, sums over the tokens that are fitted to and those that check, and what a matrix is solved with, or
     the columns of an MLP are chosen with again. Rounding levels to formats holds a block, what its matrices are fed, and in float64
-    one matrix and three of the size of its Hessian.
+    one matrix and three of the size of its Hessian, and one sequence's attention.
     """
     work, length = Work(shape, pruned, config, value_bytes, compute, on_host), config.blocks.sequence_length
     widest = max(max(w.heads * shape.head_dim, w.columns) for w in shape.layers)
@@ -127,12 +127,12 @@ def plan_memory(
     activations = batch_tokens * (widest + 4 * shape.hidden) * 4
     database = block + 4 * max(squares) + activations
     refit = 2 * block + 8 * _refit_values(shape, config) + activations
-    side = max(widest, shape.hidden)
-    rounding = block + 32 * side**2 + 20 * side * shape.hidden + activations if config.target.formats else 0
+    side, attended = max(widest, shape.hidden), 12 * length**2 * max(w.heads for w in shape.layers)
+    rounding = block + 32 * side**2 + 20 * side * shape.hidden + activations + attended if config.target.formats else 0
     dense = shape.parameters * value_bytes
     search = shape.vocabulary * shape.hidden * 4 + (dense if on_host else 0)
     if not config.search.generations:  # the start streams
-        search = max(search + streamed_memory(shape, config), rounding)
+        search += streamed_memory(shape, config)
     elif not any(config.search.train_tokens):
         search += pruned.parameters * compute.itemsize
     elif config.search.training == "refit":  # that first, then the whole candidate
@@ -187,6 +187,15 @@ def database_need(work: Work) -> Need:
         ("shorten blocks.sequence_length", True),
     ]
     return Need("Building the database", memory.database + there, beside, _open(remedies))
+
+
+def rounding_need(work: Work) -> Need:
+    """Of rounding all levels to formats before a search; nothing where there are none."""
+    remedies = [
+        ("lower database.batch_sequences", work.config.database.batch_sequences > 1),
+        ("leave target.formats out, and quantize afterwards", True),
+    ]
+    return Need("Rounding the levels to formats", plan_memory(*work).rounding, 0, _open(remedies))
 
 
 def search_need(work: Work) -> Need:

@@ -3,21 +3,23 @@
 Rounding to the nearest would mislead a search: second order takes back most of what a coarse format costs, and nothing of what
 a lost width does. The error of a level's output is that of pruning plus tr(dQ H dQ^T), dQ of the rounding (arXiv 2210.17323).
 
-Letters: C = columns of an output matrix, H = hidden size, k = columns that a level keeps.
+Letters: C = columns of an output matrix, H = hidden size, P as in `database.fronts`.
 """
 
 from __future__ import annotations
 
 from contextlib import ExitStack
+from itertools import groupby
 
 import torch
 from torch import Tensor
 
 from darwinlm.assemble import Assembler
-from darwinlm.database.columns import mirror
-from darwinlm.database.hessians import accumulating, block_hessians, damp
+from darwinlm.database.fronts import round_fronts, watched_fronts
+from darwinlm.database.hessians import block_hessians, damp
 from darwinlm.database.levels import Ladder
-from darwinlm.formats.rounding import DAMPING, rounded_in_order, stored
+from darwinlm.errors import CalibrationError
+from darwinlm.formats.rounding import DAMPING, inverse_factor, rounded_in_order, stored
 from darwinlm.models.blocks import BlockStream
 from darwinlm.models.sites import Kind
 from darwinlm.models.stock import Block
@@ -26,7 +28,7 @@ from darwinlm.runtime.placement import Placement
 from darwinlm.runtime.progress import progress
 
 Moments = dict[Kind, tuple[Tensor, Tensor]]
-"""Second moments of what the matrices in front of an output matrix are fed, all alike (H, H), and of what that is fed (C, C)."""
+"""Second moments of what the matrices in front of an output matrix are fed (P, H, H), and of what that is fed (C, C)."""
 
 
 @torch.no_grad()
@@ -55,11 +57,18 @@ def round_levels(
         for layer, block in enumerate(stream.blocks(last + 1)):
             here = [one for one in missing if one[0].layer == layer]
             moments = _moments(assembler, stream, block, hidden, [ladder for ladder, _ in here], tokens.numel(), batch)
-            found: dict[str, str] = {}
-            for ladder, format_ in ranks.shard(here):
-                found |= levels.write(ladder, format_, _in_format(assembler, ladder, format_, *moments[ladder.kind]))
-            for share in ranks.all_gather(found) if here else ():
-                levels.admit(share, save=ranks.is_first())
+            found: dict[str, list[str]] = {}
+            for ladder, own in groupby(ranks.shard(here), lambda one: one[0]):
+                try:
+                    made = _in_formats(assembler, ladder, [f for _, f in own], *moments[ladder.kind])
+                except CalibrationError as fault:
+                    raise CalibrationError(f"{ladder.name}: {fault}") from fault
+                for format_, tensors in made.items():
+                    found |= levels.write(ladder, format_, tensors)
+            if here:
+                everyone = {file: known for share in ranks.all_gather(found) for file, known in share.items()}
+                levels.admit(everyone, save=ranks.is_first())
+            del moments  # before those of the next block are summed
             advance(f"layer {layer}")
     ranks.barrier()
 
@@ -75,37 +84,33 @@ def _moments(
 ) -> Moments:
     """Those of some modules of a block, damped; its outputs replace `hidden`."""
     by_kind: dict[Kind, Ladder] = {ladder.kind: ladder for ladder in ladders}
-    fronts: dict[Kind, Tensor] = {}
-    with ExitStack() as hooks:
-        for kind, ladder in by_kind.items():
-            front = block.layer.get_submodule(next(iter(assembler.in_front(ladder, ""))).removesuffix(".weight"))
-            fronts[kind] = torch.zeros(1, 1, stream.shape.hidden, stream.shape.hidden, device=stream.device)
-            hooks.enter_context(front.register_forward_pre_hook(accumulating(fronts[kind], tokens)))
-        outputs = block_hessians(stream, block, hidden, list(by_kind), tokens, batch)
+    with ExitStack() as watching:
+        fronts = {kind: watching.enter_context(watched_fronts(block, kind, tokens)) for kind in by_kind}
+        outputs = block_hessians(stream, block, hidden, list(by_kind), tokens, 1 if "attention" in by_kind else batch)
     found: Moments = {}
     for kind, ladder in by_kind.items():
-        mirror(front := fronts[kind][0, 0])
-        found[kind] = (ranks.all_reduce(front), ranks.all_reduce(outputs[kind][0, 0]))
-        for moments in found[kind]:
+        found[kind] = (ranks.all_reduce(fronts[kind]), ranks.all_reduce(outputs[kind][0, 0]))
+        for moments in (*fronts[kind], outputs[kind][0, 0]):
             damp(moments, DAMPING, ladder.name)
     return found
 
 
-def _in_format(assembler: Assembler, ladder: Ladder, format_: str, front: Tensor, output: Tensor) -> dict[str, Tensor]:
-    """One module in a format, as it is written."""
-
-    def in_order(matrix: Tensor, moments: Tensor) -> Tensor:
-        return stored(rounded_in_order(matrix.to(moments), moments, format_), format_)
-
-    found = {name: in_order(matrix, front) for name, matrix in assembler.in_front(ladder, "").items()}
+def _in_formats(
+    assembler: Assembler, ladder: Ladder, formats: list[str], fronts: Tensor, output: Tensor
+) -> dict[str, dict[str, Tensor]]:
+    """One module in each of some formats, as it is written."""
+    site, units = assembler.source.family.site(ladder.kind), assembler.source.shape.layers[ladder.layer].counts
+    found = round_fronts(site, assembler.in_front(ladder, ""), units, fronts, formats)
     for level in range(ladder.level(ladder.present), ladder.level(ladder.top)):
         rung = ladder.rung(level, "")
         matrix = assembler.before_rounding(ladder, rung)[assembler.output_name(ladder)].to(output)
         moments = torch.eye(matrix.shape[1]).to(output) * output.diagonal().mean()
         places = assembler.places(ladder, rung).to(output.device)
         kept = assembler.database.kept(ladder.name, level).to(output.device)
-        live = (matrix[:, places] != 0).any(0)  # padding, and what is never fed, stays zero
+        live = (matrix[:, places] != 0).any(0)  # nothing is made up for by padding, or by what is never fed
         places, kept = places[live], kept[live]
         moments[places[:, None], places] = output[kept[:, None], kept]
-        found[f"level.{level}"] = in_order(matrix, moments)
-    return found
+        upper = inverse_factor(moments)
+        for format_, matrices in found.items():
+            matrices[f"level.{level}"] = rounded_in_order(matrix, upper, format_)
+    return {format_: {name: stored(one, format_) for name, one in each.items()} for format_, each in found.items()}

@@ -27,7 +27,7 @@ from darwinlm.comparison.methods.registry import METHODS, methods_named
 from darwinlm.comparison.table import Comparison, save_comparison
 from darwinlm.config import RunConfig, TargetConfig, resolve, written
 from darwinlm.config.quantities import quantity
-from darwinlm.cost import database_need
+from darwinlm.cost import database_need, rounding_need
 from darwinlm.errors import RequestError
 from darwinlm.run.plan import level_of
 from darwinlm.run.request import Run, opened
@@ -204,7 +204,7 @@ def run_compare(config: RunConfig, wanted: Asked) -> tuple[Comparison, Path]:
         for place in places:
             require_same_cell(run, place, wanted.training)
 
-    needs = [database_need, *dict.fromkeys(need for m in wanted.methods if (need := METHODS[m].need))]
+    needs = [database_need, rounding_need, *dict.fromkeys(need for m in wanted.methods if (need := METHODS[m].need))]
     if wanted.training.tokens:
         needs.append(later_training_need)
     with _told_as("--levels", instead_of="target.memory"), opened(config, check=check, needs=needs) as run:

@@ -5,7 +5,6 @@ Letters: S = sequences, T = tokens in a sequence, H = hidden size, C = columns o
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import ExitStack
 
 import torch
@@ -54,7 +53,7 @@ def block_hessians(
             matrix = block.output_matrix(kind)
             columns = matrix.in_features // block.parts(kind)
             hessians[kind] = torch.zeros(1 + hold_back, block.parts(kind), columns, columns, device=stream.device)
-            hooks.enter_context(matrix.register_forward_pre_hook(accumulating(hessians[kind], tokens)))
+            hooks.enter_context(matrix.register_forward_pre_hook(_accumulating(hessians[kind], tokens)))
         stream.forward(block, hidden, batch)
     for hessian in hessians.values():
         for part in hessian.flatten(0, 1):
@@ -62,8 +61,7 @@ def block_hessians(
     return hessians
 
 
-def accumulating(parts: Tensor, tokens: int) -> Callable[[nn.Module, tuple[Tensor]], None]:
-    """A hook that adds what a matrix is fed, X X^T / tokens, to the lower triangles of `parts` (P, E, C / E, C / E)."""
+def _accumulating(parts: Tensor, tokens: int):
     seen = ranks.rank()  # sequences are dealt out in turn
 
     def hook(module: nn.Module, arguments: tuple[Tensor]) -> None:

@@ -8,42 +8,48 @@ padding included.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 from torch import Tensor
 
 from darwinlm.database.levels import Ladder
+from darwinlm.database.store import Database
 from darwinlm.errors import DamagedFileError
 from darwinlm.formats.rounding import restored
 from darwinlm.runtime.files import CheckedTensors, read_json, sha256_of_file, write_json, write_tensors
 
 _RECORD = "rounded.json"
+_REMEDY = "Remove it; `darwinlm search`, `prune` and `compare` make it anew."
 
 
 class RoundedLevels:
     """What lies there of a database's levels in formats.
 
     Args:
-        folder: of the database.
+        database: finished.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.files: dict[str, str] = read_json(folder / _RECORD) if (folder / _RECORD).exists() else {}
-        """Of every finished file, beneath the folder, its SHA-256."""
-        self._tensors = CheckedTensors("Remove it and run the same command again, which makes it anew.")
+    def __init__(self, database: Database) -> None:
+        self.database, self.folder, record = database, database.folder, database.folder / _RECORD
+        try:
+            self.files: dict[str, list[str]] = read_json(record) if record.exists() else {}
+            """Of every finished file, beneath the folder, its SHA-256 and that of the module it was made from."""
+        except DamagedFileError as fault:
+            raise DamagedFileError(f"{fault} {_REMEDY}") from fault
+        self._tensors = CheckedTensors(_REMEDY)
 
     def holds(self, ladder: Ladder, format_: str) -> bool:
-        """Whether a module is finished in a format."""
-        return (file := _file(ladder, format_)) in self.files and (self.folder / file).is_file()
+        """Whether a module as it is in the database is finished in a format."""
+        file = _file(ladder, format_)
+        made_from = self.files.get(file, [""])[-1]
+        return made_from == self.database.modules[ladder.name].sha256 and (self.folder / file).is_file()
 
-    def write(self, ladder: Ladder, format_: str, tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    def write(self, ladder: Ladder, format_: str, tensors: Mapping[str, Tensor]) -> dict[str, list[str]]:
         """Write one module in a format; returns what is to be admitted."""
         file = _file(ladder, format_)
         write_tensors(self.folder / file, dict(tensors))
-        return {file: sha256_of_file(self.folder / file)}
+        return {file: [sha256_of_file(self.folder / file), self.database.modules[ladder.name].sha256]}
 
-    def admit(self, files: Mapping[str, str], *, save: bool) -> None:
+    def admit(self, files: Mapping[str, list[str]], *, save: bool) -> None:
         """Take finished files in, of this process or of another rank; the rank that `save`s writes the record."""
         self.files |= files
         if save:
@@ -55,10 +61,22 @@ class RoundedLevels:
         Raises:
             DamagedFileError: the file is missing or damaged.
         """
-        file = _file(ladder, format_)
-        if file not in self.files:
-            raise DamagedFileError(f"'{self.folder / file}' is missing. Run `darwinlm search` again, which makes it.")
-        return restored(self._tensors.read(self.folder / file, self.files[file], name), format_, columns)
+        path = self.folder / _file(ladder, format_)
+        if not self.holds(ladder, format_):
+            raise DamagedFileError(f"'{path}' is missing, or of another database. {_REMEDY}")
+        return restored(self._tensors.read(path, self.files[_file(ladder, format_)][0], name), format_, columns)
+
+    def require_whole(self) -> None:
+        """Read all files that lie there.
+
+        Raises:
+            DamagedFileError: some are altered; names them.
+        """
+        paths = {self.folder / file: sha256 for file, (sha256, _) in self.files.items()}
+        if altered := [
+            f"'{path}'" for path, sha256 in paths.items() if path.is_file() and sha256_of_file(path) != sha256
+        ]:
+            raise DamagedFileError(f"Damaged beside the database: {', '.join(altered)}. {_REMEDY}")
 
 
 def _file(ladder: Ladder, format_: str) -> str:

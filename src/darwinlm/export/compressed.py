@@ -26,7 +26,7 @@ from darwinlm.formats.packing import pack, whole_numbers
 from darwinlm.formats.rounding import rounded
 from darwinlm.formats.types import BLOCKS, PACKED, fitting, stored_bytes
 from darwinlm.models.blocks import BlockStream
-from darwinlm.models.sites import HEAD, KINDS, Kind, framed, held, layer_prefix
+from darwinlm.models.sites import HEAD, KINDS, Kind, framed, layer_prefix
 from darwinlm.models.source import ModelSource
 from darwinlm.models.stubs import stubbed
 from darwinlm.refit.blocks import refit_blocks
@@ -127,7 +127,7 @@ def _formats(source: ModelSource, format_of: Callable[[str], str | None]) -> Ite
 
 
 def _matrices(source: ModelSource, kind: Kind, layer: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor for name, tensor in held(source.family.site(kind), layer).items() if tensor.ndim == 2}
+    return source.family.site(kind).matrices(layer)
 
 
 def _rounded(source: ModelSource, format_: str, tokens: Tensor, device: torch.device, folder: Path) -> Refits:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from darwinlm.errors import CalibrationError, RequestError
 from darwinlm.formats import llama_cpp
-from darwinlm.formats.packing import read_back, whole_numbers
+from darwinlm.formats.packing import pack, read_back, unpack, whole_numbers
 from darwinlm.formats.types import BLOCKS, BY_GGUF, PACKED, WHOLE, fitting, ggml_type
 
 _DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
@@ -80,18 +80,24 @@ def _once(values: np.ndarray, name: str) -> np.ndarray:
 def stored(found: Tensor, name: str) -> Tensor:
     """A matrix (R, C) as `rounded` and `rounded_in_order` give it, in the few bytes that `restored` gives it back from."""
     name = fitting(name, found.shape[-1])
-    if name in WHOLE or name in PACKED:
-        return found.to("cpu", _DTYPES.get(name, torch.bfloat16))
+    if name in WHOLE:
+        return found.to("cpu", _DTYPES[name])
+    if name in PACKED:
+        numbers, scales = whole_numbers(found.cpu(), name)
+        return torch.cat([pack(numbers, PACKED[name]).view(torch.uint8), scales.contiguous().view(torch.uint8)], 1)
     return torch.from_numpy(packed(found.to("cpu", torch.float32).contiguous().numpy(), name)).view(len(found), -1)
 
 
 def restored(bytes_: Tensor, name: str, columns: int) -> Tensor:
     """(R, C) float32 from what `stored` made of it."""
-    if bytes_.dtype != torch.uint8:
+    if (name := fitting(name, columns)) in WHOLE:
         return bytes_.float()
+    if name in PACKED:
+        words, scales = (part.contiguous() for part in bytes_.tensor_split([columns * PACKED[name] // 8], 1))
+        return read_back(unpack(words.view(torch.int32), PACKED[name]), scales.view(torch.bfloat16))
     import gguf
 
-    values = gguf.quants.dequantize(bytes_.numpy(), ggml_type(fitting(name, columns)))
+    values = gguf.quants.dequantize(bytes_.numpy(), ggml_type(name))
     return torch.from_numpy(values.reshape(-1, columns).astype(np.float32, copy=False))
 
 
@@ -111,7 +117,22 @@ def packed(values: np.ndarray, name: str, importance: np.ndarray | None = None) 
         return gguf.quants.quantize(values, ggml_type(name))
 
 
-def rounded_in_order(matrix: Tensor, hessian: Tensor, name: str) -> Tensor:
+def inverse_factor(hessian: Tensor) -> Tensor:
+    """U (C, C) upper triangular, float64, with U^T U the inverse of a positive definite matrix; its rows from b on are those of
+    what is left of that once the first b columns are fixed.
+
+    Raises:
+        CalibrationError: the matrix is not positive definite.
+    """
+    lower, info = torch.linalg.cholesky_ex(hessian.double())
+    if info.item() or not torch.isfinite(lower).all():
+        raise CalibrationError("the second moments of a matrix's inputs are not positive definite")
+    inverse = torch.cholesky_inverse(lower)
+    del lower  # each is as large as the Hessian
+    return torch.linalg.cholesky(inverse, upper=True)
+
+
+def rounded_in_order(matrix: Tensor, upper: Tensor, name: str) -> Tensor:
     """(R, C) float32, rounded column by column: those that follow make up for the error of each (GPTQ, arXiv 2210.17323).
 
     The error e of column j changes the columns behind it by -e (H^-1)_j,behind / (H^-1)_jj, H^-1 of what is not rounded yet:
@@ -120,23 +141,13 @@ def rounded_in_order(matrix: Tensor, hessian: Tensor, name: str) -> Tensor:
     scales are searched for, are rounded whole, and the columns behind them make up for that.
 
     Args:
-        matrix: (R, C), left unchanged.
-        hessian: (C, C) second moments of its inputs, damped.
+        matrix: (R, C), left unchanged; rows are rounded apart from each other.
+        upper: (C, C), `inverse_factor` of the second moments of its inputs, damped.
         name: of the type.
-
-    Raises:
-        CalibrationError: the Hessian is not positive definite.
     """
     name = fitting(name, matrix.shape[-1])
     if name not in BLOCKS:
         return rounded(matrix, name)
-    hessian = hessian.double()
-    lower, info = torch.linalg.cholesky_ex(hessian)
-    if info.item() or not torch.isfinite(lower).all():
-        raise CalibrationError("the second moments of a matrix's inputs are not positive definite")
-    upper = torch.linalg.cholesky(
-        torch.cholesky_inverse(lower), upper=True
-    )  # its rows from b on are those of what is left
     left, found = matrix.double().clone(), torch.empty(matrix.shape, dtype=torch.float32, device=matrix.device)
     size = BLOCKS[name][0]
     for first in range(0, matrix.shape[1], size):

@@ -31,6 +31,8 @@ class Cut:
     part: Part
     """query: a unit is a query head; key, value: a KV head; gate, up: a column of the MLP, of all its
     experts; expert: an expert."""
+    norm: bool = False
+    """Whether it is the weight of a norm with a row for every head, and multiplies no vectors."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,11 @@ class Site:
     def holds(self, name: str) -> bool:
         """Whether a tensor of the layer is one of this module, or of a norm that goes with it."""
         return name.startswith(f"{self.module}.") or name.rpartition(".")[0] in self.norms
+
+    def matrices(self, layer: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Those of a layer's tensors that are this module's matrices, the output matrix among them, by their names within it."""
+        norms = {f"{cut.matrix}.weight" for cut in self.cuts if cut.norm}
+        return {n: tensor for n, tensor in layer.items() if self.holds(n) and tensor.ndim == 2 and n not in norms}
 
     def split(self, name: str, tensor: Tensor, counts: Mapping[Part, int]) -> dict[Part, Tensor]:
         """The parts of a tensor of this module, each (units, rows of a unit, ...); empty where it stays whole.
@@ -102,7 +109,7 @@ def attention(
     """
     parts: tuple[Part, ...] = ("query", "key", "value")
     cuts = tuple(Cut(f"self_attn.{name}", part) for name, part in zip((queries, keys, values), parts))
-    cuts += tuple(Cut(f"self_attn.{name}", part) for name, part in zip(head_norms, parts))
+    cuts += tuple(Cut(f"self_attn.{name}", part, norm=True) for name, part in zip(head_norms, parts))
     return Site("attention", "self_attn", "self_attn.o_proj", cuts, norms, **facts)  # type: ignore[arg-type]
 
 

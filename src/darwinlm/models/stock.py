@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -206,6 +207,20 @@ class Block(nn.Module):
             return self.decoder(inputs_embeds=hidden, **{"use_cache": False, **kwargs}).last_hidden_state
         finally:
             self._here.hidden = None
+
+    @contextmanager
+    def telling_attention(self) -> Iterator[None]:
+        """Within, attention goes step by step, and its modules put out its weights (S, heads, T, T), too."""
+        owners = (self.decoder, *self.layer.modules())
+        configs: dict[int, Any] = {id(owner.config): owner.config for owner in owners if hasattr(owner, "config")}
+        before = {key: config._attn_implementation for key, config in configs.items()}
+        try:
+            for config in configs.values():
+                config._attn_implementation = "eager"
+            yield
+        finally:
+            for key, config in configs.items():
+                config._attn_implementation = before[key]
 
     def output_matrix(self, kind: Kind) -> nn.Linear:
         """The matrix of a module whose input columns are pruned."""

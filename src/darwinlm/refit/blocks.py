@@ -124,7 +124,7 @@ class _Streams:
                 if format_:
                     fitted = (self.hidden[part] for part, checks in self.parts if not checks)
                     fronts = {n: t for n, t in before.items() if n != name}
-                    changed = fronts_anew(ours, fronts, format_, fitted, self.dense.device)
+                    changed = fronts_anew(ours, kind, fronts, format_, fitted, self.dense.device)
                     weights |= put(ours, changed)
                 for _ in range(rounds):
                     stays = ours.output_matrix(kind).weight

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from darwinlm.formats.rounding import DAMPING, rounded_in_order
+from darwinlm.database.fronts import round_fronts, watched_fronts
+from darwinlm.formats.rounding import DAMPING, inverse_factor, rounded_in_order
 from darwinlm.models.sites import Kind
 from darwinlm.models.stock import Block
 from darwinlm.refit.least_squares import Moments, best_matrix
@@ -18,32 +19,27 @@ InFormat = Callable[[int, Kind], tuple[str, dict[str, Tensor]]]
 
 
 def fronts_anew(
-    block: Block, before: dict[str, Tensor], format_: str, hidden: Iterable[Tensor], device: torch.device
+    block: Block, kind: Kind, before: dict[str, Tensor], format_: str, hidden: Iterable[Tensor], device: torch.device
 ) -> dict[str, Tensor]:
-    """The matrices in front of a module's output matrix, which are all fed alike, as the first rank rounds them.
+    """The matrices in front of a module's output matrix, as the first rank rounds them.
 
     Args:
         block: of the pruned model.
+        kind: of the module.
         before: the matrices as they were.
         format_: that they are rounded to.
         hidden: inputs of the block, of this rank's sequences that are fitted to.
         device: where the block computes.
     """
-    name, matrix = next(iter(before.items()))
-    hessian = torch.zeros(matrix.shape[1], matrix.shape[1], dtype=torch.float64, device=device)
-
-    def add(_: nn.Module, inputs: tuple[Tensor]) -> None:
-        x = inputs[0].flatten(0, -2).float()
-        hessian.add_(x.T @ x)
-
-    with block.layer.get_submodule(name.removesuffix(".weight")).register_forward_pre_hook(add):
-        for part in hidden:
-            block(part.to(device))
-    ranks.all_reduce(hessian)
+    with watched_fronts(block, kind, 1) as moments:
+        for sequence in (one for part in hidden for one in part.split(1)):
+            block(sequence.to(device))
+    ranks.all_reduce(moments)
     if not ranks.is_first():
         return ranks.broadcast({})
-    damped = _damped(hessian)
-    return ranks.broadcast({n: rounded_in_order(t.to(device), damped, format_).cpu() for n, t in before.items()})
+    damped = torch.stack([_damped(each) for each in moments])
+    found = round_fronts(block.family.site(kind), before, block.widths.counts, damped, [format_])[format_]
+    return ranks.broadcast({name: matrix.cpu() for name, matrix in found.items()})
 
 
 def refit_anew(
@@ -54,13 +50,10 @@ def refit_anew(
     before = before.to(fit.cross)
     if not (before != 0).any(0).all():  # padding stays zero
         return weight, None
-    every, change, damped = (
-        torch.arange(before.shape[1], device=before.device),
-        before - weight.to(before),
-        _damped(fit.inputs),
-    )
+    every, change = torch.arange(before.shape[1], device=before.device), before - weight.to(before)
+    upper = inverse_factor(_damped(fit.inputs))
     fit, check = (one.behind(change, every) for one in (fit, check))
-    return best_matrix(before, fit, check, lambda matrix: rounded_in_order(matrix, damped, format_), weight)
+    return best_matrix(before, fit, check, lambda matrix: rounded_in_order(matrix, upper, format_), weight)
 
 
 def _damped(moments: Tensor) -> Tensor:

@@ -18,6 +18,8 @@ from darwinlm.refit.least_squares import DAMPINGS
 
 ROUNDS, GENOMES = 3, 6
 """Of the start, as most models that we measured took."""
+COLUMN_SECONDS = 1e-4
+"""That rounding one column takes on a GPU beside its products: some fifteen small operations."""
 OPTIMIZER_BYTES = 110
 """That a step of the compensated AdamW reads and writes for each parameter, operation by operation."""
 
@@ -55,11 +57,22 @@ def pruning_seconds(ladders: Sequence[Ladder], hidden: int, devices: int, rate: 
 
 
 def rounding_flops(ladder: Ladder, hidden: int, formats: int) -> int:
-    """One module's levels in so many formats, in float64: of each level factor, inverse and its factor (4/3 k^3), and what later
-    columns make up for (R k^2)."""
-    kept = [ladder.columns - count * ladder.group_size for count in ladder.open_counts[:-1]]
-    fronts = 4 * hidden**3 // 3 + 2 * ladder.columns * hidden**2
-    return formats * (fronts + sum(4 * k**3 // 3 + hidden * k**2 for k in kept))
+    """One module's levels in so many formats, in float64: of each level factor, inverse and its factor (4/3 k^3), and in each
+    format what later columns make up for (R k^2); the same of the matrices in front, which have about 2 C rows."""
+    kept = _kept(ladder)
+    inverses = 4 * sum(k**3 for k in (hidden, *kept)) // 3
+    return inverses + formats * (2 * ladder.columns * hidden**2 + sum(hidden * k**2 for k in kept))
+
+
+def rounding_seconds(ladders: Sequence[Ladder], hidden: int, formats: int, devices: int) -> float:
+    """Of the small operations of rounding on a GPU, one column after the other; a block's modules and formats are shared out."""
+    columns = formats * sum(hidden + sum(_kept(ladder)) for ladder in ladders if ladder.columns)
+    return columns * COLUMN_SECONDS / min(devices, 2 * formats)
+
+
+def _kept(ladder: Ladder) -> list[int]:
+    """Columns of every level that is not gone."""
+    return [ladder.columns - count * ladder.group_size for count in ladder.open_counts[:-1]] if ladder.columns else []
 
 
 @dataclass(frozen=True)
@@ -93,18 +106,19 @@ def rounding_passes(shape: ModelShape, ladders: Sequence[Ladder], tokens: int, f
         length: of a sequence.
     """
     moments = hessian_flops(shape, ladders, tokens) + len(ladders) * tokens * shape.hidden**2
-    rounded = sum(rounding_flops(ladder, shape.hidden, formats) for ladder in ladders)
+    rounded = sum(rounding_flops(ladder, shape.hidden, formats) for ladder in ladders if ladder.columns)
     return Passes(tokens * forward_flops(shape, length, head=False), moments + 2 * rounded)
 
 
 def start_passes(
-    dense: ModelShape, pruned: ModelShape, modules: Sequence[Ladder], config: SearchConfig, value: int
+    dense: ModelShape, pruned: ModelShape, modules: Sequence[Ladder], config: SearchConfig, value: int, formats: int = 0
 ) -> Passes:
     """Of the linearized start, where `ROUNDS` rounds score `GENOMES` genomes each.
 
     A linearization is a forward pass, the same again, and two backward passes without gradients of weights, at the dense
-    widths; for each of both gradients a product with every level of every output matrix; and the heads of the dense
-    model and this one with two backward passes. Scores are forward passes of the candidates, layer by layer.
+    widths, and in each other format a forward pass; for each of both gradients a product with every level of every output
+    matrix, in every format; and the heads of the dense model and this one with two backward passes. Scores are forward
+    passes of the candidates, layer by layer.
 
     Args:
         dense: the model that is pruned.
@@ -112,11 +126,14 @@ def start_passes(
         modules: the ladders.
         config: of the search.
         value: bytes of a stored weight.
+        formats: that modules may have beside the checkpoint's own.
     """
     tokens, length = config.start_tokens, config.sequence_tokens or config.start_tokens
-    kept = sum(ladder.columns - count * ladder.group_size for ladder in modules for count in (0, *ladder.between))
+    kept = (1 + formats) * sum(
+        ladder.columns - count * ladder.group_size for ladder in modules for count in (0, *ladder.between)
+    )
     head = 2 * dense.vocabulary * dense.hidden
-    once = 4 * forward_flops(dense, length, head=False) + 4 * dense.hidden * kept
+    once = (4 + formats) * forward_flops(dense, length, head=False) + 4 * dense.hidden * kept
     scored = GENOMES * forward_flops(pruned, length, head=False)
     levels = dense.hidden * kept * value
     weights = (2 * dense.layer_parameters + GENOMES * pruned.layer_parameters) * value + levels

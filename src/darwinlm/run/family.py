@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from darwinlm.config import RunConfig, TargetConfig
 from darwinlm.config.quantities import Unit, quantity
-from darwinlm.cost import database_need, refit_need, search_need
+from darwinlm.cost import database_need, refit_need, rounding_need, search_need
 from darwinlm.errors import RequestError
 from darwinlm.genome import Genome
 from darwinlm.measure.pictures import draw_family
@@ -119,7 +119,10 @@ def run_family(config: RunConfig, typed: str, *, rebuild: bool = False, restart:
 
     members: list[Member] = []
     with opened(
-        next(iter(configs.values())), restart=True, check=check, needs=[database_need, search_need, refit_need]
+        next(iter(configs.values())),
+        restart=True,
+        check=check,
+        needs=[database_need, rounding_need, search_need, refit_need],
     ) as run:
         database, above = database_stage(run, rebuild=rebuild), None
         for name, asked in configs.items():

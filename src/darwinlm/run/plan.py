@@ -21,6 +21,7 @@ from darwinlm.cost import (
     plan_memory,
     refit_need,
     rounded_bytes,
+    rounding_need,
     search_need,
     survivors_tokens,
 )
@@ -126,7 +127,10 @@ def make_plan(config: RunConfig) -> Plan:
         database_bytes=database_bytes(source.shape, rungs, bytes_each),
         rounded_bytes=rounded_bytes(source.shape, rungs, config.target.formats),
         memory=plan_memory(*work),
-        misfits=misfits([database_need(work), search_need(work), refit_need(work)], *_memory_there(config, device)),
+        misfits=misfits(
+            [need(work) for need in (database_need, rounding_need, search_need, refit_need)],
+            *_memory_there(config, device),
+        ),
         hessian_tokens=config.blocks.hessian * config.blocks.sequence_length,
         search_train_tokens=train,
         search_survivors_tokens=generations * survivors_tokens(config.search) * config.search.continue_training,

@@ -37,6 +37,7 @@ from darwinlm.run.arithmetic import (
     pruning_seconds,
     refit_passes,
     rounding_passes,
+    rounding_seconds,
     start_passes,
 )
 from darwinlm.run.plan import planned_target
@@ -152,10 +153,11 @@ def _prune(config: RunConfig, shape: ModelShape, value_bytes: int) -> tuple[list
     if formats := config.target.formats:
         tokens, length = config.blocks.hessian * config.blocks.sequence_length, config.blocks.sequence_length
         passes = rounding_passes(shape, rungs, tokens, len(formats), length)
-        work.append(_passes_work(config, "levels in formats", tokens, passes, memory.rounding))
-        work[-1] = replace(work[-1], disk_bytes=rounded_bytes(shape, rungs, formats))
+        piece = _passes_work(config, "levels in formats", tokens, passes, memory.rounding)
+        hours = piece.hours + rounding_seconds(rungs, shape.hidden, len(formats), config.plan.devices) / 3600
+        work.append(replace(piece, hours=hours, disk_bytes=rounded_bytes(shape, rungs, formats)))
     if config.search.start == "linearized":
-        passes = start_passes(shape, pruned, rungs, config.search, value_bytes)
+        passes = start_passes(shape, pruned, rungs, config.search, value_bytes, len(formats))
         work.append(_passes_work(config, "start", config.search.start_tokens, passes, memory.search))
     if config.search.generations:
         work.append(_evolution_work(config, shape, pruned, value_bytes, memory.search))
@@ -164,7 +166,8 @@ def _prune(config: RunConfig, shape: ModelShape, value_bytes: int) -> tuple[list
         passes = refit_passes(shape, pruned, tokens, length, value_bytes)
         passes += judge_passes(shape, pruned, judged, length, value_bytes)
         work.append(_passes_work(config, "refit", tokens, passes, memory.refit))
-    work[-1] = replace(work[-1], disk_bytes=work[-1].disk_bytes + pruned.parameters * value_bytes)
+    exported = pruned.parameters * (4 if formats else value_bytes)  # what formats leave is kept in float32
+    work[-1] = replace(work[-1], disk_bytes=work[-1].disk_bytes + exported)
     return work, pruned
 
 

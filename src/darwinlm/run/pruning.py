@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from darwinlm.config import RunConfig
-from darwinlm.cost import database_need, refit_need, search_need
+from darwinlm.cost import database_need, refit_need, rounding_need, search_need
+from darwinlm.database.rounded import RoundedLevels
 from darwinlm.database.store import MANIFEST, Database, damaged_files
 from darwinlm.errors import RequestError
 from darwinlm.export.forms import Form, Wanted, check_forms, checkpoint_in, write_forms
@@ -40,6 +41,7 @@ def check_database(config: RunConfig, *, draw: bool = False) -> tuple[Database, 
     database = Database.open(folder)
     if damaged := database.damaged(thorough=True):
         raise damaged_files(database, damaged)
+    RoundedLevels(database).require_whole()
     if not draw:
         return database, None
     picture = folder / "errors.png"
@@ -50,7 +52,7 @@ def check_database(config: RunConfig, *, draw: bool = False) -> tuple[Database, 
 def run_search(config: RunConfig, *, restart: bool = False) -> dict[str, int]:
     """Search on a finished database; returns {module name: level}."""
     _require_database(config)
-    with opened(config, restart=restart, needs=[search_need]) as run:
+    with opened(config, restart=restart, needs=[rounding_need, search_need]) as run:
         return run.space.levels_of(search_stage(run, run.finished_database(), restart=restart))
 
 
@@ -117,7 +119,7 @@ def run_export(config: RunConfig, wanted: Wanted | None = None, *, again: bool =
 
 def run_prune(config: RunConfig, *, rebuild: bool = False, restart: bool = False) -> dict[str, Any]:
     """All stages; returns what `summary.json` holds. Ranks other than the first leave after the refit, with nothing."""
-    with opened(config, restart=restart, needs=[database_need, search_need, refit_need]) as run:
+    with opened(config, restart=restart, needs=[database_need, rounding_need, search_need, refit_need]) as run:
         database = database_stage(run, rebuild=rebuild)
         genome = search_stage(run, database, restart=restart)
         refits = refit_stage(run, database, genome)

@@ -21,6 +21,7 @@ from darwinlm.cost import (
     nominal_widths,
     refit_need,
     rounded_bytes,
+    rounding_need,
     search_need,
 )
 from darwinlm.data.blocks import SPLITS, Splits, make_splits
@@ -180,8 +181,9 @@ class Run:
             needed += 8 * self.config.blocks.sequence_length * sum(getattr(self.config.blocks, name) for name in SPLITS)
         built = sum(file.stat().st_size for file in self.directory.database.glob("*.safetensors"))
         needed += max(0, database_bytes(self.source.shape, self.ladders, value_bytes) - built)
-        built = sum(file.stat().st_size for file in self.directory.database.glob("*/*.safetensors"))
-        needed += max(0, rounded_bytes(self.source.shape, self.ladders, self.config.target.formats) - built)
+        for name in set(self.config.target.formats):
+            built = sum(file.stat().st_size for file in self.directory.database.glob(f"{name}/*.safetensors"))
+            needed += max(0, rounded_bytes(self.source.shape, self.ladders, [name]) - built)
         if not self.directory.model.exists():
             widths = nominal_widths(self.source.shape, self.space.ladders, self.uniform_genome)
             each = 4 if self.config.target.formats else value_bytes  # what formats leave is kept in float32
@@ -339,7 +341,7 @@ def _require_memory(
         state = read_json(directory.search / "state.json")
         ended = state["generation"] >= config.search.generations or 0 < config.search.patience <= state["unbeaten"]
         if ended and not restart:
-            done += [search_need, *([refit_need] if (directory.model / RECORD).is_file() else [])]
+            done += [search_need, rounding_need, *([refit_need] if (directory.model / RECORD).is_file() else [])]
     if left := [need for need in needs if need not in done]:
         device = choose_device(config.device)
         work = predicted_work(config, source, device)

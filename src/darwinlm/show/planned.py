@@ -48,7 +48,8 @@ class Planned(Result):
         )
         cost.add_row("  its hidden states, where there is room", "", gigabytes(memory.hidden_states), "")
         if values.rounded_bytes:
-            cost.add_row("its levels in formats", "", gigabytes(memory.rounding), gigabytes(values.rounded_bytes))
+            tokens = f"{values.hessian_tokens:,}"
+            cost.add_row("its levels in formats", tokens, gigabytes(memory.rounding), gigabytes(values.rounded_bytes))
         trains = values.search_select_tokens > 0
         tokens = f"{values.search_train_tokens:,}" if trains else ""
         cost.add_row("search, training" if trains else "search, block by block", tokens, gigabytes(memory.search), "")
