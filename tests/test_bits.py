@@ -7,6 +7,7 @@ import json
 import random
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ import pico
 from darwinlm.assemble import Assembler
 from darwinlm.config import RunConfig, TargetConfig
 from darwinlm.cost import rounded_bytes
+from darwinlm.database.fronts import watched_fronts
 from darwinlm.database.levels import Ladder
 from darwinlm.database.rounded import RoundedLevels
 from darwinlm.database.store import Database
@@ -202,6 +204,43 @@ def test_levels_in_formats_are_rounded_by_what_the_dense_model_feeds_them(family
     assert (seen > 0) == family.endswith("query_head")
 
 
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "family", ["gemma2", "gemma3_text", "cohere2", "cohere", "olmo2", "glm", "apertus", "exaone4", "qwen3_5_text"]
+)
+def test_fronts_are_watched_as_the_stock_attention_looks(family: str, tmp_path) -> None:
+    source, fed, told = (
+        ModelSource(str(pico.make_checkpoint(tmp_path, family))),
+        dict[str, Tensor](),
+        dict[int, Tensor](),
+    )
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, attn_implementation="eager").eval()
+    fronts = {site.kind: next(cut.matrix for cut in site.cuts if not cut.norm) for site in source.family.sites}
+    for index, layer in enumerate(model.model.layers):
+        for name, module in layer.named_modules():
+            if name in fronts.values():
+                module.register_forward_hook(lambda _, x, y, key=f"{index}.{name}": fed.update({key: x[0].double()}))
+            if name == source.family.site("attention").module:
+                module.register_forward_hook(lambda _, x, y, index=index: told.update({index: y[1].double()}))
+    model(TOKENS, use_cache=False)
+    stream = pico.stream(source)
+    hidden = stream.embed(TOKENS)
+    for index, block in enumerate(stream.blocks()):
+        as_before = block.decoder.config._attn_implementation
+        with ExitStack() as watching:
+            found = {kind: watching.enter_context(watched_fronts(block, kind, TOKENS.numel())) for kind in block.kinds}
+            stream.forward(block, hidden, 2)
+        assert block.decoder.config._attn_implementation == as_before
+        for kind, moments in found.items():
+            x = fed[f"{index}.{fronts[kind]}"]
+            wanted = [x]
+            if kind == "attention":
+                wanted.append(x * told[index].square().sum((1, 2)).sqrt()[..., None])
+            wanted = torch.stack([(y := each.flatten(0, 1)).T @ y for each in wanted]) / TOKENS.numel()
+            torch.testing.assert_close(moments.double(), wanted, rtol=1e-4, atol=1e-5)
+    assert told
+
+
 def test_a_killed_rounding_goes_on_to_the_same_bytes_and_damage_is_told(made, tmp_path, monkeypatch) -> None:
     whole = made("qwen3_tied")
     source, levels, written, write = whole.source, whole.database, list[str](), RoundedLevels.write
@@ -281,17 +320,20 @@ def test_the_refit_rounds_matrices_in_front_by_what_the_pruned_model_feeds_them(
     refits, pruned = Refits(None, {}), assembler.stream(genome, pico.CPU, torch.float32)
     refit_blocks(refits, stream, pruned, None, tokens, 4, in_format=partial(assembler.in_format, genome))
     model, fed = truth(assembler, genome), list[Tensor]()
+    model.set_attn_implementation("eager")
     model.model.layers[0].self_attn.q_proj.register_forward_hook(lambda _, x, y: fed.append(x[0]))
     with torch.no_grad():
-        model(tokens[:7])  # the eighth is checked
-    x = fed[0].flatten(0, 1).double()
-    hessian = x.T @ x
-    hessian += 1e-2 * hessian.diagonal().mean() * torch.eye(64)
-    matrix = assembler.source.layer(0)["self_attn.q_proj.weight"]
-    found = refits.read(0)["self_attn.q_proj.weight"]
-    assert (found - rounded_in_order(matrix, inverse_factor(hessian), "q4_0")).abs().gt(1e-6).double().mean() < 0.02
-    errors = [((one - matrix).double() @ x.T).square().sum() for one in (found, read_back(matrix, "q4_0"))]
-    assert errors[0] < errors[1]
+        attention = model(tokens[:7], output_attentions=True).attentions[0]  # the eighth is checked
+    looked_at = attention.square().sum((1, 2)).flatten().double().sqrt()
+    for name, weights in (("q_proj", torch.ones_like(looked_at)), ("v_proj", looked_at)):
+        x = fed[0].flatten(0, 1).double() * weights[:, None]
+        hessian = x.T @ x
+        hessian += 1e-2 * hessian.diagonal().mean() * torch.eye(64)
+        matrix = assembler.source.layer(0)[f"self_attn.{name}.weight"]
+        found = refits.read(0)[f"self_attn.{name}.weight"]
+        assert (found - rounded_in_order(matrix, inverse_factor(hessian), "q4_0")).abs().gt(1e-6).double().mean() < 0.02
+        errors = [((one - matrix).double() @ x.T).square().sum() for one in (found, read_back(matrix, "q4_0"))]
+        assert errors[0] < errors[1]
     assert {name for name in refits.read(2) if name.endswith("proj.weight")} == {
         f"{module}.{part}_proj.weight" for module, parts in MATRICES.items() for part in parts
     }

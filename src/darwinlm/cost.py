@@ -111,8 +111,8 @@ def plan_memory(
     float32 cannot factor a Hessian, which is not counted. The search holds one candidate, in training where there is any,
     and the dense head in float32; where the host itself computes, the dense weights, too. The refit holds a block of both
     models and, in float64, sums over the tokens that are fitted to and those that check, and what a matrix is solved with, or
-    the columns of an MLP are chosen with again. Rounding levels to formats holds a block, what its matrices are fed, and in float64
-    one matrix and three of the size of its Hessian, and one sequence's attention.
+    the columns of an MLP are chosen with again; with formats one sequence's attention. Rounding levels to formats holds that, a
+    block, second moments of what its matrices are fed, and in float64 one matrix and three of the size of its Hessian.
     """
     work, length = Work(shape, pruned, config, value_bytes, compute, on_host), config.blocks.sequence_length
     widest = max(max(w.heads * shape.head_dim, w.columns) for w in shape.layers)
@@ -126,8 +126,9 @@ def plan_memory(
     batch_tokens = config.database.batch_sequences * length
     activations = batch_tokens * (widest + 4 * shape.hidden) * 4
     database = block + 4 * max(squares) + activations
-    refit = 2 * block + 8 * _refit_values(shape, config) + activations
     side, attended = max(widest, shape.hidden), 12 * length**2 * max(w.heads for w in shape.layers)
+    attended = attended if config.target.formats else 0
+    refit = 2 * block + 8 * _refit_values(shape, config) + activations + attended
     rounding = block + 32 * side**2 + 20 * side * shape.hidden + activations + attended if config.target.formats else 0
     dense = shape.parameters * value_bytes
     search = shape.vocabulary * shape.hidden * 4 + (dense if on_host else 0)
@@ -192,7 +193,7 @@ def database_need(work: Work) -> Need:
 def rounding_need(work: Work) -> Need:
     """Of rounding all levels to formats before a search; nothing where there are none."""
     remedies = [
-        ("lower database.batch_sequences", work.config.database.batch_sequences > 1),
+        ("shorten blocks.sequence_length", True),
         ("leave target.formats out, and quantize afterwards", True),
     ]
     return Need("Rounding the levels to formats", plan_memory(*work).rounding, 0, _open(remedies))

@@ -84,9 +84,14 @@ def _moments(
 ) -> Moments:
     """Those of some modules of a block, damped; its outputs replace `hidden`."""
     by_kind: dict[Kind, Ladder] = {ladder.kind: ladder for ladder in ladders}
+    attends = "attention" in block.kinds
     with ExitStack() as watching:
+        if (
+            attends
+        ):  # also where its files are there: the numbers are the same then, however often the work was broken off
+            watching.enter_context(block.telling_attention())
         fronts = {kind: watching.enter_context(watched_fronts(block, kind, tokens)) for kind in by_kind}
-        outputs = block_hessians(stream, block, hidden, list(by_kind), tokens, 1 if "attention" in by_kind else batch)
+        outputs = block_hessians(stream, block, hidden, list(by_kind), tokens, 1 if attends else batch)
     found: Moments = {}
     for kind, ladder in by_kind.items():
         found[kind] = (ranks.all_reduce(fronts[kind]), ranks.all_reduce(outputs[kind][0, 0]))
@@ -100,7 +105,9 @@ def _in_formats(
 ) -> dict[str, dict[str, Tensor]]:
     """One module in each of some formats, as it is written."""
     site, units = assembler.source.family.site(ladder.kind), assembler.source.shape.layers[ladder.layer].counts
-    found = round_fronts(site, assembler.in_front(ladder, ""), units, fronts, formats)
+    made = round_fronts(site, assembler.in_front(ladder, ""), units, fronts, formats)
+    found = {f: {name: stored(matrix, f) for name, matrix in matrices.items()} for f, matrices in made.items()}
+    del made
     for level in range(ladder.level(ladder.present), ladder.level(ladder.top)):
         rung = ladder.rung(level, "")
         matrix = assembler.before_rounding(ladder, rung)[assembler.output_name(ladder)].to(output)
@@ -112,5 +119,5 @@ def _in_formats(
         moments[places[:, None], places] = output[kept[:, None], kept]
         upper = inverse_factor(moments)
         for format_, matrices in found.items():
-            matrices[f"level.{level}"] = rounded_in_order(matrix, upper, format_)
-    return {format_: {name: stored(one, format_) for name, one in each.items()} for format_, each in found.items()}
+            matrices[f"level.{level}"] = stored(rounded_in_order(matrix, upper, format_), format_)
+    return found

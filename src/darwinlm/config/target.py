@@ -10,8 +10,8 @@ from darwinlm.config.settings import PackedFormat, TargetConfig
 
 HARD: tuple[Unit, ...] = ("parameters", "memory", "speedup")
 """Targets that are not counted in levels."""
-ROUNDED = "in second order"
-"""How levels in formats are: what was searched with others is another search."""
+ROUNDED = "in second order, values by attention"
+"""How matrices in formats are: what was searched or refitted with others is another thing."""
 _ASKS = ("level", *HARD)
 _UNITS = {"parameters": "parameters", "memory": "bytes"}
 

@@ -29,8 +29,10 @@ def watched_fronts(block: Block, kind: Kind, tokens: int) -> Iterator[Tensor]:
     the block runs within; the second, of an attention, with tokens weighted by w.
 
     Raises:
-        TypeError: the family's attention does not tell what it looks at.
+        TypeError: the family's attention does not tell what it looks at, or these are experts.
     """
+    if block.parts(kind) > 1:
+        raise TypeError("experts are fed apart, and are not watched")
     site, fed = block.family.site(kind), dict[str, Tensor]()
     front = next(cut.matrix for cut in site.cuts if not cut.norm)
     matrix: Any = block.layer.get_submodule(front)

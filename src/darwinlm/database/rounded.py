@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from darwinlm.config import ROUNDED
 from darwinlm.database.levels import Ladder
 from darwinlm.database.store import Database
 from darwinlm.errors import DamagedFileError
@@ -32,7 +33,7 @@ class RoundedLevels:
         self.database, self.folder, record = database, database.folder, database.folder / _RECORD
         try:
             self.files: dict[str, list[str]] = read_json(record) if record.exists() else {}
-            """Of every finished file, beneath the folder, its SHA-256 and that of the module it was made from."""
+            """Of every finished file, beneath the folder, its SHA-256, that of the module it was made from, and how."""
         except DamagedFileError as fault:
             raise DamagedFileError(f"{fault} {_REMEDY}") from fault
         self._tensors = CheckedTensors(_REMEDY)
@@ -40,14 +41,16 @@ class RoundedLevels:
     def holds(self, ladder: Ladder, format_: str) -> bool:
         """Whether a module as it is in the database is finished in a format."""
         file = _file(ladder, format_)
-        made_from = self.files.get(file, [""])[-1]
-        return made_from == self.database.modules[ladder.name].sha256 and (self.folder / file).is_file()
+        return self.files.get(file, [])[1:] == self._made_from(ladder) and (self.folder / file).is_file()
+
+    def _made_from(self, ladder: Ladder) -> list[str]:
+        return [self.database.modules[ladder.name].sha256, ROUNDED]
 
     def write(self, ladder: Ladder, format_: str, tensors: Mapping[str, Tensor]) -> dict[str, list[str]]:
         """Write one module in a format; returns what is to be admitted."""
         file = _file(ladder, format_)
         write_tensors(self.folder / file, dict(tensors))
-        return {file: [sha256_of_file(self.folder / file), self.database.modules[ladder.name].sha256]}
+        return {file: [sha256_of_file(self.folder / file), *self._made_from(ladder)]}
 
     def admit(self, files: Mapping[str, list[str]], *, save: bool) -> None:
         """Take finished files in, of this process or of another rank; the rank that `save`s writes the record."""
@@ -72,7 +75,7 @@ class RoundedLevels:
         Raises:
             DamagedFileError: some are altered; names them.
         """
-        paths = {self.folder / file: sha256 for file, (sha256, _) in self.files.items()}
+        paths = {self.folder / file: known[0] for file, known in self.files.items()}
         if altered := [
             f"'{path}'" for path, sha256 in paths.items() if path.is_file() and sha256_of_file(path) != sha256
         ]:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from darwinlm.config import ROUNDED
 from darwinlm.errors import RequestError
 from darwinlm.export.folder import check_replaceable, record_of
 from darwinlm.export.formats import MIXED, formats_of
@@ -141,7 +142,12 @@ def _rounded(source: ModelSource, format_: str, tokens: Tensor, device: torch.de
     def in_format(layer: int, kind: Kind) -> tuple[str, dict[str, Tensor]]:
         return format_, _matrices(source, kind, source.layer(layer))
 
-    made_from = {"checkpoint": source.digest, "format": format_, "tokens": sha256_of(tokens.tolist())}
+    made_from = {
+        "checkpoint": source.digest,
+        "format": format_,
+        "rounded": ROUNDED,
+        "tokens": sha256_of(tokens.tolist()),
+    }
     refits = Refits(folder, made_from)
     dense, rounded_ = BlockStream(source, device, torch.float32), _Rounded(source, device, format_)
     refit_blocks(refits, dense, rounded_, None, tokens, _BATCH, in_format=in_format)

@@ -32,8 +32,8 @@ def fronts_anew(
         device: where the block computes.
     """
     with watched_fronts(block, kind, 1) as moments:
-        for sequence in (one for part in hidden for one in part.split(1)):
-            block(sequence.to(device))
+        for part in (one for each in hidden for one in each.split(1 if kind == "attention" else len(each))):
+            block(part.to(device))
     ranks.all_reduce(moments)
     if not ranks.is_first():
         return ranks.broadcast({})

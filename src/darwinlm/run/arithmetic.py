@@ -60,7 +60,7 @@ def rounding_flops(ladder: Ladder, hidden: int, formats: int) -> int:
     """One module's levels in so many formats, in float64: of each level factor, inverse and its factor (4/3 k^3), and in each
     format what later columns make up for (R k^2); the same of the matrices in front, which have about 2 C rows."""
     kept = _kept(ladder)
-    inverses = 4 * sum(k**3 for k in (hidden, *kept)) // 3
+    inverses = 4 * sum(k**3 for k in (*kept, *[hidden] * (1 + (ladder.kind == "attention")))) // 3
     return inverses + formats * (2 * ladder.columns * hidden**2 + sum(hidden * k**2 for k in kept))
 
 
@@ -105,7 +105,8 @@ def rounding_passes(shape: ModelShape, ladders: Sequence[Ladder], tokens: int, f
         formats: how many.
         length: of a sequence.
     """
-    moments = hessian_flops(shape, ladders, tokens) + len(ladders) * tokens * shape.hidden**2
+    fronts = len(ladders) + sum(ladder.kind == "attention" for ladder in ladders)  # values have their own
+    moments = hessian_flops(shape, ladders, tokens) + fronts * tokens * shape.hidden**2
     rounded = sum(rounding_flops(ladder, shape.hidden, formats) for ladder in ladders if ladder.columns)
     return Passes(tokens * forward_flops(shape, length, head=False), moments + 2 * rounded)
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from darwinlm.assemble import Assembler
-from darwinlm.config import NEEDED, RunConfig, missing, to_dict, violations
+from darwinlm.config import NEEDED, ROUNDED, RunConfig, missing, to_dict, violations
 from darwinlm.cost import (
     Work,
     database_bytes,
@@ -148,6 +148,7 @@ class Run:
         return {
             **known,
             "genome": levels,
+            "rounded": ROUNDED,
             "formats": formats_record(
                 self.source, self.space.formats_of(genome), embedding, stubs=self.space.formats[-1]
             ),

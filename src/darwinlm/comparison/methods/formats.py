@@ -53,6 +53,8 @@ def formats_alone(task: Task) -> Genome:
     beyond = limit.most + 1  # what costs more than there is, is never taken
     costs = tuple(tuple(cost if rung < each else beyond for rung, cost in enumerate(row)) for row in limit.costs)
     budget = dataclasses.replace(budget, limits=(dataclasses.replace(limit, costs=costs),))
+    if not budget.affordable(whole := smallest_whole(task.space)):  # the only one
+        return whole
     return searched(task, task.search, budget, f"start formats {limit.most}")
 
 
