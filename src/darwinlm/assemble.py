@@ -159,8 +159,10 @@ class Assembler:
         del found[self.output_name(ladder)]
         if not format_:
             return found
-        made = lambda: {n: self.rounded.matrix(ladder, format_, n, t.shape[1]) for n, t in found.items()}  # noqa: E731
-        return self._modules.get((ladder.name, format_), made)
+        return self._modules.get(
+            (ladder.name, format_),
+            lambda: {n: self.rounded.matrix(ladder, format_, n, t.shape[1]) for n, t in found.items()},
+        )
 
     @property
     def rounded(self) -> RoundedLevels:
@@ -189,8 +191,10 @@ class Assembler:
         level, format_ = ladder.level(rung), ladder.format(rung)
         widths = self.module_widths(ladder, rung)
         columns = widths.columns if ladder.kind == "mlp" else widths.heads * self.source.shape.head_dim
-        made = lambda: {"": self.rounded.matrix(ladder, format_, f"level.{level}", columns)}  # noqa: E731
-        return self._modules.get((ladder.name, "output", rung), made)[""]
+        return self._modules.get(
+            (ladder.name, "output", rung),
+            lambda: {"": self.rounded.matrix(ladder, format_, f"level.{level}", columns)},
+        )[""]
 
     def places(self, ladder: Ladder, rung: int) -> Tensor:
         """(k,) where the columns that a rung keeps are in its output matrix, which may have padding between them."""

@@ -86,9 +86,7 @@ def _moments(
     by_kind: dict[Kind, Ladder] = {ladder.kind: ladder for ladder in ladders}
     attends = "attention" in block.kinds
     with ExitStack() as watching:
-        if (
-            attends
-        ):  # also where its files are there: the numbers are the same then, however often the work was broken off
+        if attends:  # also where its files are there: so the numbers do not depend on where the work was broken off
             watching.enter_context(block.telling_attention())
         fronts = {kind: watching.enter_context(watched_fronts(block, kind, tokens)) for kind in by_kind}
         outputs = block_hessians(stream, block, hidden, list(by_kind), tokens, 1 if attends else batch)
