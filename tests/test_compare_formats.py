@@ -70,6 +70,17 @@ def test_each_moves_what_it_may(compared) -> None:
         assert len(set(found[method, LARGE]["formats"].values())) == 2
 
 
+def test_where_one_genome_fits_nothing_is_searched(compared, dense, text, tmp_path) -> None:
+    shutil.copytree(compared, run := tmp_path / "run")
+    asked = {"levels": 126_000, "methods": "formats_alone", **FORMATS, **SETTINGS}
+    darwinlm.compare(dense, data=str(text), output=str(run), **asked)
+    cell = cells(run)["formats_alone", 126_000]
+    assert not any(cell["levels"].values())
+    assert set(cell["formats"].values()) == {"q4_0"}
+    assert not list((run / "compare/formats_alone/level126000_seed0").rglob("start.json"))
+    assert list((run / f"compare/formats_alone/level{LARGE}_seed0").rglob("start.json"))
+
+
 def test_both_at_once_is_what_the_search_finds(compared, dense, text, tmp_path) -> None:
     target = {"memory": SMALL, "formats": ["q8_0", "q4_0"], "embedding_format": "q8_0", "context": 0}
     asked = {**SETTINGS, "target": target, "refit": {"tokens": 0}}

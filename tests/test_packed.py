@@ -173,8 +173,9 @@ def test_weights_that_are_no_numbers_are_not_packed(tmp_path) -> None:
     assert not folder.with_name("dense-w4a16").exists()
 
 
-def test_a_run_keeps_to_the_bytes_and_its_packed_form_holds_what_was_scored(text, tmp_path) -> None:
-    folder, run = pico.make_checkpoint(tmp_path / "dense", "cohere", **WIDE), tmp_path / "run"
+@pytest.mark.parametrize("family", ["llama_gqa", "cohere"])  # the second has norms of heads, which are no matrices
+def test_a_run_keeps_to_the_bytes_and_its_packed_form_holds_what_was_scored(family: str, text, tmp_path) -> None:
+    folder, run = pico.make_checkpoint(tmp_path / "dense", family, **WIDE), tmp_path / "run"
     settings_ = {**pico.RUN, "search": {"start_rounds": 2, "start_tokens": 256}, "refit": {"tokens": 512}}
     settings_ |= {"database": {"levels": 4, "multiple_of": 32}}
     settings_ |= {"target": {"memory": "400KB", "formats": ["w8a16", "w4a16"], "context": 0}}

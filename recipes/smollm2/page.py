@@ -267,7 +267,7 @@ def _time(results: Results) -> str:
     rows, commands = [], []
     for path in sorted(results.folder.glob("done/*.json"), key=lambda path: path.stat().st_mtime):
         done = json.loads(path.read_text(encoding="utf-8"))
-        threads = " and ".join(map(str, done["threads"]))
+        threads = " and ".join(map(str, done.get("threads", "-")))  # older steps did not note them
         rows.append([path.stem, duration(done["seconds"]), threads, f"{done['peak_memory_bytes'] / 1e9:.2f} GB"])
         commands += [shlex.join(["darwinlm", *c[3:]]) if c[1:3] == ["-m", "darwinlm"] else "" for c in done["commands"]]
     if not rows:

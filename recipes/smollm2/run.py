@@ -63,8 +63,10 @@ def run(step: Step, output: Path, number: str) -> None:
         say(f"{number} {step.name}: done, {known['seconds'] / 60:.1f} min")
         return
     say(f"{number} {step.name}: {expected(step)}")
-    taken = json.loads(begun.read_text()) if begun.exists() else {"seconds": 0.0, "peak_memory_bytes": 0, "threads": []}
-    taken["threads"] = sorted({*taken["threads"], int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)})
+    taken = json.loads(begun.read_text()) if begun.exists() else {"seconds": 0.0, "peak_memory_bytes": 0}
+    taken["threads"] = sorted(
+        {*taken.get("threads", []), int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)}
+    )
     began = time.perf_counter() - taken["seconds"]
 
     def note(memory: int = 0) -> None:

@@ -1,7 +1,8 @@
 """All levels of all modules in formats, each rounded in second order by what the dense model feeds it, before a search weighs them.
 
 Rounding to the nearest would mislead a search: second order takes back most of what a coarse format costs, and nothing of what
-a lost width does. The error of a level's output is that of pruning plus tr(dQ H dQ^T), dQ of the rounding (arXiv 2210.17323).
+a lost width does. A level is the least-squares solution of its columns, so the error of its output is that of pruning plus
+tr(dQ H dQ^T), dQ of the rounding (arXiv 2210.17323).
 
 Letters: C = columns of an output matrix, H = hidden size, P as in `database.fronts`.
 """

@@ -19,7 +19,7 @@ from darwinlm.refit.least_squares import DAMPINGS
 ROUNDS, GENOMES = 3, 6
 """Of the start, as most models that we measured took."""
 COLUMN_SECONDS = 1e-4
-"""That rounding one column takes on a GPU beside its products: some fifteen small operations."""
+"""That rounding one column takes on a GPU beside its products: some fifteen small operations. An estimate, never measured."""
 OPTIMIZER_BYTES = 110
 """That a step of the compensated AdamW reads and writes for each parameter, operation by operation."""
 
